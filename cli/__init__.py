@@ -1,0 +1,1 @@
+"""Command line of l0prune."""

@@ -1,0 +1,45 @@
+"""l0prune: L0 gates for trained networks, cut into smaller dense layers, verified, exported and measured."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Nothing heavy is imported before a name is used.
+_EXPORTS = {
+    "Budget": "l0prune.budget.budget",
+    "BenchReport": "l0prune.bench",
+    "ChannelFlow": "l0prune.flow.channel_flow",
+    "FinetuneConfig": "l0prune.finetuning.config",
+    "FinetuneResult": "l0prune.finetuning.loop",
+    "GatedModel": "l0prune.gated",
+    "L0PruneError": "l0prune.errors",
+    "SurgeryPlan": "l0prune.surgery.plan",
+    "VerifyReport": "l0prune.verification",
+    "benchmark": "l0prune.bench",
+    "export_onnx": "l0prune.export",
+    "finetune": "l0prune.finetuning.loop",
+    "inject": "l0prune.gated",
+    "load": "l0prune.compact",
+    "save": "l0prune.compact",
+    "shrink": "l0prune.surgery.shrink",
+    "trace": "l0prune.flow.trace",
+    "verify": "l0prune.verification",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'l0prune' has no attribute {name!r}; public names: {', '.join(_EXPORTS)}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Names for completion."""
+    return sorted(__all__)

@@ -1,0 +1,64 @@
+"""Every error l0prune raises on purpose: what is wrong, where, found and expected, and what to do."""
+
+__all__ = [
+    "BudgetInfeasibleError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EquivalenceError",
+    "ExportError",
+    "FileFormatError",
+    "L0PruneError",
+    "ModelSpecError",
+    "PlanMismatchError",
+    "RunDirectoryError",
+    "TraceError",
+]
+
+
+class L0PruneError(Exception):
+    """Base of all deliberate errors; its message is one line a user can act on."""
+
+
+class ConfigError(L0PruneError, ValueError):
+    """An option or argument has a value that cannot work."""
+
+
+class ModelSpecError(L0PruneError):
+    """A model specification names nothing that can be built."""
+
+
+class CheckpointError(L0PruneError):
+    """A weights file is missing, unsafe, or of another architecture."""
+
+
+class DataError(L0PruneError):
+    """A data specification or the data behind it cannot be used."""
+
+
+class TraceError(L0PruneError):
+    """The model cannot be captured or followed."""
+
+
+class BudgetInfeasibleError(L0PruneError):
+    """The budget is below what the gates can reach."""
+
+
+class PlanMismatchError(L0PruneError):
+    """A surgery plan was made for another dense model."""
+
+
+class EquivalenceError(L0PruneError):
+    """The shrunk model does not compute what the gated model computed."""
+
+
+class ExportError(L0PruneError):
+    """ONNX export failed or its result differs from torch."""
+
+
+class FileFormatError(L0PruneError):
+    """A file has an unknown format, version, key or is damaged."""
+
+
+class RunDirectoryError(L0PruneError):
+    """A run directory is missing, incomplete, or already exists."""
