@@ -1,0 +1,64 @@
+# Every target works from a fresh clone: the first one used creates .venv with the tested versions of constraints.txt.
+#   make PYTHON=python3.12 demo                                            another interpreter
+#   make PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' demo   where pip would fetch a CUDA build of torch
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_MODELS := $(VENV)/.installed-models
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help install demo test lint types unit test-slow coverage-models bench-alignment bench-step clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(INSTALLED) ## create .venv with l0prune (editable) and the tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[report,test]'
+	touch $@
+
+$(INSTALLED_MODELS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt timm transformers
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps torchvision
+	touch $@
+
+demo: $(INSTALLED) ## prune, cut, export and measure the bundled network (under a minute)
+	$(BIN)/l0prune demo
+
+test: lint types unit ## lint, types and the quick tests (under 8 minutes on 2 cores)
+
+lint: $(INSTALLED) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# cli/ and models/ are packages of l0prune that live beside it: mypy sees them where an installation puts them.
+types: $(INSTALLED) ## mypy, strict
+	rm -rf build/typed
+	mkdir -p build/typed/l0prune
+	ln -s $(CURDIR)/l0prune/* build/typed/l0prune
+	ln -s $(CURDIR)/cli $(CURDIR)/models build/typed/l0prune
+	cd build/typed && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
+
+unit: $(INSTALLED)
+	$(PYTEST) -n 2
+
+test-slow: $(INSTALLED) ## the tests that take longer than a few seconds each
+	$(PYTEST) -n 2 -m slow
+
+coverage-models: $(INSTALLED_MODELS) ## cut real architectures from timm, torchvision and transformers
+	$(PYTEST) -n 2 -m models
+
+bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against the rounding of its widths
+	$(BIN)/python benchmarks/alignment.py
+
+bench-step: $(INSTALLED) ## time of a gated training step against a plain one
+	$(BIN)/python benchmarks/step_overhead.py
+
+clean: ## remove .venv and everything generated
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-run
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
