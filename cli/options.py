@@ -1,0 +1,205 @@
+"""Options that several commands share, and what they mean once read."""
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from l0prune.cli.failures import DEBUG_KEY
+
+__all__ = ["Alignment", "KeyValue", "ModelOptions", "align_option", "common_options", "data_option", "model_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Everything a person can say about a model on the command line.
+
+    Args:
+        spec: Registry name, `timm:NAME`, `torchvision:NAME`, `hf:DIR`, `package.module:factory` or a `.pt2` file.
+        weights: Checkpoint file, or None for the weights the model is built with.
+        model_args: Keyword arguments of the factory.
+        input_shape: Shape of one input without the batch, or None where the model knows it.
+        mean: Per-channel mean of the normalisation, or None for the model's own.
+        std: Per-channel standard deviation, or None for the model's own.
+        image_size: Height and width the images are resized to, or None for the model's own.
+        pretrained: Load the weights its library publishes (timm, torchvision; needs a network connection).
+    """
+
+    spec: str
+    weights: Path | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    pretrained: bool = False
+
+
+class KeyValue(click.ParamType):
+    """`key=value`, the value read as a Python literal where it is one and as text otherwise."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Split at the first `=` and read the value."""
+        if isinstance(value, tuple):
+            return value
+        key, found, text = str(value).partition("=")
+        if not found or not key.isidentifier():
+            self.fail(f"{value!r} is not key=value, as in width=64", param, ctx)
+        return key, literal(text)
+
+
+def literal(text: str) -> Any:
+    """`text` as a Python literal (also true, false, null as JSON writes them), or unchanged."""
+    named = {"true": True, "false": False, "null": None}
+    if text in named:
+        return named[text]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, as in `3,32,32` or `0.5,0.5,0.5`."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = "n,n,..." if kind is int else "x,x,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read every number."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
+        if self.kind is int and any(number < 1 for number in numbers):
+            self.fail(f"{value!r}: sizes are positive", param, ctx)
+        return numbers
+
+
+class Alignment(click.ParamType):
+    """`auto`, or the positive number that every kept width is rounded to a multiple of."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        """Read `auto` or a positive number."""
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither 'auto' nor a positive number; 1 means no alignment", param, ctx)
+        return int(value)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that describe a model; the command receives them as one `model: ModelOptions`."""
+
+    @wraps(command)
+    def with_model(**values: Any) -> Any:
+        described = {name: values.pop(name) for name in ModelOptions.__dataclass_fields__}
+        pairs = described.pop("model_args")
+        return command(model=ModelOptions(**described, model_args=dict(pairs)), **values)
+
+    options = (
+        click.argument("spec", metavar="MODEL"),
+        *described_model(),
+    )
+    return apply(options, with_model)  # type: ignore[return-value]
+
+
+def described_model() -> tuple[Callable[[Any], Any], ...]:
+    """The options of `ModelOptions` except the specification itself."""
+    return (
+        click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint: .safetensors, .pt or .pth."),
+        click.option(
+            "--model-arg",
+            "model_args",
+            type=KeyValue(),
+            multiple=True,
+            help="Keyword argument of the model's factory; repeatable.",
+        ),
+        click.option("--input-shape", type=Numbers(int), help="Shape of one input without the batch, as in 3,224,224."),
+        click.option("--mean", type=Numbers(float), help="Per-channel mean of the normalisation, inputs in [0, 1]."),
+        click.option("--std", type=Numbers(float), help="Per-channel standard deviation of the normalisation."),
+        click.option("--image-size", type=click.IntRange(min=1), help="Resize images to this height and width."),
+        click.option("--pretrained", is_flag=True, help="Download the published weights (timm, torchvision)."),
+    )
+
+
+def data_option(*, required: bool) -> Callable[[Command], Command]:
+    """Add `--data SPEC`."""
+    return click.option(
+        "--data",
+        "data_spec",
+        metavar="SPEC",
+        required=required,
+        help="digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
+    )
+
+
+def align_option(default: str) -> Callable[[Command], Command]:
+    """Add `--align auto|N`."""
+    return click.option(
+        "--align",
+        type=Alignment(),
+        default=default,
+        show_default=True,
+        help="Round kept widths to a multiple of N; auto: what onnxruntime likes on this CPU.",
+    )
+
+
+def common_options(command: Command) -> Command:
+    """Add `--json` (received as `as_json`), `--threads` and `--debug`."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            callback=_set_threads,
+            expose_value=False,
+            help="CPU threads torch may use.  [default: torch's choice]",
+        ),
+        debug_option,
+    )
+    return apply(options, command)  # type: ignore[return-value]
+
+
+def debug_option(command: Command) -> Command:
+    """Add `--debug`, which shows the traceback of an error."""
+
+    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        ctx.meta[DEBUG_KEY] = value
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        callback=remember,
+        expose_value=False,
+        is_eager=True,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    """Limit torch to so many CPU threads."""
+    if value is not None:
+        import torch
+
+        torch.set_num_threads(value)
+
+
+def apply(options: tuple[Callable[[Any], Any], ...], command: Callable[..., Any]) -> Callable[..., Any]:
+    """Apply decorators so that `--help` lists them in the order given."""
+    for option in reversed(options):
+        command = option(command)
+    return command

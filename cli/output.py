@@ -1,0 +1,85 @@
+"""What a command prints: results on stdout, as a table or as one JSON object; everything else on stderr."""
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["console", "note", "ratio", "show", "simple_table", "size", "working"]
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Keep stdout free for the result while libraries work: their prints go to stderr, their warnings nowhere."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def show(result: dict[str, Any], as_json: bool, table: Callable[[], None]) -> None:
+    """Print the result of a command: `result` as one JSON object, or by calling `table`."""
+    if as_json:
+        click.echo(json.dumps(_finite(result), indent=2, allow_nan=False))
+    else:
+        table()
+
+
+def _finite(value: Any) -> Any:
+    """The same value with what JSON cannot say (NaN, infinity) replaced by null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def note(message: str) -> None:
+    """Say something about the work in progress, on stderr."""
+    click.echo(message, err=True)
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A rich console; wide enough for tables where there is no terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
+
+
+def simple_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """A table whose first column is text and whose other columns are figures."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def size(n: float) -> str:
+    """A count or a number of bytes with three significant digits: 1.23M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.3g}{unit}" if n < 1000 * scale else f"{n / scale:.0f}{unit}"
+    return f"{n:g}"
+
+
+def ratio(after: float, before: float) -> str:
+    """How much is left, as people read it: 0.50x."""
+    return f"{after / before:.2f}x" if before else "-"
