@@ -1,1 +1,16 @@
-"""Part of l0prune; see ARCHITECTURE.md."""
+"""What each family of ATen ops does to unit ids: one file a family; importing this package registers them all."""
+
+from l0prune.flow.rules import convolution, indexing, joining, layout, linear, norms, pointwise, reductions, spatial, views
+
+__all__ = [
+    "convolution",
+    "indexing",
+    "joining",
+    "layout",
+    "linear",
+    "norms",
+    "pointwise",
+    "reductions",
+    "spatial",
+    "views",
+]

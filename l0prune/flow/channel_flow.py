@@ -1,0 +1,190 @@
+"""The result of tracing: which indices of which tensors live and die together, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from l0prune.errors import ConfigError
+from l0prune.flow.capture import Captured
+from l0prune.flow.costs import CostTerm, Dimension
+
+__all__ = ["ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit"]
+
+GateArray = npt.NDArray[np.int64]
+DimensionGates = GateArray | None
+"""Gate of every index of one dimension, -1 where an index is not gated; None if the whole dimension is not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A parameter that contracts gated units along `dim`: the gates multiply its slices.
+
+    Attributes:
+        parameter: Name of the parameter in the dense model.
+        dim: Contracting dimension.
+        gates: Gate of every index along it, shape `(size,)`, -1 where not gated.
+    """
+
+    parameter: str
+    dim: int
+    gates: GateArray
+
+
+@dataclass(frozen=True, eq=False)
+class NormSite:
+    """A normalisation whose statistics span gated units, so that they must be taken over the open ones only.
+
+    Attributes:
+        node: Name of the graph node.
+        kind: "layer_norm", "rms_norm" or "group_norm" (one group).
+        order: Which call of its kind in the forward pass it is, from zero.
+        gates: Gate of every index, shape `(size,)`, -1 where not gated.
+    """
+
+    node: str
+    kind: str
+    order: int
+    gates: GateArray
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One removable index class.
+
+    Attributes:
+        gate: Number of its gate.
+        places: Where it lives: (tensor name, dimension, number of indices).
+    """
+
+    gate: int
+    places: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelFlow:
+    """Units of a model: where each lives, what consumes it, what it costs, and what could not be gated and why.
+
+    Attributes:
+        captured: The exported program behind it.
+        n_gates: Number of removable units.
+        tensors: Name of a parameter, buffer or constant -> gates of each of its dimensions.
+        nodes: Name of a graph node -> gates of each dimension of its output (a list for several outputs).
+        consumers: Parameters that gates multiply.
+        norms: Normalisations that need masked statistics.
+        macs_terms: Multiply-accumulates at batch 1, as sums of products of counts.
+        params_terms: Parameter counts in the same form.
+        dimensions: Dimensions that must not vanish.
+        pinned: Reason -> number of units that could not be gated.
+        unknown_ops: Ops without a rule that touched units -> number of uses.
+        aliases: Other names of shared tensors -> the name used here.
+        parameters: Names of the trainable tensors among `tensors`.
+        sizes: Shape of every tensor in `tensors`.
+    """
+
+    captured: Captured
+    n_gates: int
+    tensors: dict[str, tuple[DimensionGates, ...]]
+    nodes: dict[str, list]
+    consumers: tuple[Consumer, ...]
+    norms: tuple[NormSite, ...]
+    macs_terms: tuple[CostTerm, ...]
+    params_terms: tuple[CostTerm, ...]
+    dimensions: tuple[Dimension, ...]
+    pinned: dict[str, int]
+    unknown_ops: dict[str, int]
+    aliases: dict[str, str]
+    parameters: frozenset[str]
+    sizes: dict[str, tuple[int, ...]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChannelFlow:
+        """Immutable, so a copy of a model shares it."""
+        return self
+
+    def terms(self, metric: str) -> tuple[CostTerm, ...]:
+        """Cost terms of "macs" (multiply-accumulates, batch 1) or "params" (parameter count).
+
+        Raises:
+            ConfigError: another metric.
+        """
+        if metric == "macs":
+            return self.macs_terms
+        if metric == "params":
+            return self.params_terms
+        raise ConfigError(f"metric {metric!r} is unknown; choose 'macs' or 'params'")
+
+    def dense_cost(self, metric: str) -> float:
+        """Cost of the dense model: MACs at batch 1, or parameters."""
+        return sum(t.coefficient * float(np.prod([s.n_ungated + len(s.gates) for s in t.sides])) for t in self.terms(metric))
+
+    @cached_property
+    def norm_gates(self) -> npt.NDArray[np.bool_]:
+        """Gates whose units take part in masked statistics, shape `(n_gates,)`."""
+        mask = np.zeros(self.n_gates, dtype=bool)
+        for site in self.norms:
+            mask[site.gates[site.gates >= 0]] = True
+        return mask
+
+    @cached_property
+    def gate_group(self) -> GateArray:
+        """Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width."""
+        signature = np.zeros((self.n_gates, 2), dtype=np.uint64)
+        generator = np.random.default_rng(0)
+        for dimension in self.dimensions:
+            key = generator.integers(1, 2**63, size=2, dtype=np.uint64)
+            counts = np.bincount(dimension.gates, minlength=self.n_gates).astype(np.uint64)
+            signature += counts[:, None] * key[None, :]
+        _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return rank[inverse.ravel()]
+
+    @cached_property
+    def gate_names(self) -> Sequence[str]:
+        """For people: the first dimension each gate appears in, `(n_gates,)` names."""
+        names = np.full(self.n_gates, "", dtype=object)
+        for dimension in reversed(self.dimensions):
+            names[dimension.gates] = dimension.name
+        return [str(name) for name in names]
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All removable units with their places."""
+        places: list[list[tuple[str, int, int]]] = [[] for _ in range(self.n_gates)]
+        for name, dims in self.tensors.items():
+            for dim, gates in enumerate(dims):
+                if gates is not None:
+                    found, counts = np.unique(gates[gates >= 0], return_counts=True)
+                    for gate, count in zip(found.tolist(), counts.tolist(), strict=True):
+                        places[gate].append((name, dim, count))
+        return tuple(Unit(gate, tuple(where)) for gate, where in enumerate(places))
+
+    @cached_property
+    def prunable_fraction(self) -> float:
+        """Share of the parameters that some gate can remove, in [0, 1]."""
+        total = reached = 0.0
+        for name in self.parameters:
+            size = float(np.prod(self.sizes[name]))
+            fixed = 1.0
+            for gates in self.tensors[name]:
+                if gates is not None:
+                    fixed *= float((gates < 0).mean())
+            has_gates = any(gates is not None for gates in self.tensors[name])
+            total += size
+            reached += size * (1.0 - fixed) if has_gates else 0.0
+        return reached / total if total else 0.0
+
+    def summary(self) -> str:
+        """A few lines for people: units, reach, costs, and what is pinned."""
+        lines = [
+            f"{self.n_gates} removable units in {len(np.unique(self.gate_group))} widths, "
+            f"{self.prunable_fraction:.1%} of {self.dense_cost('params'):,.0f} parameters in reach, "
+            f"{self.dense_cost('macs') / 1e6:,.2f} M MACs",
+        ]
+        lines += [f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])]
+        return "\n".join(lines)

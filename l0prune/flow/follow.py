@@ -1,0 +1,150 @@
+"""Walk an exported graph once, applying the rule of every op to the unit ids of its inputs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+import l0prune.flow.rules  # noqa: F401 - registers the rules
+from l0prune.flow.op import NoRuleError, Op, Origin, Result, node_shape, rule_for
+from l0prune.flow.tracker import Labels, Tracker
+
+__all__ = ["Followed", "follow", "tensor_names"]
+
+
+@dataclass(eq=False)
+class Followed:
+    """Unit ids of every tensor in the graph.
+
+    Attributes:
+        tracker: Ties, pins, consumers, norms and costs.
+        tensors: Labels of every parameter, buffer and constant by its name in the program.
+        nodes: Labels of every node's output (a list of labels for several outputs).
+        unknown: Ops without a rule, with the number of their uses.
+    """
+
+    tracker: Tracker
+    tensors: dict[str, Labels] = field(default_factory=dict)
+    nodes: dict[Node, Result] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+
+
+def tensor_names(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder name -> name of the parameter, buffer or constant behind it."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+
+def follow(
+    program: ExportedProgram, *, aliases: dict[str, str], ignore: Iterable[str], choices: dict[str, int]
+) -> Followed:
+    """Follow unit ids through `program`.
+
+    Args:
+        program: From torch.export, in evaluation mode.
+        aliases: Other names of a shared tensor -> the one name it is known by.
+        ignore: Module or parameter names whose units are pinned.
+        choices: For ambiguous views, which candidate axis carries the ids.
+
+    Returns:
+        Labels for all tensors and what the rules recorded.
+    """
+    followed = Followed(Tracker(choices))
+    origins: dict[Node, Origin] = {}
+    names = tensor_names(program)
+    ignored = tuple(ignore)
+    constants = frozenset(program.graph_signature.inputs_to_lifted_tensor_constants.values())
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            _place(followed, origins, node, names.get(node.name), aliases, ignored, constants)
+        elif node.op == "call_function":
+            followed.nodes[node] = _apply(followed, origins, node)
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                _pin_result(followed.tracker, followed.nodes.get(source), "model output")
+    return followed
+
+
+def _place(
+    followed: Followed,
+    origins: dict[Node, Origin],
+    node: Node,
+    name: str | None,
+    aliases: dict[str, str],
+    ignored: tuple[str, ...],
+    constants: frozenset[str],
+) -> None:
+    try:
+        shape = node_shape(node)
+    except NoRuleError:
+        return
+    if name is None:
+        followed.nodes[node] = [None] * len(shape)
+        return
+    name = aliases.get(name, name)
+    if name not in followed.tensors:
+        followed.tensors[name] = followed.tracker.fresh_labels(shape)
+        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignored):
+            followed.tracker.pin_all(followed.tensors[name], "ignored by name")
+    followed.nodes[node] = followed.tensors[name]
+    if name not in constants:  # a constant of the code cannot be scaled in the model
+        origins[node] = Origin(name, tuple(range(len(shape))))
+
+
+def _apply(followed: Followed, origins: dict[Node, Origin], node: Node) -> Result:
+    if node.target is operator.getitem:
+        return _getitem(followed, node)
+    rule = rule_for(node.target)
+    if rule is not None:
+        try:
+            return rule(Op(node, followed.tracker, followed.nodes, origins))
+        except NoRuleError:
+            pass
+    return _without_rule(followed, node)
+
+
+def _getitem(followed: Followed, node: Node) -> Result:
+    source, position = node.args
+    result = followed.nodes.get(source)  # type: ignore[arg-type]
+    if result and isinstance(result[0], list):
+        return result[position]  # type: ignore[index, return-value]
+    return _blank(node.meta.get("val"))
+
+
+def _without_rule(followed: Followed, node: Node) -> Result:
+    """No rule: everything the op touches is pinned, so it costs opportunity and never correctness."""
+    target = str(node.target)
+    labelled = False
+    for source in node.all_input_nodes:
+        labelled |= _pin_result(followed.tracker, followed.nodes.get(source), f"no rule for {target}")
+    if labelled:
+        followed.unknown[target] = followed.unknown.get(target, 0) + 1
+    return _blank(node.meta.get("val"))
+
+
+def _pin_result(tracker: Tracker, result: Result | None, reason: str) -> bool:
+    """Pin all units of a node's output(s); says whether there were any."""
+    found = False
+    for part in result or []:
+        for ids in part if isinstance(part, list) else [part]:
+            tracker.pin(ids, reason)
+            found |= ids is not None
+    return found
+
+
+def _blank(value: Any) -> Result:
+    if isinstance(value, torch.Tensor):
+        return [None] * value.dim()
+    if isinstance(value, (tuple, list)):
+        return [[None] * v.dim() if isinstance(v, torch.Tensor) else [] for v in value]
+    return []

@@ -1,0 +1,147 @@
+"""One node of the exported graph as the rules see it: arguments by schema name, shapes, labels, and the tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from l0prune.flow.tracker import Labels, Tracker
+
+__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "concrete", "node_shape", "op_name", "register", "rule_for"]
+
+Result: TypeAlias = Labels | list[Labels]
+Rule: TypeAlias = Callable[["Op"], Result]
+
+_RULES: dict[str, Rule] = {}
+
+
+class NoRuleError(Exception):
+    """A rule declines: this use of the op is not covered, so the op's tensors are pinned."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A tensor that is a parameter up to the order of its dimensions: dimension i of the tensor is `dims[i]` of it."""
+
+    parameter: str
+    dims: tuple[int, ...]
+
+
+def register(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ops by base name, e.g. `register("linear")` for every overload of aten.linear."""
+
+    def add(rule: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"two rules for op {name!r}")
+            _RULES[name] = rule
+        return rule
+
+    return add
+
+
+def rule_for(target: Any) -> Rule | None:
+    """The rule for an op overload; in-place variants use the rule of the plain op; pointwise ops share one."""
+    name = op_name(target)
+    rule = _RULES.get(name) or _RULES.get(name.rstrip("_"))
+    if rule is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        rule = _RULES["pointwise"]
+    return rule
+
+
+def op_name(target: Any) -> str:
+    """`linear` for aten.linear.default, `getitem` for operator.getitem, `prims.foo` for other namespaces."""
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, base = target._schema.name.split("::")
+        return base if namespace == "aten" else f"{namespace}.{base}"
+    return getattr(target, "__name__", str(target))
+
+
+def concrete(size: int | torch.SymInt) -> int:
+    """A size as a number: symbolic sizes give the size they had in the example."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return int(hint) if hint is not None else -1
+
+
+def node_shape(node: Any) -> tuple[int, ...]:
+    """Shape of a node's tensor in the example."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, torch.Tensor):
+        raise NoRuleError
+    return tuple(concrete(size) for size in value.shape)
+
+
+class Op:
+    """A call in the graph, with everything a rule may ask or tell.
+
+    Attributes:
+        node: The graph node.
+        tracker: Where ties, pins, consumers and costs are recorded.
+    """
+
+    def __init__(self, node: Node, tracker: Tracker, labels: dict[Node, Result], origins: dict[Node, Origin]) -> None:
+        self.node = node
+        self.tracker = tracker
+        self._labels = labels
+        self._origins = origins
+
+    @property
+    def name(self) -> str:
+        """Base name of the op."""
+        return op_name(self.node.target)
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the innermost module that made the call, for people."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        paths = [entry[0] for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
+        return str(paths[-1]) if paths else ""
+
+    def arg(self, name: str) -> Any:
+        """An argument by its schema name, with the schema's default; NoRuleError if the overload has none such."""
+        for position, argument in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
+            if argument.name == name:
+                if name in self.node.kwargs:
+                    return self.node.kwargs[name]
+                if position < len(self.node.args):
+                    return self.node.args[position]
+                return argument.default_value
+        raise NoRuleError
+
+    def tensor_args(self) -> list[Node]:
+        """All tensor arguments in order, flattened."""
+        return [node for node in self.node.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+
+    def labels(self, node: Any) -> Labels:
+        """Labels of a tensor argument."""
+        result = self._labels.get(node)
+        if result is None or (result and isinstance(result[0], list)):
+            raise NoRuleError
+        return list(result)  # type: ignore[arg-type]
+
+    def results(self, node: Node) -> Result:
+        """Labels of a node that may have several outputs."""
+        result = self._labels.get(node)
+        if result is None:
+            raise NoRuleError
+        return result
+
+    def shape(self, node: Any = None) -> tuple[int, ...]:
+        """Shape of an argument, or of the output."""
+        return node_shape(self.node if node is None else node)
+
+    def origin(self, node: Any) -> Origin | None:
+        """The parameter a tensor is, up to the order of its dimensions."""
+        return self._origins.get(node)
+
+    def set_origin(self, source: Any, dims: Sequence[int]) -> None:
+        """The output is `source` with its dimensions in the order `dims`."""
+        origin = self._origins.get(source)
+        if origin is not None:
+            self._origins[self.node] = Origin(origin.parameter, tuple(origin.dims[d] for d in dims))

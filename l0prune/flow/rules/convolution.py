@@ -1,0 +1,87 @@
+"""Convolutions: plain, depthwise, grouped, transposed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.rules.contraction import contract, count_multiplications
+from l0prune.flow.tracker import IdArray, Labels
+
+__all__: list[str] = []
+
+INSIDE_GROUP = "channels inside a convolution group stay together"
+
+
+@register("conv1d", "conv2d", "conv3d")
+def convolution(op: Op) -> Labels:
+    """Weight `(out, in / groups, *kernel)`."""
+    return _convolve(op, op.arg("groups"), transposed=False)
+
+
+@register("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(op: Op) -> Labels:
+    """Weight `(in, out / groups, *kernel)`."""
+    return _convolve(op, op.arg("groups"), transposed=True)
+
+
+@register("convolution")
+def general_convolution(op: Op) -> Labels:
+    """aten.convolution, the form that has every option as an argument."""
+    return _convolve(op, op.arg("groups"), transposed=bool(op.arg("transposed")))
+
+
+def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
+    x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
+    x_labels, w_labels = op.labels(x), op.labels(weight)
+    x_shape, w_shape, out_shape = op.shape(x), op.shape(weight), op.shape()
+    n_space = len(w_shape) - 2
+    if len(x_shape) != len(w_shape):
+        raise NoRuleError  # an input without a batch dimension
+    for ids in w_labels[2:]:
+        op.tracker.pin(ids, "kernel positions")
+    for ids in x_labels[2:]:
+        op.tracker.pin(ids, "convolved along it")
+    positions = math.prod((x_shape if transposed else out_shape)[2:]) * math.prod(w_shape[2:])
+    outer = [(out_shape[0], x_labels[0]), (positions, None)]
+    if groups == 1:
+        in_dim, out_dim = (0, 1) if transposed else (1, 0)
+        contract(op, x_labels[1], weight, in_dim)
+        out_ids = w_labels[out_dim]
+        count_multiplications(op, [*outer, (x_shape[1], x_labels[1]), (out_shape[1], out_ids)])
+    else:
+        out_ids = _grouped(op, x_labels[1], weight, groups, transposed=transposed)
+        count_multiplications(op, [*outer, (x_shape[1] // groups, None), (out_shape[1], out_ids)])
+    if bias is not None:
+        op.tracker.tie(op.labels(bias)[0], out_ids)
+    return [x_labels[0], out_ids, *([None] * n_space)]
+
+
+def _grouped(op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transposed: bool) -> IdArray | None:
+    """The unit is a whole group: all its inputs and outputs, so that a removed group leaves `groups - 1`.
+
+    Depthwise is the case of one input a group. No consumer is recorded: a group mixes nothing but its own unit.
+    """
+    w_labels = op.labels(weight)
+    n_in, n_out = op.shape(op.arg("input"))[1], op.shape()[1]
+    op.tracker.pin(w_labels[1], INSIDE_GROUP)
+    if w_labels[0] is None:
+        op.tracker.pin(in_ids, INSIDE_GROUP)
+        return None
+    if transposed:
+        op.tracker.tie(in_ids, w_labels[0])
+        in_ids = w_labels[0]
+        out_ids = op.tracker.fresh(n_out) if n_out != n_in else w_labels[0]
+    else:
+        out_ids = w_labels[0]
+    if in_ids is None:
+        op.tracker.tie(None, out_ids)
+        return out_ids
+    rows = [in_ids.reshape(groups, -1)]
+    if out_ids is not in_ids:
+        rows.append(out_ids.reshape(groups, -1))
+    op.tracker.tie_rows(np.concatenate(rows, axis=1))
+    return out_ids

@@ -1,0 +1,135 @@
+"""Ops that move dimensions about and leave their contents alone."""
+
+from __future__ import annotations
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.tracker import Labels
+
+__all__: list[str] = []
+
+
+@register("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as", "cpu", "cuda", "float",
+          "half", "double", "bfloat16", "_assert_tensor_metadata")  # fmt: skip
+def same(op: Op) -> Labels:
+    """The same tensor, perhaps copied or cast."""
+    x = op.tensor_args()[0]
+    labels = op.labels(x)
+    op.set_origin(x, range(len(labels)))
+    return labels
+
+
+@register("permute")
+def permute(op: Op) -> Labels:
+    """Dimensions in another order."""
+    x, order = op.arg("self"), op.arg("dims")
+    labels = op.labels(x)
+    order = [d % len(labels) for d in order]
+    op.set_origin(x, order)
+    return [labels[d] for d in order]
+
+
+@register("transpose", "swapaxes")
+def transpose(op: Op) -> Labels:
+    """Two dimensions exchanged."""
+    x, a, b = op.node.args[:3]
+    labels = op.labels(x)
+    return _swap(op, labels, a % len(labels), b % len(labels))  # type: ignore[operator]
+
+
+@register("t", "numpy_T", "mT", "adjoint")
+def t(op: Op) -> Labels:
+    """The last two dimensions exchanged."""
+    labels = op.labels(op.arg("self"))
+    if len(labels) < 2:
+        return labels
+    return _swap(op, labels, len(labels) - 2, len(labels) - 1)
+
+
+def _swap(op: Op, labels: Labels, a: int, b: int) -> Labels:
+    order = list(range(len(labels)))
+    order[a], order[b] = order[b], order[a]
+    op.set_origin(op.node.args[0], order)
+    return [labels[d] for d in order]
+
+
+@register("movedim")
+def movedim(op: Op) -> Labels:
+    """Dimensions moved to other places."""
+    labels = op.labels(op.arg("self"))
+    source, destination = op.arg("source"), op.arg("destination")
+    sources = [source] if isinstance(source, int) else list(source)
+    destinations = [destination] if isinstance(destination, int) else list(destination)
+    n = len(labels)
+    moved = {d % n: s % n for s, d in zip(sources, destinations, strict=True)}
+    rest = iter(d for d in range(n) if d not in moved.values())
+    order = [moved[d] if d in moved else next(rest) for d in range(n)]
+    op.set_origin(op.arg("self"), order)
+    return [labels[d] for d in order]
+
+
+@register("unsqueeze")
+def unsqueeze(op: Op) -> Labels:
+    """A new dimension of size one."""
+    labels = op.labels(op.arg("self"))
+    dim = op.arg("dim")
+    labels.insert(dim if dim >= 0 else dim + len(labels) + 1, None)
+    return labels
+
+
+@register("squeeze")
+def squeeze(op: Op) -> Labels:
+    """Dimensions of size one removed."""
+    x = op.arg("self")
+    labels, shape = op.labels(x), op.shape(x)
+    try:
+        dims = op.arg("dim")
+    except NoRuleError:
+        dims = list(range(len(shape)))
+    chosen = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    gone = {d for d in chosen if shape[d] == 1}
+    for d in gone:
+        op.tracker.pin(labels[d], "a single unit's dimension is squeezed away")
+    return [ids for d, ids in enumerate(labels) if d not in gone]
+
+
+@register("expand", "expand_as", "broadcast_to")
+def expand(op: Op) -> Labels:
+    """Dimensions of size one repeated."""
+    x = op.arg("self")
+    labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
+    new = len(out_shape) - len(shape)
+    out: Labels = [None] * new
+    for d, ids in enumerate(labels):
+        if shape[d] != out_shape[d + new]:
+            op.tracker.pin(ids, "a single unit is broadcast over a dimension")
+            out.append(None)
+        else:
+            out.append(ids)
+    return out
+
+
+@register("repeat", "tile")
+def repeat(op: Op) -> Labels:
+    """Copies along dimensions; a dimension of units may not be copied."""
+    x = op.arg("self")
+    labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
+    new = len(out_shape) - len(shape)
+    out: Labels = [None] * new
+    for d, ids in enumerate(labels):
+        if shape[d] != out_shape[d + new]:
+            op.tracker.pin(ids, "copied along it")
+            out.append(None)
+        else:
+            out.append(ids)
+    return out
+
+
+@register("flip", "roll")
+def rearrange(op: Op) -> Labels:
+    """Indices in another order along `dims`."""
+    labels = op.labels(op.arg("self"))
+    dims = op.arg("dims")
+    for d in dims if dims else range(len(labels)):
+        op.tracker.pin(labels[d], f"{op.name} moves indices along it")
+        labels[d] = None
+    return labels

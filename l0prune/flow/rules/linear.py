@@ -1,0 +1,113 @@
+"""Matrix products: linear layers, matmul with parameters or activations, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.rules.contraction import contract, count_multiplications
+from l0prune.flow.tracker import Labels
+
+__all__: list[str] = []
+
+SCORES = "attention scores contract it without a parameter"
+
+
+@register("linear")
+def linear(op: Op) -> Labels:
+    """`x W^T + b`: the input's last dimension is consumed by W's dimension 1, the output is W's dimension 0."""
+    x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
+    x_labels, w_labels = op.labels(x), op.labels(weight)
+    contract(op, x_labels[-1], weight, 1)
+    if bias is not None:
+        op.tracker.tie(op.labels(bias)[0], w_labels[0])
+    dims = list(zip(op.shape(x), x_labels, strict=True))
+    count_multiplications(op, [*dims, (op.shape(weight)[0], w_labels[0])])
+    return [*x_labels[:-1], w_labels[0]]
+
+
+@register("matmul", "mm", "bmm")
+def matmul(op: Op) -> Labels:
+    """Batched product of two tensors; either may be a parameter."""
+    a, b = op.node.args[:2]
+    return _product(op, a, b)
+
+
+@register("addmm", "baddbmm")
+def addmm(op: Op) -> Labels:
+    """`bias + a b`, as in Conv1D layers of GPT-2."""
+    bias, a, b = op.node.args[:3]
+    out = _product(op, a, b)
+    bias_labels, bias_shape = op.labels(bias), op.shape(bias)
+    for k in range(1, len(bias_shape) + 1):
+        if bias_shape[-k] > 1:
+            out[-k] = op.tracker.tie(out[-k], bias_labels[-k])
+    return out
+
+
+def _product(op: Op, a: Any, b: Any) -> Labels:
+    a_labels, b_labels = op.labels(a), op.labels(b)
+    a_shape, b_shape = op.shape(a), op.shape(b)
+    if len(a_shape) < 2 or len(b_shape) < 2:
+        raise NoRuleError
+    if op.origin(b) is not None:
+        contract(op, a_labels[-1], b, len(b_shape) - 2)
+    elif op.origin(a) is not None:
+        contract(op, b_labels[-2], a, len(a_shape) - 1)
+    else:
+        op.tracker.tie(a_labels[-1], b_labels[-2])
+        for ids in (a_labels[-1], b_labels[-2]):
+            op.tracker.pin(ids, SCORES)
+    out_shape = op.shape()
+    out: Labels = [None] * len(out_shape)
+    for k in range(3, len(out_shape) + 1):
+        out[-k] = _broadcast(op, k, out_shape[-k], ((a_labels, a_shape), (b_labels, b_shape)))
+    out[-2], out[-1] = a_labels[-2], b_labels[-1]
+    count_multiplications(op, [(a_shape[-1], a_labels[-1]), *zip(out_shape, out, strict=True)])
+    return out
+
+
+def _broadcast(op: Op, k: int, size: int, tensors: tuple[tuple[Labels, tuple[int, ...]], ...]) -> Any:
+    """Labels of batch dimension `-k` of tensors that broadcast to `size`."""
+    result, first = None, True
+    for labels, shape in tensors:
+        if k > len(shape):
+            continue
+        if shape[-k] != size:
+            op.tracker.pin(labels[-k], "a single unit is broadcast over a dimension")
+            continue
+        result = labels[-k] if first else op.tracker.tie(result, labels[-k])
+        first = False
+    return result
+
+
+@register("scaled_dot_product_attention")
+def attention(op: Op) -> Labels:
+    """Softmax attention: heads (all leading dimensions) are tied over q, k, v; v's features flow through."""
+    query, key, value, mask = op.arg("query"), op.arg("key"), op.arg("value"), op.arg("attn_mask")
+    q, k, v = op.labels(query), op.labels(key), op.labels(value)
+    shapes = [op.shape(t) for t in (query, key, value)]
+    if len({len(shape) for shape in shapes}) != 1 or len({shape[:-2] for shape in shapes}) != 1:
+        raise NoRuleError  # grouped-query attention with unequal head counts
+    op.tracker.tie(q[-1], k[-1])
+    for ids in (q[-1], k[-1]):
+        op.tracker.pin(ids, SCORES)
+    for ids in (q[-2], k[-2], v[-2]):
+        op.tracker.pin(ids, "attention positions")
+    out: Labels = [op.tracker.tie(op.tracker.tie(a, b), c) if a is not None or b is not None or c is not None else None
+                   for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]  # fmt: skip
+    out += [None, v[-1]]
+    if mask is not None:
+        m_labels, m_shape, out_shape = op.labels(mask), op.shape(mask), op.shape()
+        for ids in m_labels[-2:]:
+            op.tracker.pin(ids, "attention positions")
+        for d in range(3, len(m_shape) + 1):
+            if m_shape[-d] != 1 and (out[-d] is not None or m_labels[-d] is not None):
+                out[-d] = op.tracker.tie(out[-d], m_labels[-d])
+            elif m_shape[-d] == 1 and out_shape[-d] != 1:
+                op.tracker.pin(m_labels[-d], "a single unit is broadcast over a dimension")
+    heads = list(zip(shapes[0][:-2], out[:-2], strict=True))
+    positions = float(shapes[0][-2] * shapes[1][-2])
+    count_multiplications(op, [*heads, (int(positions), None), (shapes[0][-1], None)])
+    count_multiplications(op, [*heads, (int(positions), None), (shapes[2][-1], v[-1])])
+    return out

@@ -1,0 +1,69 @@
+"""Ops that treat every element alone, with broadcasting; and ops that create tensors."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.tracker import Labels
+
+__all__: list[str] = []
+
+
+# Ops that torch does not tag as pointwise although they are.
+_UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "alpha_dropout", "feature_dropout", "prelu",
+             "_prelu_kernel", "rrelu", "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "gelu", "mish", "elu", "selu",
+             "celu", "leaky_relu", "threshold", "softplus", "log_sigmoid", "clamp", "rsub", "pow"]  # fmt: skip
+
+
+@register("pointwise", *_UNTAGGED)
+def pointwise(op: Op) -> Labels:
+    """Index i of the output depends on index i of every operand: equal indices are tied."""
+    if op.name in ("prelu", "_prelu_kernel"):
+        return _prelu(op)
+    out_shape = op.shape()
+    out: Labels = [None] * len(out_shape)
+    seen = [False] * len(out_shape)
+    for operand in op.tensor_args():
+        labels, shape = op.labels(operand), op.shape(operand)
+        for k in range(1, len(shape) + 1):
+            if shape[-k] != out_shape[-k]:
+                op.tracker.pin(labels[-k], "a single unit is broadcast over a dimension")
+            elif shape[-k] > 1 or labels[-k] is not None:
+                if not seen[-k]:
+                    out[-k], seen[-k] = labels[-k], True
+                elif out[-k] is not None or labels[-k] is not None:
+                    out[-k] = op.tracker.tie(out[-k], labels[-k])
+    return out
+
+
+def _prelu(op: Op) -> Labels:
+    """PReLU's weight lies along dimension 1."""
+    x, weight = op.tensor_args()
+    labels, weight_labels = op.labels(x), op.labels(weight)
+    if weight_labels and weight_labels[0] is not None and len(weight_labels) == 1:
+        labels[1] = op.tracker.tie(labels[1], weight_labels[0])
+    elif len(weight_labels) > 1:
+        raise NoRuleError
+    return labels
+
+
+@register("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def creation(op: Op) -> Labels:
+    """A constant tensor: fixed sizes may shrink with what they are joined to."""
+    size = op.arg("size")
+    return [op.tracker.fresh(s) if isinstance(s, int) and s > 1 else None for s in size]
+
+
+@register("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def creation_like(op: Op) -> Labels:
+    """A tensor of another's shape."""
+    return op.labels(op.arg("self"))
+
+
+@register("arange", "linspace", "eye", "scalar_tensor", "rand", "randn", "bernoulli")
+def generated(op: Op) -> Labels:
+    """A tensor whose values depend on the position: nothing to remove."""
+    if any(isinstance(a, Node) and op.labels(a) for a in op.tensor_args()):
+        raise NoRuleError
+    return [None] * len(op.shape())

@@ -1,0 +1,53 @@
+"""Ops along a dimension: reductions, softmax, cumulative sums, sorting. A dimension of units they run along is pinned."""
+
+from __future__ import annotations
+
+from l0prune.flow.op import NoRuleError, Op, Result, register
+from l0prune.flow.tracker import Labels
+
+__all__: list[str] = []
+
+
+@register("mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "norm", "logsumexp", "max", "min", "any",
+          "all", "argmax", "argmin", "var_mean", "std_mean", "median", "count_nonzero", "nansum")  # fmt: skip
+def reduction(op: Op) -> Result:
+    """Reduce over `dim` (all dimensions if it is absent): those dimensions go, or stay with size one."""
+    x = op.tensor_args()[0]
+    if len(op.tensor_args()) > 1:
+        return _two_operands(op)
+    labels = op.labels(x)
+    n = len(labels)
+    try:
+        dims = op.arg("dim")
+    except NoRuleError:
+        dims = None
+    try:
+        keep = bool(op.arg("keepdim"))
+    except NoRuleError:
+        keep = False
+    if dims is None or dims == []:
+        reduced = set(range(n))
+    else:
+        reduced = {d % n for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    for d in reduced:
+        op.tracker.pin(labels[d], f"reduced by {op.name}")
+    out: Labels = [None if d in reduced else ids for d, ids in enumerate(labels) if keep or d not in reduced]
+    value = op.node.meta["val"]
+    return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out
+
+
+def _two_operands(op: Op) -> Labels:
+    from l0prune.flow.rules.pointwise import pointwise  # aten.max.other and aten.min.other are elementwise
+
+    if op.name not in ("max", "min"):
+        raise NoRuleError
+    return pointwise(op)  # type: ignore[return-value]
+
+
+@register("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
+def along(op: Op) -> Labels:
+    """Every output along `dim` depends on all inputs along it."""
+    labels = op.labels(op.tensor_args()[0])
+    dim = op.arg("dim") % max(len(labels), 1)
+    op.tracker.pin(labels[dim], f"{op.name.lstrip('_')} runs along it")
+    return labels

@@ -1,0 +1,31 @@
+"""Pooling and resampling: they act on trailing space dimensions and leave channels alone."""
+
+from __future__ import annotations
+
+import re
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.tracker import Labels
+
+__all__: list[str] = []
+
+_POOLS = [f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")]
+_UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d",
+              "bicubic2d", "_nearest_exact1d", "nearest_exact2d")]  # fmt: skip
+_OTHERS = ["_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d",
+           "reflection_pad2d", "replication_pad1d", "replication_pad2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices"]  # fmt: skip
+
+
+@register(*_POOLS, *_UPSAMPLES, *_OTHERS)
+def spatial(op: Op) -> Labels | list[Labels]:
+    """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
+    match = re.search(r"(\d)d", op.name)
+    if match is None:
+        raise NoRuleError
+    labels = op.labels(op.tensor_args()[0])
+    n_space = int(match.group(1))
+    for ids in labels[-n_space:]:
+        op.tracker.pin(ids, f"{op.name} mixes along it")
+    out: Labels = [*labels[:-n_space], *([None] * n_space)]
+    value = op.node.meta["val"]
+    return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out

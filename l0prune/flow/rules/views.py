@@ -1,0 +1,121 @@
+"""Views: how unit ids go through merging and splitting dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.tracker import IdArray, Labels, Split
+
+__all__ = ["blocks"]
+
+LARGEST_BLOCK = 1 << 26
+"""Elements of a block beyond which the ids are not followed."""
+
+
+def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """Smallest runs of dimensions of two shapes that hold the same number of elements."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        i0, j0 = i, j
+        size_in = before[i] if i < len(before) else 1
+        size_out = after[j] if j < len(after) else 1
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        while size_in != size_out:
+            if size_in < size_out:
+                if i >= len(before):
+                    raise NoRuleError
+                size_in *= before[i]
+                i += 1
+            else:
+                if j >= len(after):
+                    raise NoRuleError
+                size_out *= after[j]
+                j += 1
+        yield list(range(i0, i)), list(range(j0, j))
+
+
+@register("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as", "ravel")
+def view(op: Op) -> Labels:
+    """Match runs of input and output dimensions; within a run the ids must lie along one axis of the result."""
+    x = op.tensor_args()[0]
+    labels, before, after = op.labels(x), op.shape(x), op.shape()
+    if math.prod(before) == 0:
+        raise NoRuleError
+    out: Labels = [None] * len(after)
+    for ins, outs in blocks(before, after):
+        labelled = [d for d in ins if labels[d] is not None]
+        if not labelled:
+            continue
+        if [before[d] for d in ins if before[d] > 1] == [after[d] for d in outs if after[d] > 1]:
+            _pass_equal(op, labels, before, after, ins, outs, out)
+            continue
+        source = _carrier(op, labels, labelled)
+        _spread(op, labels[source], before, after, source, ins, outs, out)  # type: ignore[arg-type]
+    return out
+
+
+def _pass_equal(
+    op: Op, labels: Labels, before: tuple[int, ...], after: tuple[int, ...], ins: list[int], outs: list[int], out: Labels
+) -> None:
+    """Only dimensions of size one come or go."""
+    targets = [d for d in outs if after[d] > 1]
+    sources = [d for d in ins if before[d] > 1]
+    for target, source in zip(targets, sources, strict=True):
+        out[target] = labels[source]
+    for d in ins:
+        if before[d] == 1:
+            op.tracker.pin(labels[d], "a single unit's dimension is reshaped away")
+
+
+def _carrier(op: Op, labels: Labels, labelled: list[int]) -> int:
+    """Of several dimensions of units that are merged, the one whose ids go on; the others are pinned."""
+    if len(labelled) == 1:
+        return labelled[0]
+    key = f"{op.node.name}:merge"
+    choice = op.tracker.choices.get(key, 0)
+    every = np.concatenate([labels[d] for d in labelled])  # type: ignore[misc]
+    op.tracker.splits.append(Split(key, len(labelled), every))
+    chosen = labelled[choice] if choice < len(labelled) else -1
+    for d in labelled:
+        if d != chosen:
+            op.tracker.pin(labels[d], "merged with another dimension of units")
+    return chosen if chosen >= 0 else labelled[0]
+
+
+def _spread(
+    op: Op,
+    ids: IdArray,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    source: int,
+    ins: list[int],
+    outs: list[int],
+    out: Labels,
+) -> None:
+    """Lay the ids of `source` out over the run and find the one axis of the result along which they vary."""
+    shape_in, shape_out = [before[d] for d in ins], [after[d] for d in outs]
+    if math.prod(shape_in) > LARGEST_BLOCK:
+        op.tracker.pin(ids, "reshaped together with too many elements to follow")
+        return
+    axis_in = ins.index(source)
+    spread = ids.reshape([-1 if axis == axis_in else 1 for axis in range(len(ins))])
+    full = np.broadcast_to(spread, shape_in).reshape(shape_out)
+    candidates = [axis for axis, size in enumerate(shape_out) if size > 1]
+    for axis in candidates:
+        rows = np.moveaxis(full, axis, 0).reshape(shape_out[axis], -1)
+        if (rows == rows[:, :1]).all():
+            out[outs[axis]] = rows[:, 0].copy()
+            return
+    choice = op.tracker.choices.get(op.node.name, 0)
+    op.tracker.splits.append(Split(op.node.name, len(candidates), ids))
+    if choice >= len(candidates):
+        op.tracker.pin(ids, "no axis of a view can carry it")
+        return
+    axis = candidates[choice]
+    rows = np.moveaxis(full, axis, 0).reshape(shape_out[axis], -1)
+    op.tracker.tie_rows(rows)
+    out[outs[axis]] = rows[:, 0].copy()

@@ -1,0 +1,171 @@
+"""Trace a model: capture it, follow its units, and write down what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from torch import nn
+from torch.export import ExportedProgram
+
+from l0prune.errors import TraceError
+from l0prune.flow.capture import Captured, ExampleInputs, capture
+from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite
+from l0prune.flow.costs import CostTerm, Dimension, Side
+from l0prune.flow.follow import Followed, follow
+from l0prune.flow.removable import removable_dimensions
+from l0prune.flow.tracker import IdArray
+from l0prune.flow.units import Units, solve
+
+__all__ = ["trace", "trace_program"]
+
+MAX_PASSES = 8
+"""Times the graph is walked again with other axes for views that pinned everything."""
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[str] = ()) -> ChannelFlow:
+    """Find the units of `model`: indices of its tensors that can only be removed together.
+
+    Args:
+        model: Any module that torch.export can capture. It is not changed.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword tensors.
+        ignore: Names of modules or parameters, as in `model.named_modules()`, whose units are not to be gated.
+
+    Returns:
+        The channel flow: units, consumers, costs, and what is pinned with the reason.
+
+    Raises:
+        TraceError: the model fails on the inputs, torch.export cannot capture it, or a name in `ignore` is not in it.
+    """
+    ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    for name in ignored:
+        if name not in known:
+            raise TraceError(f"ignore names {name!r}, which is no module or parameter of {type(model).__name__}")
+    captured = capture(model, example_inputs)
+    return trace_program(captured, aliases=_aliases(model), ignore=ignored)
+
+
+def trace_program(captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = ()) -> ChannelFlow:
+    """The analysis alone, on a program that is captured already."""
+    aliases = aliases or {}
+    choices: dict[str, int] = {}
+    for _ in range(MAX_PASSES):
+        followed = follow(captured.program, aliases=aliases, ignore=ignore, choices=choices)
+        units = solve(followed)
+        stuck = [
+            split
+            for split in followed.tracker.splits
+            if split.key in units.pinned_splits and choices.get(split.key, 0) < split.n_choices
+        ]
+        if not stuck:
+            break
+        for split in stuck:
+            choices[split.key] = choices.get(split.key, 0) + 1
+    return _assemble(captured, followed, units, aliases)
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Other names of shared parameters and buffers -> the name that comes first."""
+    first: dict[int, str] = {}
+    aliases = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return aliases
+
+
+def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dict[str, str]) -> ChannelFlow:
+    program = captured.program
+    tensors = {name: units.label_gates(labels) for name, labels in followed.tensors.items()}
+    nodes = {
+        node.name: [units.label_gates(part) for part in result]
+        if result and isinstance(result[0], list)
+        else list(units.label_gates(result))  # type: ignore[arg-type]
+        for node, result in followed.nodes.items()
+    }
+    parameters = frozenset(
+        aliases.get(name, name) for name in program.graph_signature.inputs_to_parameters.values()
+    ) & frozenset(tensors)
+    sizes = _sizes(program, aliases)
+    consumers: dict[tuple[str, int], Consumer] = {}
+    for use in followed.tracker.consumptions:
+        gates = units.gates(use.ids)
+        if gates is not None:
+            consumers[use.parameter, use.dim] = Consumer(use.parameter, use.dim, gates)
+    norms = []
+    for norm in followed.tracker.norms:
+        gates = units.gates(norm.ids)
+        if gates is not None:
+            norms.append(NormSite(norm.node, norm.kind, norm.order, gates))
+    dimensions = _dimensions(tensors)
+    return ChannelFlow(
+        captured=captured,
+        n_gates=units.n_gates,
+        tensors=tensors,
+        nodes=nodes,
+        consumers=tuple(consumers.values()),
+        norms=tuple(norms),
+        macs_terms=_macs_terms(captured, followed, units),
+        params_terms=_params_terms(tensors, parameters, sizes),
+        dimensions=removable_dimensions(program, nodes, dimensions),
+        pinned=units.pinned,
+        unknown_ops=followed.unknown,
+        aliases=aliases,
+        parameters=parameters,
+        sizes={name: sizes[name] for name in tensors},
+    )
+
+
+def _sizes(program: ExportedProgram, aliases: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in {**program.constants, **program.state_dict}.items():
+        if hasattr(tensor, "shape"):
+            sizes[aliases.get(name, name)] = tuple(int(s) for s in tensor.shape)
+    return sizes
+
+
+def _side(gates: IdArray) -> Side:
+    return Side(int((gates < 0).sum()), gates[gates >= 0])
+
+
+def _macs_terms(captured: Captured, followed: Followed, units: Units) -> tuple[CostTerm, ...]:
+    terms = []
+    for product in followed.tracker.multiplications:
+        coefficient = product.coefficient / captured.batch_size
+        sides = []
+        for ids in product.sides:
+            gates = units.gates(ids)
+            if gates is None:
+                coefficient *= len(ids)
+            else:
+                sides.append(_side(gates))
+        terms.append(CostTerm(product.name, coefficient, tuple(sides)))
+    return tuple(terms)
+
+
+def _params_terms(
+    tensors: dict[str, tuple[IdArray | None, ...]], parameters: frozenset[str], sizes: dict[str, tuple[int, ...]]
+) -> tuple[CostTerm, ...]:
+    terms = []
+    for name in tensors:
+        if name in parameters:
+            fixed = [size for size, gates in zip(sizes[name], tensors[name], strict=True) if gates is None]
+            sides = tuple(_side(gates) for gates in tensors[name] if gates is not None)
+            terms.append(CostTerm(name, float(np.prod(fixed)), sides))
+    return tuple(terms)
+
+
+def _dimensions(tensors: dict[str, tuple[IdArray | None, ...]]) -> tuple[Dimension, ...]:
+    """One entry for every distinct set of indices; the first tensor that has it gives the name."""
+    found: dict[tuple[int, bytes], Dimension] = {}
+    for name, dims in tensors.items():
+        for dim, gates in enumerate(dims):
+            if gates is not None:
+                ungated = int((gates < 0).sum())
+                members = np.sort(gates[gates >= 0])
+                found.setdefault((ungated, members.tobytes()), Dimension(f"{name}[{dim}]", ungated, members, removable=False))
+    return tuple(found.values())

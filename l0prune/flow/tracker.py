@@ -1,0 +1,121 @@
+"""The state that rules write to: fresh unit ids, ties between them, pins, consumers, norm sites and costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["INERT", "Consumption", "IdArray", "Labels", "Multiplication", "NormUse", "Split", "Tracker"]
+
+IdArray = npt.NDArray[np.int64]
+INERT = "meets a dimension without parameters (model input, positions, space)"
+
+Labels = list[IdArray | None]
+"""One entry a dimension: the unit ids of its indices, or None where no parameter is behind the dimension."""
+
+
+@dataclass(frozen=True, eq=False)
+class Consumption:
+    """A parameter whose dimension `dim` is contracted with the units `ids`."""
+
+    parameter: str
+    dim: int
+    ids: IdArray
+
+
+@dataclass(frozen=True, eq=False)
+class NormUse:
+    """A normalisation whose statistics span the units `ids`; `order` counts calls of its kind in the forward pass."""
+
+    node: str
+    kind: str
+    order: int
+    ids: IdArray
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplication:
+    """Multiply-accumulates of one node: `coefficient` times the product of the counts of the `sides`."""
+
+    name: str
+    coefficient: float
+    sides: tuple[IdArray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A view that had several axes to carry the ids along; `n_choices` axes, then giving up (pin)."""
+
+    key: str
+    n_choices: int
+    ids: IdArray
+
+
+@dataclass(eq=False)
+class Tracker:
+    """Collects what the rules find out, in the order of the graph.
+
+    `choices` says, for each ambiguous view (by key), which candidate axis to take; the default is the outermost.
+    """
+
+    choices: dict[str, int] = field(default_factory=dict)
+    n_ids: int = 0
+    ties: list[tuple[IdArray, IdArray]] = field(default_factory=list)
+    pins: list[tuple[IdArray, str]] = field(default_factory=list)
+    consumptions: list[Consumption] = field(default_factory=list)
+    norms: list[NormUse] = field(default_factory=list)
+    multiplications: list[Multiplication] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def count_call(self, kind: str) -> int:
+        """Position of this call among the calls of its kind in the forward pass, from zero."""
+        order = self.calls.get(kind, 0)
+        self.calls[kind] = order + 1
+        return order
+
+    def fresh(self, n: int) -> IdArray:
+        """`n` new ids, shape `(n,)`."""
+        ids = np.arange(self.n_ids, self.n_ids + n, dtype=np.int64)
+        self.n_ids += n
+        return ids
+
+    def fresh_labels(self, shape: tuple[int, ...]) -> Labels:
+        """New ids for every dimension longer than one."""
+        return [self.fresh(size) if size > 1 else None for size in shape]
+
+    def consume(self, parameter: str, dim: int, ids: IdArray) -> None:
+        """Parameter `parameter` contracts the units `ids` along `dim`."""
+        self.consumptions.append(Consumption(parameter, dim, ids))
+
+    def pin(self, ids: IdArray | None, reason: str) -> None:
+        """Units that can never be removed, and why."""
+        if ids is not None and ids.size:
+            self.pins.append((ids.ravel(), reason))
+
+    def pin_all(self, labels: Labels, reason: str) -> None:
+        """Pin every dimension of a tensor."""
+        for ids in labels:
+            self.pin(ids, reason)
+
+    def tie(self, a: IdArray | None, b: IdArray | None, reason: str = INERT) -> IdArray | None:
+        """Units of `a` and `b` live or die together, index by index; returns the ids to carry on."""
+        if a is None or b is None:
+            self.pin(a, reason)
+            self.pin(b, reason)
+            return a if a is not None else b
+        if len(a) != len(b):
+            self.pin(a, "meets a dimension of another length")
+            self.pin(b, "meets a dimension of another length")
+            return a
+        if a is not b:
+            self.ties.append((a, b))
+        return a
+
+    def tie_rows(self, rows: IdArray) -> None:
+        """Tie the ids of each row of a 2-d array to each other."""
+        if rows.shape[1] > 1:
+            first = np.repeat(rows[:, 0], rows.shape[1] - 1)
+            self.ties.append((first, np.ascontiguousarray(rows[:, 1:]).ravel()))

@@ -1,0 +1,257 @@
+"""A trained model with L0 gates on the weights that consume its units; the model itself stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from l0prune.budget.budget import Budget
+from l0prune.budget.costs import CostModel
+from l0prune.budget.lagrangian import Constraint
+from l0prune.errors import ConfigError, PlanMismatchError
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gates.bank import GateBank
+from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.gates.registry import gate_distribution
+from l0prune.norms import MaskedNorms
+
+__all__ = ["GatedModel", "inject"]
+
+
+def inject(
+    model: nn.Module,
+    flow: ChannelFlow,
+    *,
+    gate: str = "hard-concrete",
+    budget: Budget | None = None,
+    steps: int | None = None,
+    gate_optimizer: GateOptimizerConfig | None = None,
+    seed: int = 0,
+) -> GatedModel:
+    """Put gates on the units that `flow` found in `model`.
+
+    Args:
+        model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
+        flow: From `trace(model, ...)`.
+        gate: Name of the gate distribution.
+        budget: What the open units may cost; needed by `penalty()` and `step()`.
+        steps: Number of training steps with gates; needed with a budget, it sets ramp and learning rate.
+        gate_optimizer: Settings of the gates' own optimizer.
+        seed: Seed of initial jitter and sampling noise.
+
+    Returns:
+        The gated model, gates nearly fully open.
+
+    Raises:
+        ConfigError: unknown gate, or a budget without steps.
+        PlanMismatchError: `flow` was traced on a model with other tensors.
+    """
+    _check_same_model(model, flow)
+    bank = GateBank(flow.n_gates, distribution=gate_distribution(gate), seed=seed)
+    return GatedModel(model, flow, bank, budget=budget, steps=steps, gate_optimizer=gate_optimizer)
+
+
+class GatedModel(nn.Module):
+    """Computes what `model` would compute if each unit were scaled by its gate wherever it is consumed.
+
+    In training mode every call draws new gates, one value a gate for the whole batch; in evaluation mode gates take
+    their test-time values. State-dict keys are `model.*` and `gates.*`. `parameters()` yields the model's own parameters
+    only: the gates have their own optimizer, stepped by `step()`.
+
+    Attributes:
+        model: The user's model.
+        flow: What was traced.
+        gates: The gate bank.
+        budget: What the open units may cost, or None.
+        constraint: Target ramp and multiplier, or None without a budget.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        flow: ChannelFlow,
+        gates: GateBank,
+        *,
+        budget: Budget | None = None,
+        steps: int | None = None,
+        gate_optimizer: GateOptimizerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if budget is not None and (steps is None or steps < 1):
+            raise ConfigError(f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace")
+        self.model = model
+        self.gates = gates
+        self.flow = flow
+        self.budget = budget
+        self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
+        self._costs: dict[str, CostModel] = {}
+        self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([gates.log_alpha], steps or 1)
+        self._expected_cost: float | None = None
+        indices = [torch.from_numpy(consumer.gates) for consumer in flow.consumers]
+        indices += [torch.from_numpy(site.gates) for site in flow.norms]
+        flat = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
+        # -1 (not gated) points at the one that is appended to the gate values.
+        self.register_buffer("_index", torch.where(flat < 0, flow.n_gates, flat), persistent=False)
+        self._lengths = [len(index) for index in indices]
+        self._n_consumed = sum(self._lengths[: len(flow.consumers)])
+
+    @property
+    def n_gates(self) -> int:
+        """Number of gates."""
+        return self.gates.n_gates
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the gates are fixed numbers."""
+        return self.gates.frozen
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters; the gates are left out, so that an optimizer over `parameters()` never holds them."""
+        own = f"{prefix}.gates." if prefix else "gates."
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if not name.startswith(own):
+                yield name, parameter
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with gated weights."""
+        z = self.gates()
+        extended = torch.cat([z, z.new_ones(1)])[self._index]
+        weights = self._gated_weights(extended[: self._n_consumed])
+        if not self.flow.norms:
+            return functional_call(self.model, weights, args, kwargs)
+        masks = extended[self._n_consumed :].detach().ne(0).split(self._lengths[len(self.flow.consumers) :])
+        sites = {(site.kind, site.order): mask for site, mask in zip(self.flow.norms, masks, strict=True)}
+        with MaskedNorms(sites):
+            return functional_call(self.model, weights, args, kwargs)
+
+    def _gated_weights(self, factors: Tensor) -> dict[str, Tensor]:
+        """Consumers multiplied by their gates along the contracting dimension."""
+        weights: dict[str, Tensor] = {}
+        pieces = factors.split(self._lengths[: len(self.flow.consumers)])
+        for consumer, piece in zip(self.flow.consumers, pieces, strict=True):
+            weight = weights.get(consumer.parameter)
+            if weight is None:
+                weight = _tensor(self.model, consumer.parameter)
+            shape = [1] * weight.dim()
+            shape[consumer.dim] = -1
+            weights[consumer.parameter] = weight * piece.to(weight.dtype).view(shape)
+        return weights
+
+    def open_probability(self) -> Tensor:
+        """P(z != 0) of every gate, shape `(n_gates,)`; 0 or 1 once frozen."""
+        return self.gates.open_probability()
+
+    def gate_values(self) -> Tensor:
+        """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]."""
+        return self.gates.values().detach()
+
+    def freeze(self, values: Tensor | None = None) -> None:
+        """Fix the gates.
+
+        Args:
+            values: Shape `(n_gates,)`, in [0, 1]; None takes the test-time values.
+
+        Raises:
+            ConfigError: wrong shape or range.
+        """
+        self.gates.freeze(values)
+
+    def unfreeze(self) -> None:
+        """Make the gates random again."""
+        self.gates.unfreeze()
+
+    def costs(self, metric: str) -> CostModel:
+        """The cost of the model as a function of its gates."""
+        if metric not in self._costs:
+            self._costs[metric] = CostModel(self.flow.terms(metric), self.n_gates)
+        return self._costs[metric]
+
+    def expected_cost(self, metric: str) -> Tensor:
+        """Expected cost under the gate distributions, fraction of dense, scalar, differentiable in the gates."""
+        return self.costs(metric).expected(self.open_probability())
+
+    def hard_cost(self, metric: str) -> float:
+        """Cost with the gates that are open at test time, fraction of dense."""
+        return self.costs(metric).hard(self.gate_values() != 0)
+
+    def penalty(self) -> Tensor:
+        """What the budget adds to the loss, scalar. Zero once the gates are frozen.
+
+        Raises:
+            ConfigError: the model was injected without a budget.
+        """
+        constraint, budget = self._constrained()
+        if self.frozen:
+            return self.gates.log_alpha.new_zeros(())
+        expected = self.expected_cost(budget.metric)
+        self._expected_cost = float(expected.detach())
+        return constraint.penalty(expected)
+
+    def step(self) -> None:
+        """After `backward()`: move the gates and the multiplier on, and clear the gates' gradient.
+
+        Raises:
+            ConfigError: the model was injected without a budget.
+        """
+        constraint, budget = self._constrained()
+        log_alpha = self.gates.log_alpha
+        if self.frozen or log_alpha.grad is None:
+            log_alpha.grad = None
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(log_alpha.grad)
+            log_alpha.grad /= dist.get_world_size()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.gates.clamp_()
+        if self._expected_cost is None:
+            self._expected_cost = float(self.expected_cost(budget.metric).detach())
+        constraint.step(self._expected_cost, self.hard_cost(budget.metric))
+        self._expected_cost = None
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimizer, multiplier and noise of the gates, as tensors and plain numbers, to resume exactly."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "constraint": None if self.constraint is None else self.constraint.state_dict(),
+            "noise": self.gates.get_rng_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Continue from `training_state()`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.constraint is not None and state["constraint"] is not None:
+            self.constraint.load_state_dict(state["constraint"])
+        self.gates.set_rng_state(state["noise"])
+
+    def _constrained(self) -> tuple[Constraint, Budget]:
+        if self.constraint is None or self.budget is None:
+            raise ConfigError("the gated model has no budget; pass budget= and steps= to inject()")
+        return self.constraint, self.budget
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its dotted name."""
+    path, _, leaf = name.rpartition(".")
+    value = getattr(model.get_submodule(path), leaf)
+    if not isinstance(value, Tensor):
+        raise PlanMismatchError(f"{name!r} is a {type(value).__name__} in this model, a tensor in the traced one; trace it again")
+    return value
+
+
+def _check_same_model(model: nn.Module, flow: ChannelFlow) -> None:
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, size in flow.sizes.items():
+        if name not in tensors and name not in flow.captured.program.constants:
+            raise PlanMismatchError(f"{name!r} was traced but is not in this {type(model).__name__}; trace this very model")
+        if name in tensors and tuple(tensors[name].shape) != size:
+            raise PlanMismatchError(
+                f"{name!r} has shape {tuple(tensors[name].shape)} here and had {size} when it was traced; trace this very model"
+            )
