@@ -1,0 +1,155 @@
+"""All gates of a model in one flat vector."""
+
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import ConfigError
+from l0prune.gates.distribution import GateDistribution
+from l0prune.gates.hard_concrete import HardConcrete
+
+__all__ = ["GateBank"]
+
+
+class GateBank(nn.Module):
+    """One trainable location a gate, sampled in one chain of operations whatever the number of layers.
+
+    The state dict holds `log_alpha`, `frozen_values` and `is_frozen`, always with the same shapes, so it loads
+    strictly whether the gates are frozen or not. The state of the noise generator is not part of it; save it
+    with `get_rng_state` beside the state dict to resume with the same noise.
+
+    Args:
+        n_gates: number of gates, >= 0.
+        distribution: gate family; hard concrete by default.
+        initial: mean initial location; None is the family's start for trained networks (gates open).
+        jitter: standard deviation of the initial locations, >= 0; breaks ties.
+        bound: locations are clamped to [-bound, bound] by `clamp_`, > 0. 8 lets P(z != 0) of hard concrete gates range
+            over [0.0017, 0.9999], so a closed gate hardly counts in the expected cost.
+        seed: seed of both the initial jitter and the sampling noise.
+
+    Raises:
+        ConfigError: if an argument is out of range.
+    """
+
+    frozen_values: Tensor
+    is_frozen: Tensor
+
+    def __init__(
+        self,
+        n_gates: int,
+        *,
+        distribution: GateDistribution | None = None,
+        initial: float | None = None,
+        jitter: float = 0.01,
+        bound: float = 8.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.distribution = HardConcrete() if distribution is None else distribution
+        start = self.distribution.initial_log_alpha if initial is None else initial
+        if n_gates < 0:
+            raise ConfigError(f"n_gates is {n_gates}; expected 0 or more")
+        if not (bound > 0 and abs(start) <= bound):
+            raise ConfigError(f"gates cannot start at {start} with bound {bound}; expected |initial| <= bound")
+        if jitter < 0:
+            raise ConfigError(f"jitter is {jitter}; expected 0 or more")
+        self.bound = float(bound)
+        self._generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(n_gates, generator=self._generator, dtype=torch.float64)
+        self.log_alpha = nn.Parameter((start + jitter * noise).clamp(-bound, bound).to(torch.float32))
+        self.register_buffer("frozen_values", torch.ones(n_gates))
+        self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
+        self._frozen = False  # mirrors is_frozen, so that a forward pass never waits for a device
+
+    @property
+    def n_gates(self) -> int:
+        """Number of gates."""
+        return self.log_alpha.numel()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the gates are fixed numbers rather than random variables."""
+        return self._frozen
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One value a gate for a training step, shape `(n_gates,)`, in [0, 1]; the frozen values once frozen.
+
+        Args:
+            generator: CPU generator of the noise; None is the bank's own, which moves on.
+        """
+        if self._frozen:
+            return self.frozen_values
+        return self.distribution.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
+
+    def values(self, *, estimator: str = "median") -> Tensor:
+        """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]; the frozen values once frozen.
+
+        Raises:
+            ConfigError: if the distribution does not know `estimator`.
+        """
+        if self._frozen:
+            return self.frozen_values
+        return self.distribution.test_value(self.log_alpha, estimator=estimator)
+
+    def forward(self) -> Tensor:
+        """`sample()` in training mode, `values()` in evaluation mode."""
+        return self.sample() if self.training else self.values()
+
+    def open_probability(self) -> Tensor:
+        """P(z != 0), shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen."""
+        if self._frozen:
+            return (self.frozen_values != 0).to(self.log_alpha.dtype)
+        return self.distribution.prob_open(self.log_alpha)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Put every location back into [-bound, bound]; call after each optimizer step."""
+        self.log_alpha.clamp_(-self.bound, self.bound)
+
+    @torch.no_grad()
+    def freeze(self, values: Tensor | None = None) -> None:
+        """Fix the gates.
+
+        Args:
+            values: shape `(n_gates,)`, in [0, 1]; None fixes them at their current test-time values.
+
+        Raises:
+            ConfigError: if the shape is wrong or a value is not in [0, 1]; the bank is then unchanged.
+        """
+        fixed = self.values() if values is None else torch.as_tensor(values)
+        if fixed.shape != self.log_alpha.shape:
+            raise ConfigError(
+                f"gate values have shape {tuple(fixed.shape)}; expected {tuple(self.log_alpha.shape)}, one a gate"
+            )
+        fixed = fixed.to(self.frozen_values)
+        outside = ~((fixed >= 0) & (fixed <= 1))
+        if bool(outside.any()):
+            first = int(outside.nonzero()[0])
+            raise ConfigError(f"gate {first} has value {float(fixed[first])}; expected a number in [0, 1]")
+        self.frozen_values.copy_(fixed)
+        self.is_frozen.fill_(True)
+        self._frozen = True
+
+    @torch.no_grad()
+    def unfreeze(self) -> None:
+        """Make the gates random again, at the locations they had."""
+        self.frozen_values.fill_(1.0)
+        self.is_frozen.fill_(False)
+        self._frozen = False
+
+    def get_rng_state(self) -> Tensor:
+        """State of the noise generator, a uint8 tensor on the CPU, for `set_rng_state`."""
+        return self._generator.get_state()
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Continue the noise from a state that `get_rng_state` returned."""
+        self._generator.set_state(state.cpu())
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"n_gates={self.n_gates}, distribution={self.distribution!r}, frozen={self._frozen}"
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        """Load, then bring the mirrored flag in line with the loaded buffer."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.is_frozen.is_meta:
+            self._frozen = bool(self.is_frozen)
