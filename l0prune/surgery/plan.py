@@ -1,0 +1,267 @@
+"""The record of a cut: for every tensor and dimension, which absolute indices of the dense model stay."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
+from l0prune.flow.channel_flow import ChannelFlow
+
+__all__ = ["AttributeChange", "Runs", "SurgeryPlan", "TensorCut", "fingerprint", "make_plan", "named_tensors"]
+
+FORMAT = "l0prune.surgery"
+VERSION = 1
+
+Runs = tuple[tuple[int, int], ...]
+"""Half-open runs `(start, stop)` of kept indices, ascending."""
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, shared ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the sorted names, shapes and dtypes of a model's state dict."""
+    lines = sorted(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items() if isinstance(t, Tensor))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def to_runs(keep: npt.NDArray[np.bool_]) -> Runs:
+    """Runs of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
+    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+
+
+def to_indices(runs: Runs) -> npt.NDArray[np.int64]:
+    """The indices in the runs."""
+    return np.concatenate([np.arange(a, b) for a, b in runs]) if runs else np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """What stays of one tensor.
+
+    Attributes:
+        dense_shape: Shape in the dense model.
+        kept: Dimension -> runs of indices that stay; dimensions that stay whole are absent.
+    """
+
+    dense_shape: tuple[int, ...]
+    kept: dict[int, Runs]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape after the cut."""
+        return tuple(
+            sum(b - a for a, b in self.kept[d]) if d in self.kept else size for d, size in enumerate(self.dense_shape)
+        )
+
+    def select(self, tensor: Tensor) -> Tensor:
+        """The part of a dense tensor that stays, as a new contiguous tensor."""
+        for dim, runs in self.kept.items():
+            tensor = tensor.index_select(dim, torch.from_numpy(to_indices(runs)).to(tensor.device))
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+    def scatter_(self, dense: Tensor, compact: Tensor) -> None:
+        """Write a compact tensor back to its place in the dense one; other entries stay as they are."""
+        if not self.kept:
+            dense.copy_(compact)
+            return
+        grid = [
+            torch.from_numpy(to_indices(self.kept[d])) if d in self.kept else torch.arange(size)
+            for d, size in enumerate(self.dense_shape)
+        ]
+        index = torch.meshgrid(*[g.to(dense.device) for g in grid], indexing="ij")
+        dense[index] = compact.to(dense)
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    """An integer (or tuple of integers) of a module that the cut changes, e.g. the number of heads."""
+
+    module: str
+    attribute: str
+    dense: int | tuple[int, ...]
+    compact: int | tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SurgeryPlan:
+    """Which indices of the dense model stay, and the gate values to fold into the weights that consume them.
+
+    Attributes:
+        fingerprint: Of the dense model the plan was made for.
+        tensors: Name -> cut, for every tensor that loses indices.
+        folds: (parameter, dimension) -> factor of every dense index, shape `(size,)`, float64. Empty once folded.
+        attributes: Integers of modules that change, for the in-place form.
+        form: "in-place" or "graph".
+    """
+
+    fingerprint: str
+    tensors: dict[str, TensorCut]
+    folds: dict[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    attributes: tuple[AttributeChange, ...] = ()
+    form: str = "in-place"
+
+    def fold(self, name: str, tensor: Tensor) -> Tensor:
+        """The dense tensor multiplied by the gates that consume it."""
+        for (parameter, dim), factors in self.folds.items():
+            if parameter == name:
+                shape = [1] * tensor.dim()
+                shape[dim] = -1
+                tensor = tensor * torch.from_numpy(factors).to(tensor).view(shape)
+        return tensor
+
+    def compact_tensor(self, name: str, dense: Tensor) -> Tensor:
+        """What becomes of one dense tensor: gates folded in, closed indices gone."""
+        folded = self.fold(name, dense.detach())
+        cut = self.tensors.get(name)
+        return folded.clone() if cut is None else cut.select(folded)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for surgery.json; the folded factors are in the weights and not repeated."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "form": self.form,
+            "fingerprint": self.fingerprint,
+            "tensors": {
+                name: {
+                    "dense_shape": list(cut.dense_shape),
+                    "kept": {str(d): [list(run) for run in runs] for d, runs in cut.kept.items()},
+                }
+                for name, cut in self.tensors.items()
+            },
+            "attributes": [
+                {"module": c.module, "attribute": c.attribute, "dense": c.dense, "compact": c.compact}
+                for c in self.attributes
+            ],
+        }
+
+    @staticmethod
+    def from_json(data: Any, *, source: str = "surgery.json") -> SurgeryPlan:
+        """Read plain data back.
+
+        Raises:
+            FileFormatError: another format or version, unknown or missing keys, or indices that make no sense.
+        """
+        keys = {"format", "version", "form", "fingerprint", "tensors", "attributes"}
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FileFormatError(f"{source} is not a surgery plan: expected format {FORMAT!r}; run shrink again")
+        if data.get("version") != VERSION:
+            raise FileFormatError(
+                f"{source} has version {data.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
+            )
+        if set(data) != keys:
+            odd = ", ".join(sorted(set(data) ^ keys))
+            raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
+        try:
+            tensors = {
+                str(name): _checked_cut(
+                    tuple(int(s) for s in cut["dense_shape"]),
+                    {int(d): tuple((int(a), int(b)) for a, b in runs) for d, runs in cut["kept"].items()},
+                )
+                for name, cut in data["tensors"].items()
+            }
+            attributes = tuple(_attribute_from_json(change) for change in data["attributes"])
+            if data["form"] not in ("in-place", "graph"):
+                raise ValueError(f"form is {data['form']!r}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{source} is damaged ({error}); run shrink again") from error
+        return SurgeryPlan(str(data["fingerprint"]), tensors, {}, attributes, data["form"])
+
+    def check(self, model: nn.Module) -> None:
+        """See that `model` is the dense model the plan was made for.
+
+        Raises:
+            PlanMismatchError: it has other tensors; the message names the first.
+        """
+        if fingerprint(model) == self.fingerprint:
+            return
+        tensors = named_tensors(model)
+        for name, cut in self.tensors.items():
+            if name not in tensors:
+                raise PlanMismatchError(f"{name!r}: the plan cuts it, this {type(model).__name__} has no such tensor")
+            if tuple(tensors[name].shape) != cut.dense_shape:
+                raise PlanMismatchError(
+                    f"{name!r}: the plan was made for shape {cut.dense_shape}, this model has "
+                    f"{tuple(tensors[name].shape)}; build the base model with the sizes in surgery.json"
+                )
+        raise PlanMismatchError(
+            f"this {type(model).__name__} has other tensors or dtypes than the dense model the plan was made for; build the "
+            "base model as it was before pruning"
+        )
+
+
+def _checked_cut(dense_shape: tuple[int, ...], kept: dict[int, Runs]) -> TensorCut:
+    for dim, runs in kept.items():
+        if not 0 <= dim < len(dense_shape):
+            raise ValueError(f"dimension {dim} of a tensor of shape {dense_shape}")
+        bounds = [bound for run in runs for bound in run]
+        if not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > dense_shape[dim]:
+            raise ValueError(f"runs {runs} do not lie in a dimension of {dense_shape[dim]}")
+    return TensorCut(dense_shape, kept)
+
+
+def _attribute_from_json(data: Mapping[str, Any]) -> AttributeChange:
+    def value(raw: Any) -> int | tuple[int, ...]:
+        return tuple(int(v) for v in raw) if isinstance(raw, list) else int(raw)
+
+    return AttributeChange(str(data["module"]), str(data["attribute"]), value(data["dense"]), value(data["compact"]))
+
+
+def make_plan(
+    flow: ChannelFlow, model: nn.Module, values: npt.NDArray[np.float64], keep: npt.NDArray[np.bool_] | None = None
+) -> SurgeryPlan:
+    """Derive the plan from gate values.
+
+    Args:
+        flow: Trace of `model`.
+        model: The dense model.
+        values: Test-time gate values, shape `(n_gates,)`, in [0, 1].
+        keep: Units to keep, shape `(n_gates,)`; None keeps the open ones. A kept unit may have value 0 (padding).
+
+    Raises:
+        ConfigError: a dimension that must not vanish would.
+    """
+    kept_units = values != 0 if keep is None else keep
+    extended = np.append(kept_units, True)  # noqa: FBT003 - index -1 is "not gated"
+    require_nonempty(flow, kept_units)
+    tensors = {}
+    for name, dims in flow.tensors.items():
+        kept = {
+            dim: to_runs(extended[gates])
+            for dim, gates in enumerate(dims)
+            if gates is not None and not extended[gates].all()
+        }
+        if kept:
+            tensors[name] = TensorCut(flow.sizes[name], kept)
+    factors = np.append(values.astype(np.float64), 1.0)
+    folds = {(c.parameter, c.dim): factors[c.gates] for c in flow.consumers if (factors[c.gates] != 1.0).any()}
+    return SurgeryPlan(fingerprint(model), tensors, folds)
+
+
+def require_nonempty(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
+    """Refuse gate values that close a whole dimension the network cannot do without."""
+    empty = [d.name for d in _closed(flow, kept) if not d.removable]
+    if empty:
+        raise ConfigError(
+            f"all units of {', '.join(empty[:3])}{' and more' if len(empty) > 3 else ''} are closed, which cuts the model's "
+            "output off from its input; open at least one gate of each"
+        )
+
+
+def _closed(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> Iterable[Any]:
+    return (d for d in flow.dimensions if d.n_ungated == 0 and not kept[d.gates].any())
