@@ -1,0 +1,231 @@
+"""Benchmark of ONNX files in onnxruntime on the CPU: in turn, on equal terms, with an interval on the speedup."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor
+
+from l0prune.bench_report import BenchReport, Latency, ModelTiming, Speedup, bench_table
+from l0prune.errors import ConfigError
+from l0prune.hardware import Environment
+from l0prune.onnx_model import open_session
+from l0prune.timing import PairedTimes, interleave, median_ratio
+
+__all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table", "benchmark"]
+
+Arrays = Tensor | np.ndarray
+_BLOCK_S = 0.01
+_FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def benchmark(
+    models: Mapping[str, Path | str],
+    inputs: Arrays | tuple[Arrays, ...] | Mapping[str, Arrays] | None = None,
+    *,
+    threads: int = 1,
+    batch_size: int | None = None,
+    warmup_s: float = 0.3,
+    min_samples: int = 100,
+    min_seconds: float = 2.0,
+    max_seconds: float = 60.0,
+    seed: int = 0,
+) -> BenchReport:
+    """Time ONNX files against each other in onnxruntime on the CPU.
+
+    Every graph optimisation is on, execution is sequential, inputs are bound once. After a warm-up of all of them the
+    models run in blocks of about 10 ms each, in random order, over and over. The speedup of a model over the first one
+    is the median over the blocks of (median run of the first / median run of the model): what slows the whole machine
+    cancels.
+
+    Args:
+        models: Name -> ONNX file; the first is the baseline.
+        inputs: One array, a tuple in the order of the model's inputs, or a dict by input name; the same for all models.
+            None makes them at random from each model's own input shapes and types: normal values, ids from 1 to 9,
+            masks of ones.
+        threads: Threads within one operator, >= 1.
+        batch_size: Rows of the inputs made at random, default 1; with `inputs` given, it must be theirs.
+        warmup_s: Seconds of untimed runs of each model, at least three runs.
+        min_samples: Timed runs of each model, at least.
+        min_seconds: Seconds of timing in all, at least.
+        max_seconds: The timing ends after this, with at least three blocks.
+        seed: Of the inputs, the order, and the bootstrap of the interval.
+
+    Returns:
+        Latencies, sizes, speedups with their 95 % intervals, and what they were measured on.
+
+    Raises:
+        ConfigError: if a file is missing, there is no model, a model refuses the batch size or the inputs, or a number
+            is out of range.
+        FileFormatError: if a file is not an ONNX model.
+        ExportError: if onnxruntime cannot run one of its operators.
+    """
+    _check_numbers(models, threads, batch_size, min_samples)
+    sessions = {name: open_session(Path(path), threads=threads) for name, path in models.items()}
+    given_rows = _rows(inputs)
+    rows = given_rows or batch_size or 1
+    if batch_size is not None and rows != batch_size:
+        raise ConfigError(f"batch_size={batch_size}: the inputs given have {rows} rows. Leave out one of the two.")
+    runs = []
+    for name, session in sessions.items():
+        feeds = _random_feeds(name, session, rows, seed) if inputs is None else _given_feeds(name, session, inputs)
+        runs.append(_bound_run(name, session, feeds))
+    times = interleave(
+        runs,
+        warmup_s=warmup_s,
+        min_samples=min_samples,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        block_s=_BLOCK_S,
+        seed=seed,
+    )
+    names = list(models)
+    files = [_file_facts(Path(path)) for path in models.values()]
+    return BenchReport(
+        models=tuple(_timing(name, times.seconds[i], rows, files[i]) for i, name in enumerate(names)),
+        baseline=names[0],
+        speedup=_speedups(names, times, seed),
+        environment=Environment.here(threads=threads, batch_size=rows),
+    )
+
+
+@dataclass(frozen=True)
+class _FileFacts:
+    n_bytes: int
+    n_parameters: int
+
+
+def _check_numbers(models: Mapping[str, Any], threads: int, batch_size: int | None, min_samples: int) -> None:
+    if not models:
+        raise ConfigError("benchmark: no models given; expected name -> ONNX file.")
+    for name, value in (("threads", threads), ("batch_size", batch_size), ("min_samples", min_samples)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: expected 1 or more.")
+
+
+def _timing(name: str, seconds: np.ndarray, rows: int, facts: _FileFacts) -> ModelTiming:
+    ms = seconds.ravel() * 1e3
+    p50, p90 = (float(value) for value in np.quantile(ms, (0.5, 0.9)))
+    return ModelTiming(
+        name=name,
+        latency_ms=Latency(p50=p50, p90=p90, mean=float(ms.mean())),
+        samples=ms.size,
+        throughput_per_s=rows * 1e3 / p50,
+        file_bytes=facts.n_bytes,
+        n_parameters=facts.n_parameters,
+    )
+
+
+def _speedups(names: list[str], times: PairedTimes, seed: int) -> dict[str, Speedup]:
+    baseline, *others = times.block_medians
+    return {
+        name: Speedup(*median_ratio(baseline, other, seed=seed)) for name, other in zip(names[1:], others, strict=True)
+    }
+
+
+def _file_facts(path: Path) -> _FileFacts:
+    """Size of the file and of the weight files it names, and the number of floating-point values in it."""
+    model = onnx.load(str(path), load_external_data=False)
+    files = {path}
+    for tensor in model.graph.initializer:
+        files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOAT_TYPES]
+    return _FileFacts(
+        n_bytes=sum(file.stat().st_size for file in files),
+        n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
+    )
+
+
+def _rows(inputs: Any) -> int | None:
+    """Batch size of the inputs given; None where there are none."""
+    if inputs is None:
+        return None
+    arrays = (
+        inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else (inputs,)
+    )
+    return next((int(array.shape[0]) for array in arrays if array.ndim), None)
+
+
+def _given_feeds(name: str, session: onnxruntime.InferenceSession, inputs: Any) -> dict[str, np.ndarray]:
+    """The inputs given, by the model's names."""
+    wanted = [node.name for node in session.get_inputs()]
+    if isinstance(inputs, Mapping):
+        feeds = dict(inputs)
+    else:
+        arrays = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        feeds = dict(zip(wanted, arrays, strict=False)) if len(arrays) == len(wanted) else {}
+    if set(feeds) != set(wanted):
+        found = ", ".join(feeds) if isinstance(inputs, Mapping) else f"{len(arrays)} arrays"
+        raise ConfigError(f"model {name!r}: expected the inputs {', '.join(wanted)}, found {found}.")
+    return {key: _array(value) for key, value in feeds.items()}
+
+
+def _array(value: Arrays) -> np.ndarray:
+    array: np.ndarray = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return array
+
+
+def _random_feeds(name: str, session: onnxruntime.InferenceSession, rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Inputs of the model's own shapes and types; equal for equal models."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for node in session.get_inputs():
+        shape = [rows if index == 0 and isinstance(size, str) else size for index, size in enumerate(node.shape)]
+        if shape and isinstance(shape[0], int) and shape[0] != rows:
+            raise ConfigError(
+                f"model {name!r}: input {node.name!r} has a fixed batch of {shape[0]}, found batch_size={rows}. "
+                f"Benchmark with batch_size={shape[0]}, or export with dynamic_batch=True."
+            )
+        unknown = [size for size in shape if not isinstance(size, int)]
+        if unknown:
+            raise ConfigError(
+                f"model {name!r}: input {node.name!r} has the free dimension {unknown[0]!r}. Pass inputs."
+            )
+        feeds[node.name] = _random_array(name, node, shape, rng)
+    return feeds
+
+
+def _random_array(name: str, node: Any, shape: list[int], rng: np.random.Generator) -> np.ndarray:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ConfigError(f"model {name!r}: input {node.name!r} is a {node.type}; pass inputs for it.")
+    if "mask" in node.name or dtype is np.bool_:
+        return np.ones(shape, dtype=dtype)
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0 if "type" in node.name else 1, 1 if "type" in node.name else 10, size=shape).astype(dtype)
+    return rng.normal(size=shape).astype(dtype)
+
+
+def _bound_run(
+    name: str, session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]
+) -> Callable[[], object]:
+    """One run with inputs and outputs bound once; tried before it is returned."""
+    binding = session.io_binding()
+    for key, value in feeds.items():
+        binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
+    for node in session.get_outputs():
+        binding.bind_output(node.name, "cpu")
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+
+    try:
+        run()
+    except (ort_errors.InvalidArgument, ort_errors.Fail, ort_errors.RuntimeException, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model {name!r}: does not run on these inputs ({reason}).") from error
+    return run

@@ -1,0 +1,162 @@
+"""What a benchmark found: figures as data, their JSON, and their table."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from l0prune.errors import FileFormatError
+from l0prune.hardware import Environment
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table"]
+
+_FORMAT, _VERSION = "l0prune.bench", 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run over the whole batch: median, 90 % quantile, mean."""
+
+    p50: float
+    p90: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """One ONNX file's size and time.
+
+    Attributes:
+        name: What the caller calls it.
+        latency_ms: Milliseconds a run.
+        samples: Timed runs.
+        throughput_per_s: Inputs (not batches) a second, from the median.
+        file_bytes: Size on disk, with the weights' own file where there is one.
+        n_parameters: Floating-point values stored in the file.
+    """
+
+    name: str
+    latency_ms: Latency
+    samples: int
+    throughput_per_s: float
+    file_bytes: int
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster a model is than the baseline, with its 95 % interval.
+
+    Attributes:
+        ratio: Baseline's time / this model's time, from runs measured in turn; above 1 is faster.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A benchmark of one or more ONNX files, run in turn on one machine.
+
+    Attributes:
+        models: One timing a model, in the caller's order.
+        baseline: Name of the first model, which the others are compared with.
+        speedup: Name -> speedup over the baseline, for every model but the first.
+        environment: Machine, versions, threads and batch size.
+    """
+
+    models: tuple[ModelTiming, ...]
+    baseline: str
+    speedup: dict[str, Speedup]
+    environment: Environment
+
+    def __getitem__(self, name: str) -> ModelTiming:
+        """The timing of a model by its name."""
+        return next(timing for timing in self.models if timing.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object: `models` and `speedup` are keyed by model name."""
+        timings = {
+            timing.name: {key: val for key, val in asdict(timing).items() if key != "name"} for timing in self.models
+        }
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "models": timings,
+            "baseline": self.baseline,
+            "speedup": {name: asdict(speedup) for name, speedup in self.speedup.items()},
+            "environment": asdict(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "BenchReport":
+        """From the object `to_json` made.
+
+        Raises:
+            FileFormatError: on another format or version, and on missing or unknown keys.
+        """
+        _expect_keys("bench report", value, {"format", "version", "models", "baseline", "speedup", "environment"})
+        if (value["format"], value["version"]) != (_FORMAT, _VERSION):
+            found = f"{value['format']!r} version {value['version']!r}"
+            raise FileFormatError(f"bench report: expected {_FORMAT!r} version {_VERSION}, found {found}.")
+        return cls(
+            models=tuple(_timing(name, timing) for name, timing in value["models"].items()),
+            baseline=value["baseline"],
+            speedup={name: _read(Speedup, f"speedup of {name!r}", found) for name, found in value["speedup"].items()},
+            environment=_read(Environment, "environment", value["environment"]),
+        )
+
+
+def bench_table(report: BenchReport) -> "Table":
+    """The report for people, as a rich table; the caption names the machine."""
+    from rich import box
+    from rich.table import Table
+
+    environment = report.environment
+    caption = (
+        f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; "
+        f"onnxruntime {environment.onnxruntime}, {environment.threads} thread(s), batch {environment.batch_size}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in ("p50 ms", "p90 ms", "per second", "parameters", "file bytes", "runs", "speedup", "95 % interval"):
+        table.add_column(name, justify="right")
+    for timing in report.models:
+        speedup = report.speedup.get(timing.name)
+        table.add_row(
+            timing.name,
+            f"{timing.latency_ms.p50:.3f}",
+            f"{timing.latency_ms.p90:.3f}",
+            f"{timing.throughput_per_s:.1f}",
+            f"{timing.n_parameters:,}",
+            f"{timing.file_bytes:,}",
+            f"{timing.samples:,}",
+            f"{speedup.ratio:.2f}x" if speedup else "",
+            f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
+        )
+    return table
+
+
+def _timing(name: str, value: Mapping[str, Any]) -> ModelTiming:
+    where = f"timing of {name!r}"
+    _expect_keys(where, value, {field.name for field in fields(ModelTiming)} - {"name"})
+    latency = _read(Latency, f"{where}, latency_ms", value["latency_ms"])
+    return ModelTiming(**{**value, "name": name, "latency_ms": latency})
+
+
+def _read(kind: type[Any], where: str, value: Mapping[str, Any]) -> Any:
+    _expect_keys(where, value, {field.name for field in fields(kind)})
+    return kind(**value)
+
+
+def _expect_keys(where: str, value: Mapping[str, Any], expected: set[str]) -> None:
+    found = set(value) if isinstance(value, Mapping) else set()
+    if found != expected:
+        unknown, missing = sorted(found - expected), sorted(expected - found)
+        raise FileFormatError(f"{where}: unknown keys {unknown}, missing keys {missing}.")

@@ -1,0 +1,254 @@
+"""Export to ONNX: quiet, with a dynamic batch where the model allows it, checked before the file appears."""
+
+import functools
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ShapesCollection
+
+from l0prune.errors import ConfigError, ExportError, L0PruneError
+from l0prune.flow.capture import ExampleInputs
+from l0prune.model_call import ModelCall, evaluating, output_names, output_tensors
+from l0prune.onnx_model import DYNAMIC_BATCH_KEY, OnnxDifference, OnnxModel, compare_outputs, onnx_difference
+
+__all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
+
+_BATCH = "batch"
+_CHECKED_BATCHES = (1, 2, 5)
+_INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: Path | str,
+    *,
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-4,
+    opset: int | None = None,
+) -> Path:
+    """Write a model as an ONNX file that computes what torch computes.
+
+    The file is written under a temporary name, checked with `onnx.checker`, run in onnxruntime against torch at batch
+    sizes 1, 2 and 5 (a static file: at its own), and only then moved to `path`. A failure leaves nothing behind, and an
+    existing file as it was. The metadata property "l0prune.dynamic_batch" says whether the batch is free ("true") or
+    fixed ("false"); `OnnxModel(path).static_batch` reads it.
+
+    Args:
+        model: Any module that `torch.export` can capture; it is exported in evaluation mode, and its mode restored.
+        example_inputs: One tensor, positional tensors, or a dict of keyword tensors. Their first dimension is
+            the batch; a batch of 1 is doubled for the capture, which would otherwise take it for a constant.
+        path: The file to write; its directory must exist.
+        dynamic_batch: Make the batch free where the model allows it; where it does not, and with False, the file
+            accepts the batch size of `example_inputs` only.
+        tolerance: Largest difference allowed, relative to the largest magnitude of each torch output, > 0.
+        opset: ONNX operator set; None takes torch's own.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigError: if the directory does not exist, or `tolerance` is not positive.
+        ExportError: if the model does not run on the inputs, cannot be captured or converted, or the file's outputs
+            differ from torch's.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the directory {path.parent} does not exist. Create it first.")
+    if not tolerance > 0:
+        raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
+    call = ModelCall.of(example_inputs)
+    with _quiet(), evaluating(model), torch.no_grad():
+        job = _Job(*_with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
+        if dynamic_batch and call.batch_size is not None:
+            try:
+                return job.write(dynamic=True)
+            except ExportError:  # not every model allows it; what is wrong with the model itself shows again below
+                pass
+        return job.write(dynamic=False)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One model on its way into one file."""
+
+    model: nn.Module
+    output_names: list[str]
+    call: ModelCall
+    path: Path
+    tolerance: float
+    opset: int | None
+
+    def write(self, *, dynamic: bool) -> Path:
+        """Convert, check, and move to the final name."""
+        program = self.convert(dynamic=dynamic)
+        _label(program.model, dynamic=dynamic)
+        with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
+            draft = Path(folder) / self.path.name
+            program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
+            try:
+                onnx.checker.check_model(str(draft))
+                self.check_numbers(draft, dynamic=dynamic)
+            except (onnx.checker.ValidationError, L0PruneError) as error:
+                reason = _first_line(error).replace(str(draft), str(self.path))
+                raise ExportError(reason if str(self.path) in reason else f"{self.path}: {reason}") from error
+            files = sorted(Path(folder).iterdir(), key=lambda file: file == draft)  # the one that names the others last
+            for written in files:
+                written.replace(self.path.parent / written.name)
+        return self.path
+
+    def convert(self, *, dynamic: bool) -> torch.onnx.ONNXProgram:
+        """Capture the model and translate it."""
+        name, call = type(self.model).__name__, self.call
+        if dynamic and call.batch_size == 1:
+            call = call.with_batch(2)
+        shapes = _dynamic_shapes(self.model, call) if dynamic else None
+        try:
+            captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
+                verbose=False,
+                input_names=call.input_names(self.model),
+                output_names=self.output_names,
+                opset_version=self.opset,
+            )
+        except Exception as error:
+            kind = type(error).__name__
+            raise ExportError(f"{name} cannot be exported to ONNX: {kind}: {_first_line(error)}") from error
+        if program is None:
+            raise ExportError(f"{name} cannot be exported to ONNX: torch.onnx.export returned nothing.")
+        written = program.model.opset_imports.get("")
+        if self.opset is not None and written != self.opset:
+            raise ExportError(f"{name} cannot be exported with opset {self.opset}: the exporter wrote opset {written}.")
+        return program
+
+    def check_numbers(self, draft: Path, *, dynamic: bool) -> None:
+        """Compare the file with torch at several batch sizes."""
+        onnx_model = OnnxModel(draft)
+        for batch in _CHECKED_BATCHES if dynamic else (self.call.batch_size,):
+            call = self.call if batch is None else self.call.with_batch(batch)
+            where = "" if batch is None else f" at batch size {batch}"
+            try:
+                expected = output_tensors(call(self.model))
+            except RuntimeError as error:
+                raise ExportError(f"{draft}: the torch model fails{where}: {_first_line(error)}") from error
+            found = compare_outputs(expected, onnx_model, call)
+            if not found.max_rel <= self.tolerance:
+                raise ExportError(
+                    f"{draft}: ONNX and torch outputs differ by {found.max_rel:.1e} relative "
+                    f"(tolerance {self.tolerance:.1e}) at output {found.output}{where}; nothing was written."
+                )
+
+
+def _with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, list[str]]:
+    """The model, wrapped where its outputs are not plain tensors, and a name for each output."""
+    name = type(model).__name__
+    shapes = [list(tensor.shape) for tensor in call.tensors]
+    try:
+        output = call(model)
+    except Exception as error:
+        raise ExportError(
+            f"{name} does not run on the example inputs of shapes {shapes}: {_first_line(error)}"
+        ) from error
+    tensors = output_tensors(output)
+    if not tensors:
+        raise ExportError(f"{name} returns no tensor (found {type(output).__name__}).")
+    for index, tensor in enumerate(tensors):
+        if tensor.dtype == torch.bfloat16:
+            raise ExportError(f"{name}: output {index} is bfloat16, which onnxruntime's CPU lacks. Use model.float().")
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights?")
+    values = list(output.values()) if isinstance(output, dict) else output
+    plain = isinstance(output, Tensor) or len(tensors) == len(values if isinstance(values, list | tuple) else ())
+    return (model if plain else _PlainOutputs(model), output_names(output))
+
+
+class _PlainOutputs(nn.Module):
+    """A model that returns the tensors of its outputs as a plain tuple; its forward keeps the model's signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+        @functools.wraps(model.forward)
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            return tuple(output_tensors(self.model(*args, **kwargs)))
+
+        self.forward = forward
+
+
+def _dynamic_shapes(model: nn.Module, call: ModelCall) -> Any:
+    """The batch dimension of every tensor that shares it, as torch.export wants it."""
+    dimension, shapes = Dim(_BATCH), ShapesCollection()
+    for tensor in call.batched:
+        shapes[tensor] = {0: dimension}
+    return shapes.dynamic_shapes(model, call.args, call.kwargs)
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+
+
+def _label(model: Any, *, dynamic: bool) -> None:
+    """Name the batch dimension, say whether it is free, and drop notes on this machine's source files."""
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    symbol = _batch_symbol(model) if dynamic else None
+    for value in values:
+        value.metadata_props.clear()
+        if symbol is not None and value.shape is not None:
+            value.shape = type(value.shape)([_renamed(size, symbol) for size in value.shape])
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props[DYNAMIC_BATCH_KEY] = "true" if dynamic else "false"
+
+
+def _batch_symbol(model: Any) -> str | None:
+    """The exporter's own name of the batch dimension, such as 's77'."""
+    for value in model.graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            name: str | None = value.shape[0].value
+            return name
+    return None
+
+
+def _renamed(size: Any, symbol: str) -> Any:
+    name = getattr(size, "value", None)
+    return size if not isinstance(name, str) else re.sub(rf"\b{re.escape(symbol)}\b", _BATCH, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no log lines from the exporters; both as before afterwards."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,200 @@
+"""An ONNX file as something that can be called like a torch model, and how far it is from one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor, nn
+
+from l0prune.errors import ConfigError, ExportError, FileFormatError
+from l0prune.flow.capture import ExampleInputs, split_inputs
+from l0prune.model_call import ModelCall, evaluating, output_tensors
+
+__all__ = [
+    "DYNAMIC_BATCH_KEY",
+    "OnnxDifference",
+    "OnnxModel",
+    "compare_outputs",
+    "onnx_difference",
+    "open_session",
+]
+
+DYNAMIC_BATCH_KEY = "l0prune.dynamic_batch"
+"""Metadata property of an exported file: "true" where every batch size works, "false" where only one does."""
+
+_UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile, ort_errors.NoModel)
+_UNSUPPORTED = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.RuntimeException)
+_REFUSED_INPUT = (ort_errors.InvalidArgument, ort_errors.Fail, ort_errors.RuntimeException)
+
+
+@dataclass(frozen=True)
+class OnnxDifference:
+    """How far an ONNX file's outputs are from torch's.
+
+    Attributes:
+        max_abs: Largest absolute difference over all outputs.
+        max_rel: Largest over the outputs of (largest absolute difference / largest absolute value of the torch output).
+        output: Index of the output that holds `max_rel`.
+    """
+
+    max_abs: float
+    max_rel: float
+    output: int
+
+
+def open_session(model: Path | bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session with every graph optimisation, sequential, on a fixed number of threads.
+
+    Args:
+        model: An ONNX file, or its bytes.
+        threads: Threads within one operator, >= 1. They stop spinning when a run ends, so that sessions measured in
+            turn do not steal each other's cores.
+
+    Raises:
+        ConfigError: if the file does not exist or `threads` is below 1.
+        FileFormatError: if it is not an ONNX model.
+        ExportError: if onnxruntime has no kernel for one of its operators.
+    """
+    if threads < 1:
+        raise ConfigError(f"threads={threads}: expected 1 or more.")
+    name = "the ONNX model" if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path) and not model.is_file():
+        raise ConfigError(f"{name}: no such file. Give the path of an ONNX model.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # fatal only: what goes wrong is raised
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _UNREADABLE as error:
+        raise FileFormatError(f"{name}: not an ONNX model that onnxruntime can read ({_first_line(error)}).") from error
+    except _UNSUPPORTED as error:
+        raise ExportError(f"{name}: onnxruntime cannot run it on this CPU ({_first_line(error)}).") from error
+
+
+class OnnxModel:
+    """An ONNX file that is called like the torch model it came from.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads within one operator, >= 1.
+
+    Raises:
+        ConfigError, FileFormatError, ExportError: as `open_session`.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+        self.path = Path(path)
+        self.session = open_session(self.path, threads=threads)
+        self.input_names: tuple[str, ...] = tuple(node.name for node in self.session.get_inputs())
+
+    @property
+    def static_batch(self) -> int | None:
+        """The only batch size the file accepts; None where every size works."""
+        if self.session.get_modelmeta().custom_metadata_map.get(DYNAMIC_BATCH_KEY) == "true":
+            return None
+        sizes = [node.shape[0] for node in self.session.get_inputs() if node.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs for the inputs: one tensor, or a tuple where the file has several outputs.
+
+        Args:
+            args: Tensors in the order of the file's inputs; or one tuple of them; or one dict, input name -> tensor.
+            kwargs: Tensors by input name. A file with a static batch is run on as many batches as the inputs need,
+                the last one filled up with copies of the last row.
+
+        Raises:
+            ConfigError: if number, names, types or shapes of the inputs are not those of the file.
+        """
+        feeds = self._feeds(args, kwargs)
+        batch = self.static_batch
+        rows = next((value.shape[0] for value in feeds.values() if value.ndim), None)
+        if batch is None or rows is None or rows == batch:
+            outputs = self._run(feeds)
+        else:
+            parts = [self._run(part) for part in _batches(feeds, rows, batch)]
+            outputs = [np.concatenate(values)[:rows] for values in zip(*parts, strict=True)]
+        tensors = tuple(torch.from_numpy(np.asarray(value)) for value in outputs)
+        return tensors[0] if len(tensors) == 1 else tensors
+
+    def _feeds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if len(args) == 1 and not kwargs and isinstance(args[0], list | tuple | Mapping):
+            args, kwargs = split_inputs(args[0])
+        tensors = output_tensors(args)
+        named = dict(zip(self.input_names, tensors, strict=False)) | dict(kwargs)
+        if set(named) != set(self.input_names) or len(tensors) + len(kwargs) != len(self.input_names):
+            given = f"{len(tensors)} positional" + (f" and {', '.join(kwargs)}" if kwargs else "")
+            raise ConfigError(f"{self.path}: expected the inputs {', '.join(self.input_names)}, found {given}.")
+        return {name: value.detach().cpu().numpy() for name, value in named.items()}
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            outputs: list[np.ndarray] = self.session.run(None, feeds)
+        except _REFUSED_INPUT as error:
+            raise ConfigError(f"{self.path}: the inputs do not fit the model ({_first_line(error)}).") from error
+        return outputs
+
+
+def onnx_difference(path: Path | str, model: nn.Module, inputs: ExampleInputs, *, threads: int = 1) -> OnnxDifference:
+    """Compare an ONNX file with a torch model on the same inputs, in evaluation mode.
+
+    Args:
+        path: The ONNX file.
+        model: The torch model; its mode is as before afterwards.
+        inputs: One tensor, positional tensors, or a dict of keyword tensors.
+        threads: onnxruntime's threads.
+
+    Raises:
+        ExportError: if the number or the shapes of the outputs differ.
+        ConfigError, FileFormatError: as `OnnxModel`.
+    """
+    call = ModelCall.of(inputs)
+    with evaluating(model), torch.no_grad():
+        expected = output_tensors(call(model))
+    return compare_outputs(expected, OnnxModel(path, threads=threads), call)
+
+
+def compare_outputs(expected: Sequence[Tensor], onnx_model: OnnxModel, call: ModelCall) -> OnnxDifference:
+    """`onnx_difference` where torch's outputs are known already."""
+    found = output_tensors(onnx_model(*call.args, **call.kwargs))
+    if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
+        shapes = [[list(t.shape) for t in tensors] for tensors in (expected, found)]
+        raise ExportError(f"{onnx_model.path}: torch's outputs have shapes {shapes[0]}, the ONNX file's {shapes[1]}.")
+    worst = OnnxDifference(0.0, 0.0, 0)
+    for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+        max_abs, max_rel = _difference(one.detach().cpu().double(), other.double())
+        worst = OnnxDifference(
+            max(worst.max_abs, max_abs), max(worst.max_rel, max_rel), index if max_rel > worst.max_rel else worst.output
+        )
+    return worst
+
+
+def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Largest absolute difference, and that over the largest finite magnitude expected; infinite where one is NaN."""
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    gap = torch.where(same, 0.0, (expected - found).abs()).nan_to_num(nan=torch.inf)
+    finite = expected[expected.isfinite()].abs()
+    max_abs = float(gap.max()) if gap.numel() else 0.0
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return max_abs, max_abs / max(scale, torch.finfo(torch.float32).tiny) if max_abs else 0.0
+
+
+def _batches(feeds: Mapping[str, np.ndarray], rows: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds of `batch` rows each; the last one is filled up with its last row."""
+    for start in range(0, rows, batch):
+        index = np.minimum(np.arange(start, start + batch), rows - 1)
+        yield {name: value[index] if value.ndim and len(value) == rows else value for name, value in feeds.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split())[:200]

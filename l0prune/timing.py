@@ -1,0 +1,110 @@
+"""Timing several calls against each other so that noise hits all of them alike.
+
+A block times every call back to back, in random order, each for a few runs in a row. Whatever disturbs the machine for
+longer than a block (other processes, clock changes) then disturbs all calls of that block, and cancels in their ratios.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["PairedTimes", "interleave", "median_ratio"]
+
+_BOOTSTRAP_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class PairedTimes:
+    """Run times of several calls, in blocks that were measured together.
+
+    Attributes:
+        seconds: One array per call, shape `(n_blocks, runs_per_block)`, seconds per run.
+    """
+
+    seconds: tuple[np.ndarray, ...]
+
+    @property
+    def block_medians(self) -> np.ndarray:
+        """Median run of each block, shape `(n_calls, n_blocks)`, seconds."""
+        return np.stack([np.median(runs, axis=1) for runs in self.seconds])
+
+
+def interleave(
+    calls: Sequence[Callable[[], object]],
+    *,
+    warmup_s: float,
+    min_samples: int,
+    min_seconds: float,
+    max_seconds: float,
+    block_s: float,
+    seed: int,
+) -> PairedTimes:
+    """Time all calls in interleaved blocks.
+
+    Args:
+        calls: What to time; each call is one run.
+        warmup_s: Seconds of runs of each call before any is timed; at least three runs.
+        min_samples: Timed runs of each call, at least.
+        min_seconds: Seconds of measuring in all, at least.
+        max_seconds: After this many seconds the measuring ends, whatever is missing, with three blocks at least.
+        block_s: Aim for this many seconds of each call within a block; at least one run.
+        seed: Of the order within the blocks.
+
+    Returns:
+        Times of every run; all calls have the same number of blocks.
+    """
+    runs_per_block = [max(1, round(block_s / _warm_up(call, warmup_s))) for call in calls]
+    needed_blocks = max(3, *(-(-min_samples // runs) for runs in runs_per_block))
+    order = np.random.default_rng(seed)
+    blocks: list[list[np.ndarray]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while True:
+        for index in order.permutation(len(calls)):
+            blocks[index].append(_timed_runs(calls[index], runs_per_block[index]))
+        elapsed, done = time.perf_counter() - start, len(blocks[0])
+        enough = done >= needed_blocks and elapsed >= min_seconds
+        if enough or (done >= 3 and elapsed >= max_seconds):
+            return PairedTimes(tuple(np.stack(runs) for runs in blocks))
+
+
+def median_ratio(first: np.ndarray, second: np.ndarray, *, seed: int) -> tuple[float, float, float]:
+    """How many times longer `first` takes than `second`, with its 95 % interval.
+
+    Args:
+        first: Block medians, shape `(n_blocks,)`, seconds.
+        second: Block medians of the same blocks.
+        seed: Of the bootstrap.
+
+    Returns:
+        Median of the blocks' ratios, and the 2.5 % and 97.5 % quantiles of that median over 2000 bootstrap resamples of
+        the blocks (percentile bootstrap: Efron and Tibshirani (1993), chapter 13).
+    """
+    ratios = first / second
+    draws = np.random.default_rng(seed).integers(0, len(ratios), size=(_BOOTSTRAP_SAMPLES, len(ratios)))
+    medians = np.median(ratios[draws], axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def _warm_up(call: Callable[[], object], seconds: float) -> float:
+    """Run for a while; the fastest run in seconds."""
+    start, fastest, runs = time.perf_counter(), float("inf"), 0
+    while runs < 3 or time.perf_counter() - start < seconds:
+        fastest = min(fastest, float(_timed_runs(call, 1)[0]))
+        runs += 1
+    return max(fastest, 1e-9)
+
+
+def _timed_runs(call: Callable[[], object], runs: int) -> np.ndarray:
+    """Seconds of each of several runs in a row; where they are short, one untimed run first refills the caches."""
+    clock = time.perf_counter
+    if runs >= 3:
+        call()
+    stamps = np.empty(runs + 1)
+    stamps[0] = clock()
+    for run in range(runs):
+        call()
+        stamps[run + 1] = clock()
+    return np.diff(stamps)
