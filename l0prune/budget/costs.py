@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from l0prune.budget.floor import Floor
 from l0prune.budget.sides import FlatTerms, flatten_terms
+from l0prune.budget.widths import Widths
 from l0prune.errors import ConfigError
-from l0prune.flow.costs import CostTerm
+from l0prune.flow.costs import CostTerm, Dimension
 
 __all__ = ["CostModel"]
 
@@ -90,6 +92,11 @@ class CostModel:
     def hard_terms(self, open_gates: OpenGates) -> npt.NDArray[np.float64]:
         """What each term costs when exactly these gates are open, shape `(n_terms,)`, fractions of the dense cost."""
         return self.flat.term_costs(self._hard_counts(open_gates))
+
+    def floor(self, dimensions: Sequence[Dimension]) -> Floor:
+        """The smallest cost that leaves no dimension empty unless it is removable, and the terms that hold it."""
+        alike = np.zeros(self.n_gates)
+        return Floor.of(Widths(alike, self.flat, dimensions, alike), [term.name for term in self.terms])
 
     def _hard_counts(self, open_gates: OpenGates) -> npt.NDArray[np.float64]:
         mask = open_gates.detach().cpu().numpy() if isinstance(open_gates, Tensor) else np.asarray(open_gates)

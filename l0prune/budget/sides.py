@@ -97,7 +97,10 @@ def flatten_terms(terms: Sequence[CostTerm], n_gates: int) -> FlatTerms:
     dense = float(flat.cost(flat.ungated + multiplicity.sum(axis=1)))
     if not 0 < dense < np.inf:
         raise ConfigError(f"the dense cost is {dense:g}; expected a positive number from at least one cost term")
-    return replace(flat, dense_cost=dense)
+    # Multiples of a common power of two make every sum exact, so a cost does not depend on the order of summation.
+    quantum = min(1.0, 2.0 ** (np.ceil(np.log2(dense)) - 51))
+    flat = replace(flat, coefficient=np.round(flat.coefficient / quantum) * quantum)
+    return replace(flat, dense_cost=float(flat.cost(flat.ungated + multiplicity.sum(axis=1))))
 
 
 def classes_of_columns(matrix: sparse.csr_array) -> tuple[IntArray, IntArray]:

@@ -1,0 +1,261 @@
+"""The hard decision: which gates stay open so that the cut network meets its budget, with widths the hardware likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from l0prune.budget.alignment import Alignment, finer_alignments, full_grids
+from l0prune.budget.budget import Budget
+from l0prune.budget.costs import CostModel
+from l0prune.budget.floor import Floor, smallest_counts
+from l0prune.budget.search import CountSearch
+from l0prune.budget.sides import IntArray
+from l0prune.budget.widths import Widths
+from l0prune.errors import BudgetInfeasibleError, ConfigError
+from l0prune.flow.costs import Dimension
+
+__all__ = ["align_open", "select_open"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def select_open(
+    scores: npt.ArrayLike,
+    costs: CostModel,
+    dimensions: Sequence[Dimension],
+    groups: npt.ArrayLike,
+    budget: Budget,
+    *,
+    align: int = 1,
+    tolerance: float = 0.01,
+) -> BoolArray:
+    """The best-ranked gates whose exact cost is at or under the budget, and within `tolerance` of it where reachable.
+
+    Without alignment the gates are ranked together and the lowest are closed until the cost fits. With alignment each
+    width is then rounded to a multiple of `align`, losing as little score as possible. Where no such widths land in
+    (keep - tolerance, keep], as few widths as possible take a finer alignment: align / 2, ... down to 1.
+
+    Args:
+        scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number. Trained
+            gates are ranked by `log_alpha`, into which the budget's multiplier has already priced their cost.
+        costs: cost of the budget's metric.
+        dimensions: dimensions to align; those that are not removable keep at least one index.
+        groups: widths, shape `(n_gates,)`: gates with different numbers are never traded for one another.
+        budget: upper bound of the cost.
+        align: kept indices of each dimension should be multiples of this, >= 1. A dimension kept whole is always fine.
+        tolerance: how far below the budget the cost may end, > 0.
+
+    Returns:
+        Open gates, shape `(n_gates,)`, bool. Equal arguments give equal results.
+
+    Raises:
+        BudgetInfeasibleError: if closing every gate that may close still costs more than the budget.
+        ConfigError: if an argument has the wrong shape or range.
+    """
+    if not tolerance > 0:
+        raise ConfigError(
+            f"tolerance is {tolerance!r}; expected a positive fraction of the dense cost, 0.01 by default"
+        )
+    widths = Widths(scores, costs.flat, dimensions, groups)
+    least = smallest_counts(widths)
+    _require_feasible(widths, costs, budget)
+    counts, threshold = _best_ranked(widths, least, budget.keep)
+    search = CountSearch(widths, budget.keep, tolerance, threshold)
+    exact = _landed(search, counts, full_grids(widths.sizes), Alignment(widths, 1, counts))
+    alignment = Alignment(widths, align, counts)
+    if alignment.align > 1 and alignment.n_misaligned(exact):
+        exact = _aligned(search, alignment, least, counts, exact)
+    return widths.best_gates(exact)
+
+
+def align_open(
+    open_gates: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    costs: CostModel,
+    dimensions: Sequence[Dimension],
+    groups: npt.ArrayLike,
+    *,
+    align: int,
+    keep: float | None = None,
+) -> BoolArray:
+    """Change a selection so that its widths become multiples of `align`: up where the cost allows it, else down.
+
+    Args:
+        open_gates: the selection, shape `(n_gates,)`, bool. Rounding up opens the best-ranked closed gates of a width,
+            rounding down closes the lowest-ranked open ones.
+        scores: rank of the gates, shape `(n_gates,)`.
+        costs: cost of the metric that `keep` bounds.
+        dimensions: dimensions to align; those that are not removable keep at least one index.
+        groups: widths, shape `(n_gates,)`.
+        align: >= 1.
+        keep: upper bound of the cost, fraction of dense; None rounds every width up.
+
+    Returns:
+        Open gates, shape `(n_gates,)`, bool.
+
+    Raises:
+        BudgetInfeasibleError: if even closing every gate that may close costs more than `keep`.
+        ConfigError: if an argument has the wrong shape or range.
+    """
+    is_open = np.asarray(open_gates).astype(bool)
+    if is_open.shape != (costs.n_gates,):
+        raise ConfigError(f"open gates have shape {is_open.shape}; expected ({costs.n_gates},)")
+    widths = Widths(scores, costs.flat, dimensions, groups, first=is_open)
+    counts = widths.counts_of(is_open)
+    alignment = Alignment(widths, align, counts)
+    raised = counts if not alignment.n_misaligned(counts) else alignment.rounded(counts, up=True)
+    if widths.covers(counts) and not widths.covers(raised):
+        raised = np.maximum(raised, counts)
+    if keep is None or widths.cost(raised) <= keep:
+        return widths.best_gates(raised)
+    least = smallest_counts(widths)
+    _require_feasible(widths, costs, keep)
+    search = CountSearch(widths, keep, keep, _threshold(widths, is_open))
+    for step in finer_alignments(alignment.align):
+        nearby = Alignment(widths, step, counts)
+        ends = (nearby.rounded(counts, up=False), nearby.rounded(counts, up=True))
+        lowered = search.reduce(raised, [np.unique(pair) for pair in np.stack(ends, axis=1)])
+        if search.fits(lowered):
+            return widths.best_gates(lowered)
+    return widths.best_gates(search.reduce(np.maximum(counts, least), full_grids(widths.sizes)))
+
+
+def _best_ranked(widths: Widths, least: IntArray, keep: float) -> tuple[IntArray, float]:
+    """Counts of the longest prefix of the ranking that fits, and the score of the first gate left out."""
+    n_gates = len(widths.scores)
+    ranking = np.lexsort((np.arange(n_gates), -widths.scores))
+    head = _best_cover(widths, ranking)
+    if widths.cost(widths.counts_of(head)) > keep:
+        head = widths.best_gates(least)
+    ranking = np.concatenate([np.flatnonzero(head), ranking[~head[ranking]]])
+
+    def counts(length: int) -> IntArray:
+        return np.bincount(widths.of_gate[ranking[:length]], minlength=widths.n).astype(np.int64)
+
+    low, high = int(head.sum()), n_gates
+    while low < high:
+        middle = (low + high + 1) // 2
+        if widths.cost(counts(middle)) <= keep:
+            low = middle
+        else:
+            high = middle - 1
+    if low == n_gates:
+        return counts(low), float(widths.scores.min(initial=0.0)) - 1.0
+    return counts(low), float(widths.scores[ranking[low]])
+
+
+def _best_cover(widths: Widths, ranking: IntArray) -> BoolArray:
+    """The best-ranked gate of every required dimension that has no ungated index, shape `(n_gates,)`."""
+    best = np.full(widths.n, len(ranking))
+    np.minimum.at(best, widths.of_gate[ranking], np.arange(len(ranking)))
+    chosen = np.zeros(len(ranking), bool)
+    kept = widths.ungated.copy()
+    for dimension in np.flatnonzero(kept < widths.required):
+        if kept[dimension] < widths.required[dimension]:
+            inside = np.flatnonzero(widths.in_dimensions[dimension])
+            width = int(inside[best[inside].argmin()])
+            chosen[ranking[best[width]]] = True
+            kept += widths.in_dimensions[:, width]
+    return chosen
+
+
+def _landed(search: CountSearch, counts: IntArray, grids: list[IntArray], alignment: Alignment) -> IntArray:
+    """Bring counts that fit into the window, if any change that is tried does."""
+    counts = search.extend(counts, grids)
+    if search.lands(counts):
+        return search.fill(counts, grids)
+    found = search.land_by_one(counts, grids)
+    if found is None:
+        found = search.land_by_two(counts, grids, grids, reach=8)
+    if found is None:
+        found = search.enumerate(grids, alignment)
+    return counts if found is None else found
+
+
+def _aligned(
+    search: CountSearch, alignment: Alignment, least: IntArray, start: IntArray, unaligned: IntArray
+) -> IntArray:
+    """Aligned counts in the window; with as few and as coarse exceptions as are needed to get there."""
+    widths = search.widths
+    rounded = _nearest(search, alignment, start)
+    rounded = np.maximum(rounded, np.where(least > 0, alignment.rounded(least, up=True), 0))
+    landed = search.reduce(rounded, alignment.grids)
+    if search.fits(landed):
+        landed = _landed(search, landed, alignment.grids, alignment)
+        if search.lands(landed):
+            landed = search.fill(search.polish(landed, alignment.grids), alignment.grids)
+            if not alignment.n_misaligned(landed):
+                return landed
+    else:
+        for step in finer_alignments(alignment.align)[1:]:
+            landed = search.reduce(landed, Alignment(widths, step, landed).grids)
+    candidates = [landed, unaligned, *_with_exceptions(search, alignment, landed)]
+    everything = search.enumerate(full_grids(widths.sizes), alignment)
+    if everything is not None:
+        candidates.append(everything)
+
+    def rank(counts: IntArray) -> tuple[float, int, float]:
+        cost = float(widths.cost(counts))
+        short = 0.0 if cost > search.low else search.keep - cost
+        return short, int(alignment.n_misaligned(counts)), -search.value(counts)
+
+    return min((counts for counts in candidates if search.fits(counts)), key=rank)
+
+
+def _nearest(search: CountSearch, alignment: Alignment, counts: IntArray) -> IntArray:
+    """Each width rounded up or down, whichever loses less score."""
+    low, high = alignment.rounded(counts, up=False), alignment.rounded(counts, up=True)
+    result = counts.copy()
+    for width in range(len(counts)):
+        down, up = counts.copy(), counts.copy()
+        down[width], up[width] = low[width], high[width]
+        result[width] = low[width] if search.value(down) > search.value(up) else high[width]
+    return result
+
+
+def _with_exceptions(search: CountSearch, alignment: Alignment, counts: IntArray) -> list[IntArray]:
+    """The first change that lands: one width on a finer grid, alone or together with an aligned one, then two."""
+    for step in finer_alignments(alignment.align)[1:]:
+        finer = Alignment(search.widths, step, counts).grids
+        found = search.land_by_one(counts, finer)
+        if found is None:
+            found = search.land_by_two(counts, finer, alignment.grids, reach=2 * alignment.align // step)
+        if found is not None:
+            return [found]
+    found = search.land_by_two(counts, full_grids(search.widths.sizes), full_grids(search.widths.sizes), reach=8)
+    return [] if found is None else [found]
+
+
+def _threshold(widths: Widths, is_open: BoolArray) -> float:
+    """A score between the open and the closed gates."""
+    lowest = widths.scores[is_open].min(initial=np.inf)
+    highest = widths.scores[~is_open].max(initial=-np.inf)
+    ends = [float(end) for end in (lowest, highest) if np.isfinite(end)]
+    return sum(ends) / len(ends) if ends else 0.0
+
+
+def _require_feasible(widths: Widths, costs: CostModel, budget: Budget | float) -> None:
+    if isinstance(budget, Budget):
+        metric, unit, keep = budget.metric, budget.unit, budget.keep
+    else:
+        metric, unit, keep = "keep", "cost", budget
+    floor = Floor.of(widths, [term.name for term in costs.terms])
+    if floor.fraction <= keep:
+        return
+    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
+    ask = _rounded_up(floor.fraction)
+    raise BudgetInfeasibleError(
+        f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
+        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
+        f"or make {largest[0][0]!r} prunable."
+    )
+
+
+def _rounded_up(share: float) -> float:
+    """Rounded up to three significant digits, so that asking for it works."""
+    digits = 2 - math.floor(math.log10(share))
+    return min(1.0, math.ceil(round(share * 10**digits, 9)) / 10**digits)
