@@ -13,6 +13,7 @@ __all__ = [
     "PlanMismatchError",
     "RunDirectoryError",
     "TraceError",
+    "TrainingError",
 ]
 
 
@@ -62,3 +63,7 @@ class FileFormatError(L0PruneError):
 
 class RunDirectoryError(L0PruneError):
     """A run directory is missing, incomplete, or already exists."""
+
+
+class TrainingError(L0PruneError):
+    """Training cannot go on: its numbers are no longer finite."""

@@ -82,16 +82,11 @@ class GatedModel(nn.Module):
         gate_optimizer: GateOptimizerConfig | None = None,
     ) -> None:
         super().__init__()
-        if budget is not None and (steps is None or steps < 1):
-            raise ConfigError(f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace")
         self.model = model
         self.gates = gates
         self.flow = flow
-        self.budget = budget
-        self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
         self._costs: dict[str, CostModel] = {}
-        self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([gates.log_alpha], steps or 1)
-        self._expected_cost: float | None = None
+        self.set_budget(budget, steps, gate_optimizer=gate_optimizer)
         indices = [torch.from_numpy(consumer.gates) for consumer in flow.consumers]
         indices += [torch.from_numpy(site.gates) for site in flow.norms]
         flat = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
@@ -180,6 +175,26 @@ class GatedModel(nn.Module):
     def hard_cost(self, metric: str) -> float:
         """Cost with the gates that are open at test time, fraction of dense."""
         return self.costs(metric).hard(self.gate_values() != 0)
+
+    def set_budget(
+        self, budget: Budget | None, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
+    ) -> None:
+        """State what the open units may cost; multiplier and gate optimizer start anew, the gates stay where they are.
+
+        Args:
+            budget: None takes the budget away.
+            steps: Number of training steps with gates, >= 1; needed with a budget.
+            gate_optimizer: Settings of the gates' own optimizer.
+
+        Raises:
+            ConfigError: a budget without steps.
+        """
+        if budget is not None and (steps is None or steps < 1):
+            raise ConfigError(f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace")
+        self.budget = budget
+        self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
+        self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([self.gates.log_alpha], steps or 1)
+        self._expected_cost: float | None = None
 
     def penalty(self) -> Tensor:
         """What the budget adds to the loss, scalar. Zero once the gates are frozen.

@@ -14,7 +14,7 @@ from l0prune.errors import ConfigError
 from l0prune.flow.capture import Captured
 from l0prune.flow.costs import CostTerm, Dimension
 
-__all__ = ["ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit"]
+__all__ = ["ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit", "gate_groups"]
 
 GateArray = npt.NDArray[np.int64]
 DimensionGates = GateArray | None
@@ -79,7 +79,8 @@ class ChannelFlow:
         norms: Normalisations that need masked statistics.
         macs_terms: Multiply-accumulates at batch 1, as sums of products of counts.
         params_terms: Parameter counts in the same form.
-        dimensions: Dimensions that must not vanish.
+        dimensions: All distinct dimensions with gates; those not `removable` must not vanish.
+        gate_group: Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width.
         pinned: Reason -> number of units that could not be gated.
         unknown_ops: Ops without a rule that touched units -> number of uses.
         aliases: Other names of shared tensors -> the name used here.
@@ -96,6 +97,7 @@ class ChannelFlow:
     macs_terms: tuple[CostTerm, ...]
     params_terms: tuple[CostTerm, ...]
     dimensions: tuple[Dimension, ...]
+    gate_group: GateArray
     pinned: dict[str, int]
     unknown_ops: dict[str, int]
     aliases: dict[str, str]
@@ -129,20 +131,6 @@ class ChannelFlow:
         for site in self.norms:
             mask[site.gates[site.gates >= 0]] = True
         return mask
-
-    @cached_property
-    def gate_group(self) -> GateArray:
-        """Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width."""
-        signature = np.zeros((self.n_gates, 2), dtype=np.uint64)
-        generator = np.random.default_rng(0)
-        for dimension in self.dimensions:
-            key = generator.integers(1, 2**63, size=2, dtype=np.uint64)
-            counts = np.bincount(dimension.gates, minlength=self.n_gates).astype(np.uint64)
-            signature += counts[:, None] * key[None, :]
-        _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        return rank[inverse.ravel()]
 
     @cached_property
     def gate_names(self) -> Sequence[str]:
@@ -188,3 +176,17 @@ class ChannelFlow:
         ]
         lines += [f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])]
         return "\n".join(lines)
+
+
+def gate_groups(dimensions: Sequence[Dimension], n_gates: int) -> GateArray:
+    """Number the widths: gates with the same number of indices in every dimension get the same number."""
+    signature = np.zeros((n_gates, 2), dtype=np.uint64)
+    generator = np.random.default_rng(0)
+    for dimension in dimensions:
+        key = generator.integers(1, 2**63, size=2, dtype=np.uint64)
+        counts = np.bincount(dimension.gates, minlength=n_gates).astype(np.uint64)
+        signature += counts[:, None] * key[None, :]
+    _, first, inverse = np.unique(signature, axis=0, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse.ravel()]

@@ -1,25 +1,177 @@
-"""Which dimensions may close entirely: those of a residual branch, whose loss leaves a path from input to output."""
+"""Which dimensions may close entirely: those of a residual branch, whose loss leaves a path from input to output.
+
+When a dimension is empty, what consumes it yields a constant (its bias), whatever the input: the branch is dead. The
+constant may flow on through elementwise ops and norms until it meets a live tensor, which it shifts. If it meets the
+output, or an op whose result would not be a broadcast constant, the dimension may not close.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from enum import Enum
 
 import numpy as np
-from torch.export import ExportedProgram
-from torch.fx import Node
+import numpy.typing as npt
+import torch
+from torch.fx import Graph, Node
 
 from l0prune.flow.costs import Dimension
+from l0prune.flow.op import op_name
 
-__all__ = ["input_independent", "removable_dimensions"]
+__all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
+
+CONTRACTIONS = frozenset({"linear", "matmul", "mm", "addmm", "conv1d", "conv2d", "conv3d", "convolution",
+                          "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
+_BROADCASTING = frozenset({"batch_norm", "layer_norm", "rms_norm", "dropout", "dropout_", "contiguous", "clone", "detach", "to",
+                           "_to_copy", "alias", "linear", "feature_dropout", "permute", "transpose"})  # fmt: skip
+
+
+class State(Enum):
+    """What becomes of a node when some dimensions are empty."""
+
+    DEAD = "it has an empty dimension"
+    CONSTANT = "it no longer depends on the input, and is constant along batch, positions and space"
+    STUCK = "it cannot be computed any more, or only at full size"
 
 
 def removable_dimensions(
-    program: ExportedProgram, nodes: dict[str, list[Any]], dimensions: tuple[Dimension, ...]
+    graph: Graph,
+    nodes: dict[str, list],
+    dimensions: tuple[Dimension, ...],
+    gate_group: npt.NDArray[np.int64],
+    inputs: frozenset[str],
 ) -> tuple[Dimension, ...]:
-    """Mark the dimensions whose loss still leaves every output a function of the inputs.
+    """Mark the dimensions that may close entirely.
 
-    A dimension with ungated indices never closes, so only fully gated ones are examined.
+    Args:
+        graph: The exported graph.
+        nodes: Gates of each dimension of each node's output.
+        dimensions: All distinct dimensions.
+        gate_group: Width of every gate.
+        inputs: Names of the placeholders that are inputs of the model.
+
+    Returns:
+        The dimensions, with `removable` set.
     """
-    return dimensions
+    n_groups = int(gate_group.max()) + 1 if gate_group.size else 0
+    seen: dict[int, npt.NDArray[np.bool_]] = {}
+
+    def groups_of(gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        if id(gates) not in seen:
+            member = np.zeros(n_groups + 1, dtype=bool)  # the last entry stands for "not gated"
+            member[np.where(gates < 0, n_groups, gate_group[gates])] = True
+            seen[id(gates)] = member
+        return seen[id(gates)]
+
+    order = list(graph.nodes)
+    live = input_dependent(graph, inputs)
+    owners: list[Node] = []
+    rows: list[npt.NDArray[np.bool_]] = []
+    for node in order:
+        if node.op == "call_function":
+            for gates in _common_dimensions(nodes.get(node.name)):
+                if gates is not None:
+                    owners.append(node)
+                    rows.append(groups_of(gates))
+    table = np.array(rows, dtype=bool).reshape(len(rows), n_groups + 1)
+    result = []
+    for dimension in dimensions:
+        removable = False
+        if dimension.n_ungated == 0:
+            closed = groups_of(dimension.gates)
+            dead = {owners[i] for i in np.flatnonzero(~(table & ~closed).any(axis=1))}
+            removable = _survives(branch_states(order, dead, live))
+        result.append(replace(dimension, removable=removable))
+    return tuple(result)
+
+
+def dead_nodes(graph: Graph, nodes: dict[str, list], kept: npt.NDArray[np.bool_]) -> set[Node]:
+    """Nodes whose output has a dimension in which nothing stays; `kept` has shape `(n_gates + 1,)`, the last one true."""
+    return {
+        node
+        for node in graph.nodes
+        if node.op == "call_function"
+        and any(gates is not None and not kept[gates].any() for gates in _common_dimensions(nodes.get(node.name)))
+    }
+
+
+def input_dependent(graph: Graph, inputs: frozenset[str]) -> frozenset[Node]:
+    """Nodes with a tensor that depends on the placeholders named `inputs`."""
+    dependent: set[Node] = set()
+    for node in graph.nodes:
+        reached = node.name in inputs if node.op == "placeholder" else any(s in dependent for s in node.all_input_nodes)
+        if reached and not isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt)):
+            dependent.add(node)
+    return frozenset(dependent)
+
+
+def branch_states(order: Iterable[Node], dead: set[Node], live: frozenset[Node]) -> dict[Node, State]:
+    """State of every node that is affected by dead nodes, in the order of the graph; the others are live.
+
+    Args:
+        order: Nodes in the order of the graph.
+        dead: Nodes with an empty dimension.
+        live: Nodes that depend on the inputs of the model, from `input_dependent`.
+    """
+    states: dict[Node, State] = {}
+    if not dead:
+        return states
+    for node in order:
+        if node in dead:
+            states[node] = State.DEAD
+        elif node.op in ("call_function", "output"):
+            affected = [states[source] for source in node.all_input_nodes if source in states]
+            if affected:
+                state = _state(node, states, live)
+                if state is not None:
+                    states[node] = state
+    return states
+
+
+def _survives(states: dict[Node, State]) -> bool:
+    return State.STUCK not in states.values() and not any(node.op == "output" for node in states)
+
+
+def _state(node: Node, states: dict[Node, State], live: frozenset[Node]) -> State | None:
+    """State of a node with at least one affected input; None for live."""
+    if node.op == "output":
+        return State.STUCK
+    name = op_name(node.target)
+    of_inputs = [states.get(source) for source in node.all_input_nodes]
+    if State.STUCK in of_inputs:
+        return State.STUCK
+    if name in CONTRACTIONS:
+        activation = node.all_input_nodes[1 if name == "addmm" else 0]
+        if states.get(activation) is State.DEAD or (name == "linear" and states.get(activation) is State.CONSTANT):
+            return State.CONSTANT
+        return State.STUCK
+    if name in ("cat", "concat"):
+        return None if all(s is not State.CONSTANT for s in of_inputs) and None in of_inputs else State.STUCK
+    if State.DEAD in of_inputs:
+        return State.STUCK
+    others = [source for source in node.all_input_nodes if source not in states and source in live]
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or name.rstrip("_") in ("add", "mul", "sub")
+    if not others:
+        return State.CONSTANT if pointwise or name in _BROADCASTING else State.STUCK
+    full = node.meta["val"].shape if isinstance(node.meta.get("val"), torch.Tensor) else None
+    if pointwise and any(_shape(source) == full for source in others):
+        return None
+    return State.STUCK
+
+
+def _shape(node: Node) -> torch.Size | None:
+    value = node.meta.get("val")
+    return value.shape if isinstance(value, torch.Tensor) else None
+
+
+def _common_dimensions(gates: list | None) -> list:
+    """Gated dimensions of a node; of several outputs, those of the first that all of them share."""
+    if not gates or not isinstance(gates[0], (list, tuple)):
+        return gates or []
+    first, *others = gates
+    return [
+        g
+        for g in first
+        if g is not None and all(any(h is not None and np.array_equal(g, h) for h in other) for other in others)
+    ]

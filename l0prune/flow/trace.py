@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from l0prune.errors import TraceError
 from l0prune.flow.capture import Captured, ExampleInputs, capture
-from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite
+from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.removable import removable_dimensions
@@ -102,6 +102,7 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         if gates is not None:
             norms.append(NormSite(norm.node, norm.kind, norm.order, gates))
     dimensions = _dimensions(tensors)
+    groups = gate_groups(dimensions, units.n_gates)
     return ChannelFlow(
         captured=captured,
         n_gates=units.n_gates,
@@ -111,7 +112,10 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         norms=tuple(norms),
         macs_terms=_macs_terms(captured, followed, units),
         params_terms=_params_terms(tensors, parameters, sizes),
-        dimensions=removable_dimensions(program, nodes, dimensions),
+        dimensions=removable_dimensions(
+            program.graph, nodes, dimensions, groups, frozenset(program.graph_signature.user_inputs)
+        ),
+        gate_group=groups,
         pinned=units.pinned,
         unknown_ops=followed.unknown,
         aliases=aliases,

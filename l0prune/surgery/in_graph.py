@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.flow.op import op_name
+from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
 
@@ -40,6 +41,7 @@ def cut_in_graph(
     graph = GraphModel(module, module.graph)
     _replace_tensors(graph, flow, tensors, plan)
     rewriter = _Rewriter(flow, keep, graph)
+    drop_dead_branches(graph, flow, np.append(keep, True))  # noqa: FBT003 - index -1 is "not gated"
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             rewriter.rewrite(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,7 +210,7 @@ def _checked_cut(dense_shape: tuple[int, ...], kept: dict[int, Runs]) -> TensorC
         if not 0 <= dim < len(dense_shape):
             raise ValueError(f"dimension {dim} of a tensor of shape {dense_shape}")
         bounds = [bound for run in runs for bound in run]
-        if not bounds or bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > dense_shape[dim]:
+        if bounds != sorted(bounds) or (bounds and (bounds[0] < 0 or bounds[-1] > dense_shape[dim])):
             raise ValueError(f"runs {runs} do not lie in a dimension of {dense_shape[dim]}")
     return TensorCut(dense_shape, kept)
 
@@ -238,7 +238,7 @@ def make_plan(
     """
     kept_units = values != 0 if keep is None else keep
     extended = np.append(kept_units, True)  # noqa: FBT003 - index -1 is "not gated"
-    require_nonempty(flow, kept_units)
+    _require_nonempty(flow, kept_units)
     tensors = {}
     for name, dims in flow.tensors.items():
         kept = {
@@ -253,15 +253,12 @@ def make_plan(
     return SurgeryPlan(fingerprint(model), tensors, folds)
 
 
-def require_nonempty(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
+def _require_nonempty(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
     """Refuse gate values that close a whole dimension the network cannot do without."""
-    empty = [d.name for d in _closed(flow, kept) if not d.removable]
+    empty = [d.name for d in flow.dimensions if d.n_ungated == 0 and not d.removable and not kept[d.gates].any()]
     if empty:
         raise ConfigError(
             f"all units of {', '.join(empty[:3])}{' and more' if len(empty) > 3 else ''} are closed, which cuts the model's "
             "output off from its input; open at least one gate of each"
         )
 
-
-def _closed(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> Iterable[Any]:
-    return (d for d in flow.dimensions if d.n_ungated == 0 and not kept[d.gates].any())

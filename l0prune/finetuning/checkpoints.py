@@ -1,0 +1,161 @@
+"""Checkpoints of a run: a folder of safetensors and plain trainer state, replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from l0prune.errors import CheckpointError
+
+__all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = "l0prune.checkpoint"
+VERSION = 1
+MODEL, GATES, COMPACT, AVERAGE, TRAINER = (
+    "model.safetensors",
+    "gates.safetensors",
+    "compact.safetensors",
+    "average.safetensors",
+    "trainer.pt",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything a run needs to go on.
+
+    Attributes:
+        model: Dense shapes, names as in the user's own model.
+        gates: State of the gate bank.
+        trainer: Tensors and plain values: position, optimizer, gate optimizer, constraint, noise, history.
+        compact: Weights of the compact network, from the freeze on.
+        average: Their moving average, where one is kept.
+    """
+
+    model: dict[str, Tensor]
+    gates: dict[str, Tensor]
+    trainer: dict[str, Any] = field(default_factory=dict)
+    compact: dict[str, Tensor] | None = None
+    average: dict[str, Tensor] | None = None
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in place of the one in `directory`.
+
+    The new folder is complete on disk before the old one goes; whenever the process is killed, `load_checkpoint` finds
+    one of the two.
+
+    Args:
+        directory: The checkpoint folder; parents are created.
+        checkpoint: What to write.
+    """
+    partial, previous = _beside(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _write_tensors(partial / MODEL, checkpoint.model)
+    _write_tensors(partial / GATES, checkpoint.gates)
+    if checkpoint.compact is not None:
+        _write_tensors(partial / COMPACT, checkpoint.compact)
+    if checkpoint.average is not None:
+        _write_tensors(partial / AVERAGE, checkpoint.average)
+    torch.save({"format": FORMAT, "version": VERSION, **checkpoint.trainer}, partial / TRAINER)
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    if directory.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        directory.rename(previous)
+    partial.rename(directory)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def checkpoint_exists(directory: Path) -> bool:
+    """Whether `load_checkpoint` would find something to load."""
+    return _present(directory) is not None
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """The last complete checkpoint of `directory`.
+
+    No file can run code: weights are safetensors, trainer state is read with `weights_only`.
+
+    Raises:
+        CheckpointError: if there is none, or a file is missing, damaged or of another version.
+    """
+    folder = _present(directory)
+    if folder is None:
+        raise CheckpointError(
+            f"{directory} holds no checkpoint: the run stopped before its first epoch; start it again"
+        )
+    trainer = _read_trainer(folder / TRAINER)
+    return Checkpoint(
+        model=_read_tensors(folder / MODEL),
+        gates=_read_tensors(folder / GATES),
+        trainer=trainer,
+        compact=_read_tensors(folder / COMPACT) if (folder / COMPACT).exists() else None,
+        average=_read_tensors(folder / AVERAGE) if (folder / AVERAGE).exists() else None,
+    )
+
+
+def _beside(directory: Path) -> tuple[Path, Path]:
+    """Where a new checkpoint is written, and where the old one waits meanwhile."""
+    return directory.with_name(directory.name + ".partial"), directory.with_name(directory.name + ".previous")
+
+
+def _present(directory: Path) -> Path | None:
+    """The folder itself or, if a kill left it renamed, the previous one."""
+    for folder in (directory, _beside(directory)[1]):
+        if (folder / TRAINER).exists():
+            return folder
+    return None
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Shared and strided tensors are written out in full under each of their names."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): start the run again") from error
+
+
+def _read_trainer(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read ({reason}): start the run again") from error
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not trainer state of l0prune: start the run again")
+    version = state.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has version {version!r}, this l0prune reads {VERSION}: use the one that wrote it"
+        )
+    return state
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

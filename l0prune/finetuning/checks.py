@@ -1,0 +1,137 @@
+"""What is looked at before a run changes or writes anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from l0prune.budget.budget import Budget
+from l0prune.errors import CheckpointError, ConfigError, DataError
+from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
+from l0prune.finetuning.runtime import Runtime
+from l0prune.finetuning.stage import Loss
+from l0prune.flow.capture import call, evaluation_mode
+from l0prune.gated import GatedModel
+
+__all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "weights_digest"]
+
+
+def require_finite(model: nn.Module) -> None:
+    """See that all weights are numbers.
+
+    Raises:
+        CheckpointError: names the first tensor that holds NaN or infinity.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash of all names and values of a model's state dict, whatever device and memory order they have."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def try_batch(gated: GatedModel, batches: Batches, loss: Loss, runtime: Runtime, *, channels_last: bool) -> bool:
+    """Evaluate the loss on two rows of the first batch, which changes nothing.
+
+    Args:
+        gated: On the runtime's device.
+        batches: The training data.
+        loss: The task's loss.
+        runtime: Device and precision.
+        channels_last: Whether the run wants channels-last inputs.
+
+    Returns:
+        Whether channels-last inputs may be used: False if the model works only without them.
+
+    Raises:
+        DataError: if the model cannot take the inputs, or the loss cannot take outputs and targets.
+        ConfigError: if the loss is not a scalar.
+    """
+    inputs, targets = _two_rows(batches)
+    wanted = (True, False) if channels_last else (False,)
+    outputs: Any = None
+    with torch.no_grad(), evaluation_mode(gated):
+        for order in wanted:
+            try:
+                outputs = call(gated, place(inputs, runtime.device, channels_last=order))
+                break
+            except Exception as error:
+                if order is wanted[-1]:
+                    raise DataError(
+                        f"the model cannot take a batch with inputs of shape {shapes(inputs)} ({_first_line(error)}):"
+                        " give batches with the model's input shape and type"
+                    ) from error
+        try:
+            value = loss(outputs, place(targets, runtime.device, channels_last=False))
+        except Exception as error:
+            raise DataError(
+                f"the loss cannot take outputs of shape {shapes(outputs)} with targets of shape {shapes(targets)}"
+                f" ({_first_line(error)}): see that the targets fit the model and the loss"
+            ) from error
+    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+        raise ConfigError(f"the loss returned {shapes(value) or 'nothing'}: expected a scalar tensor, such as a mean")
+    return order
+
+
+def require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """See that a checkpoint is resumed with what it was made with.
+
+    Args:
+        saved: Identity of the run in the checkpoint: plain values, `config` a mapping.
+        present: Identity of the run that wants to go on.
+
+    Raises:
+        CheckpointError: names what differs, found and expected.
+    """
+    before, now = _flat(saved), _flat(present)
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if "dense_weights" in differing:
+        raise CheckpointError(
+            "the model has other weights than the run began with: load the same checkpoint and inject gates again"
+            " before resuming (training changes the model in place)"
+        )
+    if differing:
+        listed = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing)
+        raise CheckpointError(f"the run cannot be resumed with other settings: {listed}; use the ones it began with")
+
+
+def require_trainable(gated: GatedModel, budget: Budget) -> None:
+    """See that there is something to learn.
+
+    Raises:
+        ConfigError: if the gates are frozen, or there are none and the budget asks for less than everything.
+    """
+    if gated.frozen:
+        raise ConfigError("the gates are frozen: call unfreeze(), or inject gates into the dense model again")
+    if gated.n_gates == 0 and budget.keep < 1:
+        raise ConfigError("the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why")
+
+
+def _two_rows(batches: Batches) -> tuple[Any, Any]:
+    set_epoch(batches, 0)
+    for batch in batches:
+        inputs, targets = checked_pair(batch)
+        first, first_targets, _ = share(inputs, targets, rank=0, n_processes=max(1, batch_size(inputs) // 2))
+        return first, first_targets
+    raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        flat.update(value if isinstance(value, Mapping) else {key: value})
+    return flat

@@ -1,0 +1,221 @@
+"""Everything a fine-tuning run can be told, validated once, with defaults that were measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from l0prune.errors import ConfigError
+
+__all__ = ["OPTIMIZERS", "PRECISIONS", "FinetuneConfig", "OptimizerDefaults"]
+
+
+@dataclass(frozen=True)
+class OptimizerDefaults:
+    """What an optimizer starts from when the user names no numbers.
+
+    Args:
+        lr: Peak learning rate while gates are trained.
+        recovery_lr: Peak learning rate of the recovery of the compact network.
+        weight_decay: Decay of matrices and filters (never of norms and biases).
+    """
+
+    lr: float
+    recovery_lr: float
+    weight_decay: float
+
+
+OPTIMIZERS = {
+    "sgd": OptimizerDefaults(lr=0.01, recovery_lr=0.05, weight_decay=5e-4),
+    "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
+}
+PRECISIONS = ("no", "bf16", "fp16")
+GATE_DECISIONS = ("soft", "binary")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Options of `l0prune.finetune`.
+
+    Args:
+        epochs: Length of the whole run, > 0; fractions of an epoch are allowed.
+        warmup_fraction: Share of `epochs` with all gates open, in [0, 1).
+        gate_fraction: Share of `epochs` that trains gates and weights together, in (0, 1]; recovery takes the rest.
+        warmup_epochs: Length of the warm-up in epochs; overrides `warmup_fraction`.
+        gate_epochs: Length of the gate phase in epochs, > 0; overrides `gate_fraction`.
+        optimizer: "sgd" (Nesterov momentum) or "adamw".
+        lr: Peak learning rate of the weights while gates are trained; None takes the optimizer's own.
+        recovery_lr: Peak learning rate of the recovery; None takes the optimizer's own.
+        lr_ramp: Share of each stretch of training over which its learning rate rises linearly, in [0, 1).
+        gate_lr_end: Learning rate at the end of the gate phase as a share of `lr`, in [0, 1] (cosine between them).
+        recovery_lr_end: The same for the recovery.
+        weight_decay: Decay of matrices and filters, >= 0; norms and biases never decay; None takes the optimizer's own.
+        momentum: Nesterov momentum of "sgd", in [0, 1).
+        grad_clip: Largest L2 norm of the weights' gradient, > 0; None does not clip.
+        gate_lr: Learning rate of the gates; None lets the gated model choose by the number of gate steps.
+        distillation: Weight of the teacher's loss, in [0, 1]; the task loss has the rest. 0 trains without a teacher.
+        distillation_temperature: Temperature of teacher and student, > 0.
+        ema_decay: Decay of a moving average of the recovered weights, in (0, 1), that replaces them at the end;
+            None keeps the weights of the last step.
+        gate_decision: What an open gate is worth after the freeze: "soft" keeps its trained value (at least
+            `gate_floor`), "binary" makes it 1.
+        gate_floor: Least value of an open gate under "soft", in (0, 1].
+        recalibration_batches: Batches that re-estimate the BatchNorm statistics after the freeze; 0 leaves them.
+        align: The freeze rounds kept widths to multiples of this, >= 1.
+        seed: Seed of everything random but the data's order, which belongs to the batches.
+        mixed_precision: "no", "bf16" or "fp16" (GPU only).
+        channels_last: Keep 4-dimensional weights and inputs in channels-last memory order while training.
+        log_every: Steps between lines of metrics.jsonl, >= 1.
+        histogram_every: Log lines between histograms of the open probabilities, >= 1.
+
+    Raises:
+        ConfigError: if a value is out of its range.
+
+    Source: phases and freeze, docs of the budget in ARCHITECTURE.md; distillation, Hinton et al. (2015), section 2.
+    """
+
+    epochs: float = 6.0
+    warmup_fraction: float = 0.0
+    gate_fraction: float = 0.5
+    warmup_epochs: float | None = None
+    gate_epochs: float | None = None
+    optimizer: str = "sgd"
+    lr: float | None = None
+    recovery_lr: float | None = None
+    lr_ramp: float = 0.05
+    gate_lr_end: float = 0.0
+    recovery_lr_end: float = 0.0
+    weight_decay: float | None = None
+    momentum: float = 0.9
+    grad_clip: float | None = None
+    gate_lr: float | None = None
+    distillation: float = 0.7
+    distillation_temperature: float = 2.0
+    ema_decay: float | None = None
+    gate_decision: str = "soft"
+    gate_floor: float = 0.1
+    recalibration_batches: int = 0
+    align: int = 4
+    seed: int = 0
+    mixed_precision: str = "no"
+    channels_last: bool = True
+    log_every: int = 20
+    histogram_every: int = 10
+
+    def __post_init__(self) -> None:
+        """Check every field; the message names the field, the value and the range."""
+        self._check_types()
+        self._check_phases()
+        self._check_optimization()
+        self._check_one_of("gate_decision", GATE_DECISIONS)
+        self._check_one_of("mixed_precision", PRECISIONS)
+        self._check_range("distillation", 0, 1)
+        self._check_range("distillation_temperature", 0, math.inf, open_low=True)
+        self._check_range("gate_floor", 0, 1, open_low=True)
+        self._check_range("recalibration_batches", 0, math.inf)
+        for name in ("align", "log_every", "histogram_every"):
+            self._check_range(name, 1, math.inf)
+        self._check_range("seed", 0, 2**63 - 1)
+
+    @property
+    def defaults(self) -> OptimizerDefaults:
+        """Numbers of the chosen optimizer."""
+        return OPTIMIZERS[self.optimizer]
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate of warm-up and gate phase."""
+        return self.defaults.lr if self.lr is None else self.lr
+
+    @property
+    def peak_recovery_lr(self) -> float:
+        """Peak learning rate of the recovery."""
+        return self.defaults.recovery_lr if self.recovery_lr is None else self.recovery_lr
+
+    @property
+    def decay(self) -> float:
+        """Weight decay of matrices and filters."""
+        return self.defaults.weight_decay if self.weight_decay is None else self.weight_decay
+
+    @property
+    def phase_epochs(self) -> tuple[float, float, float]:
+        """Epochs of (warm-up, gate phase, recovery); their sum is `epochs`."""
+        warmup = self.warmup_fraction * self.epochs if self.warmup_epochs is None else self.warmup_epochs
+        gate = self.gate_fraction * self.epochs if self.gate_epochs is None else self.gate_epochs
+        return warmup, gate, max(0.0, self.epochs - warmup - gate)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with one key a field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FinetuneConfig:
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: if a key is unknown or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(data) - set(known))
+        if unknown:
+            raise ConfigError(f"fine-tuning has no option {', '.join(map(repr, unknown))}; options: {', '.join(known)}")
+        return cls(**data)
+
+    def _check_types(self) -> None:
+        """Each value has the kind of its default; None only where the default allows it."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            optional = "None" in str(field.type)
+            kind = str(field.type).removesuffix(" | None")
+            if value is None and optional:
+                continue
+            fits = {
+                "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+                "int": isinstance(value, int) and not isinstance(value, bool),
+                "bool": isinstance(value, bool),
+                "str": isinstance(value, str),
+            }[kind]
+            if not fits:
+                default = None if field.default is MISSING else field.default
+                raise ConfigError(f"{field.name}={value!r}: expected {field.type}, such as {default!r}")
+
+    def _check_range(
+        self, name: str, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+    ) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        if not inside or not math.isfinite(value):
+            left, right = ("(" if open_low else "["), (")" if open_high or high == math.inf else "]")
+            raise ConfigError(f"{name}={value!r} is out of range: give a value in {left}{low}, {high}{right}")
+
+    def _check_one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+
+    def _check_phases(self) -> None:
+        self._check_range("epochs", 0, math.inf, open_low=True)
+        self._check_range("warmup_fraction", 0, 1, open_high=True)
+        self._check_range("gate_fraction", 0, 1, open_low=True)
+        self._check_range("warmup_epochs", 0, math.inf)
+        self._check_range("gate_epochs", 0, math.inf, open_low=True)
+        warmup, gate, _ = self.phase_epochs
+        if warmup + gate > self.epochs * (1 + 1e-9):
+            raise ConfigError(
+                f"warm-up ({warmup:g} epochs) and gate phase ({gate:g}) are longer than the whole run"
+                f" (epochs={self.epochs:g}): shorten them or raise epochs"
+            )
+
+    def _check_optimization(self) -> None:
+        self._check_one_of("optimizer", tuple(OPTIMIZERS))
+        for name in ("lr", "recovery_lr", "grad_clip", "gate_lr"):
+            self._check_range(name, 0, math.inf, open_low=True)
+        self._check_range("weight_decay", 0, math.inf)
+        for name in ("lr_ramp", "momentum"):
+            self._check_range(name, 0, 1, open_high=True)
+        for name in ("gate_lr_end", "recovery_lr_end"):
+            self._check_range(name, 0, 1)
+        self._check_range("ema_decay", 0, 1, open_low=True, open_high=True)

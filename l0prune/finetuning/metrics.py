@@ -1,0 +1,129 @@
+"""metrics.jsonl: what the losses, the cost and the gates did, a line every few steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l0prune.errors import FileFormatError
+
+__all__ = ["MetricsLog", "MetricsRecord", "open_histogram", "read_metrics"]
+
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class MetricsRecord:
+    """One line: means over the steps since the last one, and the state after the last of them.
+
+    Args:
+        step: Optimizer steps done.
+        epoch: Passes over the data done.
+        phase: "warmup", "gate" or "recovery".
+        loss: What was minimised: task and distillation by their weights, plus the gates' penalty.
+        task_loss: The task's part before weighting.
+        distillation_loss: The teacher's part before weighting, or None without a teacher.
+        expected_cost: Under the gate distributions, fraction of dense.
+        hard_cost: Of the units open at test time, fraction of dense.
+        target: Where the constraint wants the expected cost to be.
+        multiplier: What the constraint charges for the cost.
+        lr: Learning rate of the last step.
+        open_histogram: Now and then: number of gates in each of 20 equal bins of the open probability.
+        evaluation: At the end of an epoch: what the caller's `evaluate` returned.
+    """
+
+    step: int
+    epoch: float
+    phase: str
+    loss: float
+    task_loss: float
+    distillation_loss: float | None
+    expected_cost: float
+    hard_cost: float
+    target: float
+    multiplier: float
+    lr: float
+    open_histogram: tuple[int, ...] | None = None
+    evaluation: dict[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; the two occasional fields are absent where they are None."""
+        occasional = ("open_histogram", "evaluation")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers a progress display shows."""
+        shown = {"loss": self.loss, "expected_cost": self.expected_cost, "hard_cost": self.hard_cost, "lr": self.lr}
+        return shown | (self.evaluation or {})
+
+
+def open_histogram(open_probability: Tensor) -> tuple[int, ...]:
+    """Number of gates in each of 20 equal bins of [0, 1].
+
+    Args:
+        open_probability: Shape `(n_gates,)`, in [0, 1].
+    """
+    counts = torch.histc(open_probability.detach().float().cpu(), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
+    return tuple(int(count) for count in counts)
+
+
+class MetricsLog:
+    """Appends lines to a file, each written whole.
+
+    Args:
+        path: The file; its folder is created with the first line. None writes nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def write(self, record: MetricsRecord) -> None:
+        """Append one line."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_json()) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps, and a last line that was cut off; what stays is unchanged."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            entry = _parsed(line)
+            if entry is not None and entry.get("step", step + 1) <= step:
+                kept.append(line + "\n")
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics file.
+
+    Raises:
+        FileFormatError: if a line is not a JSON object.
+    """
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = _parsed(line)
+        if entry is None:
+            raise FileFormatError(f"{path}: line {number} is not a JSON object; resume the run or delete the line")
+        entries.append(dict(entry))
+    return entries
+
+
+def _parsed(line: str) -> Mapping[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -1,0 +1,94 @@
+"""What a fine-tuning run hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from l0prune.budget.budget import Budget
+from l0prune.gated import GatedModel
+
+__all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
+
+Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+"""Judges a model in evaluation mode: one score, or figures by name."""
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """How good the network was at one moment.
+
+    Attributes:
+        step: Optimizer steps done.
+        when: "warmup", "gate" or "recovery" at the end of an epoch, "freeze" just after the cut, "end".
+        hard_cost: Cost of the open units, fraction of dense.
+        figures: What `evaluate` returned.
+    """
+
+    step: int
+    when: str
+    hard_cost: float
+    figures: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneResult:
+    """The outcome of `finetune`.
+
+    Attributes:
+        compact: The network cut and recovered, in evaluation mode.
+        gated: The gated model with the same weights, gates frozen at 0 and 1; computes what `compact` does.
+        budget: What was asked for.
+        hard_cost: Cost of `compact`, fraction of dense, in the budget's metric.
+        expected_cost: Expected cost under the gate distributions just before the freeze.
+        n_open: Gates that stayed open.
+        steps: Optimizer steps of the run.
+        history: Evaluations in order; empty without `evaluate`.
+    """
+
+    compact: nn.Module
+    gated: GatedModel
+    budget: Budget
+    hard_cost: float
+    expected_cost: float
+    n_open: int
+    steps: int
+    history: tuple[Milestone, ...]
+
+    @property
+    def budget_met(self) -> bool:
+        """Whether the hard cost is at or under the budget."""
+        return self.hard_cost <= self.budget.keep * (1 + 1e-9)
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """Figures of the compact network at the end; empty without `evaluate`."""
+        return dict(self.history[-1].figures) if self.history else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as a JSON object, without the models."""
+        return {
+            "budget": str(self.budget),
+            "budget_met": self.budget_met,
+            "hard_cost": self.hard_cost,
+            "expected_cost": self.expected_cost,
+            "n_gates": self.gated.n_gates,
+            "n_open": self.n_open,
+            "steps": self.steps,
+            "evaluation": self.evaluation,
+            "history": [milestone.to_json() for milestone in self.history],
+        }
+
+
+def figures_of(outcome: float | Mapping[str, float]) -> dict[str, float]:
+    """What an `Evaluate` returned, by name; a bare number is called "score"."""
+    if isinstance(outcome, Mapping):
+        return {str(name): float(value) for name, value in outcome.items()}
+    return {"score": float(outcome)}

@@ -1,0 +1,103 @@
+"""Where a run computes: device, precision and the processes that share the work, as accelerate has set them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from l0prune.errors import ConfigError
+
+__all__ = ["Runtime", "in_float32"]
+
+PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runtime:
+    """Device, mixed precision and process group of this run.
+
+    Started plainly it is one process on the GPU, or on the CPU without one; under `accelerate launch` it is what the
+    launcher says. Processes hold the same weights and gates; each takes its rows of every batch, and gradients are
+    averaged, so that a step means the same whatever the number of processes (BatchNorm statistics excepted: each
+    process normalises its own rows, running statistics are averaged).
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+
+    Raises:
+        ConfigError: "fp16" without a GPU.
+    """
+
+    def __init__(self, mixed_precision: str) -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState()
+        self.device: torch.device = self._state.device
+        self.rank: int = self._state.process_index
+        self.n_processes: int = self._state.num_processes
+        self.is_main: bool = self._state.is_main_process
+        if mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError("mixed_precision='fp16' needs a GPU: choose 'bf16' or 'no' on a CPU")
+        self._dtype = PRECISION_DTYPES.get(mixed_precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=mixed_precision == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a forward pass."""
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Leave the caller's default random generators as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.n_processes > 1:
+            self._state.wait_for_everyone()
+
+    def average_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes."""
+        if self.n_processes > 1:
+            self._average_([p.grad for p in parameters if p.grad is not None])
+
+    def average_buffers_(self, model: nn.Module) -> None:
+        """Replace each floating-point buffer (running statistics) by its mean over the processes."""
+        if self.n_processes > 1:
+            self._average_([b for b in model.buffers() if b.is_floating_point()])
+
+    def broadcast_(self, model: nn.Module) -> None:
+        """Give all processes the main one's parameters and buffers."""
+        if self.n_processes > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def _average_(self, tensors: list[Tensor]) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for group in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            flat /= self.n_processes
+            pieces = flat.split([tensor.numel() for tensor in group])
+            for tensor, piece in zip(group, pieces, strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
+
+def in_float32(outputs: Any) -> Any:
+    """A model's output with half-precision tensors widened, so that losses are computed exactly."""
+
+    def widened(leaf: Any) -> Any:
+        half = isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
+        return leaf.float() if half else leaf
+
+    return pytree.tree_map(widened, outputs)

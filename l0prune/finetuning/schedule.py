@@ -1,0 +1,103 @@
+"""When each phase runs, in optimizer steps, and what the learning rate is at each of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from l0prune.errors import ConfigError
+from l0prune.finetuning.config import FinetuneConfig
+
+__all__ = ["GATE", "RECOVERY", "WARMUP", "Phases", "learning_rate", "plan_phases"]
+
+WARMUP = "warmup"
+GATE = "gate"
+RECOVERY = "recovery"
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The run as consecutive stretches of optimizer steps.
+
+    Args:
+        warmup: Steps with all gates open, >= 0.
+        gate: Steps that train gates and weights, >= 1.
+        recovery: Steps of the compact network, >= 0.
+        steps_per_epoch: Batches in one pass over the data, >= 1.
+    """
+
+    warmup: int
+    gate: int
+    recovery: int
+    steps_per_epoch: int
+
+    @property
+    def freeze_at(self) -> int:
+        """Number of steps done when the gates are frozen."""
+        return self.warmup + self.gate
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.warmup + self.gate + self.recovery
+
+    def name_at(self, step: int) -> str:
+        """Phase of the step after `step` finished ones: "warmup", "gate" or "recovery"."""
+        if step < self.warmup:
+            return WARMUP
+        return GATE if step < self.freeze_at else RECOVERY
+
+    def learning_rate(self, step: int, config: FinetuneConfig) -> float:
+        """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it."""
+        if step < self.freeze_at:
+            return learning_rate(step, self.freeze_at, peak=config.peak_lr, ramp=config.lr_ramp, end=config.gate_lr_end)
+        return learning_rate(
+            step - self.freeze_at,
+            self.recovery,
+            peak=config.peak_recovery_lr,
+            ramp=config.lr_ramp,
+            end=config.recovery_lr_end,
+        )
+
+
+def plan_phases(config: FinetuneConfig, steps_per_epoch: int) -> Phases:
+    """Phases of a run in steps.
+
+    Args:
+        config: Lengths in epochs.
+        steps_per_epoch: Batches in one pass over the data, >= 1.
+
+    Raises:
+        ConfigError: if the gate phase is shorter than one step.
+    """
+    warmup_epochs, gate_epochs, _ = config.phase_epochs
+    total = round(config.epochs * steps_per_epoch)
+    warmup = round(warmup_epochs * steps_per_epoch)
+    gate = min(total - warmup, round(gate_epochs * steps_per_epoch))
+    if gate < 1:
+        raise ConfigError(
+            f"the gate phase ({gate_epochs:g} epochs of {steps_per_epoch} batches) has no step: raise epochs or gate_epochs"
+        )
+    return Phases(warmup=warmup, gate=gate, recovery=total - warmup - gate, steps_per_epoch=steps_per_epoch)
+
+
+def learning_rate(step: int, steps: int, *, peak: float, ramp: float, end: float) -> float:
+    """Linear rise to `peak`, then a half cosine to `end * peak`.
+
+    Args:
+        step: Steps already done, in [0, steps).
+        steps: Length of the stretch, >= 1.
+        peak: Largest learning rate, > 0.
+        ramp: Share of `steps` that rises, in [0, 1).
+        end: Last learning rate as a share of `peak`, in [0, 1].
+
+    Returns:
+        The learning rate, in (0, peak] where `end` > 0 or `step` < `steps`.
+
+    Source: Loshchilov, Hutter (2017), SGDR, arXiv:1608.03983, equation 5 (one period).
+    """
+    rising = math.floor(ramp * steps)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1, steps - rising)
+    return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,169 @@
+"""One optimizer step of a stage: forward, task and teacher, backward, weights, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import TrainingError
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.distillation import distillation_loss
+from l0prune.finetuning.optimizers import build_optimizer
+from l0prune.finetuning.runtime import Runtime, in_float32
+from l0prune.flow.capture import call
+from l0prune.gated import GatedModel
+
+__all__ = ["Loss", "LossWindow", "Losses", "Stage"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""Task loss: (outputs, targets) to a scalar, the mean over the batch."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step minimised, detached scalars.
+
+    Attributes:
+        total: Everything, penalty included.
+        task: The task's part before weighting.
+        distillation: The teacher's part before weighting, or None.
+    """
+
+    total: Tensor
+    task: Tensor
+    distillation: Tensor | None
+
+
+class Stage:
+    """A network in training with its optimizer: the gated one before the freeze, the compact one after it.
+
+    Args:
+        model: What is trained; a `GatedModel` also moves its gates.
+        loss: The task's loss.
+        teacher: Teaches by its logits, or None.
+        config: Weights of the losses and the optimizer's settings.
+        runtime: Device, precision, processes.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, loss: Loss, teacher: nn.Module | None, config: FinetuneConfig, runtime: Runtime
+    ) -> None:
+        self.model = model
+        self.gated = model if isinstance(model, GatedModel) else None
+        self.optimizer = build_optimizer(model, config, lr=0.0)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._loss = loss
+        self._teacher = teacher if config.distillation > 0 else None
+        self._config = config
+        self._runtime = runtime
+
+    def step(self, inputs: Any, targets: Any, *, lr: float, weight: float = 1.0) -> Losses:
+        """Train on one batch.
+
+        Args:
+            inputs: A tensor, a tuple of positional or a dict of keyword tensors, on the device.
+            targets: What the loss takes.
+            lr: Learning rate of this step, >= 0.
+            weight: Factor of the loss of this process's part of the batch.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses, objective = self._losses(inputs, targets, weight)
+        self._runtime.scaler.scale(objective).backward()
+        self._runtime.average_gradients_(self._parameters)
+        self._update()
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer and loss scale, tensors and plain values."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._runtime.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._runtime.scaler.load_state_dict(state["scaler"])
+
+    def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
+        """All losses, and the scalar to differentiate."""
+        taught = None
+        with self._runtime.autocast():
+            if self._teacher is not None:
+                with torch.no_grad():
+                    taught = call(self._teacher, inputs)
+            outputs = in_float32(call(self.model, inputs))
+        task = self._loss(outputs, targets)
+        total, distillation = task, None
+        if taught is not None:
+            share = self._config.distillation
+            distillation = distillation_loss(
+                outputs, in_float32(taught), temperature=self._config.distillation_temperature
+            )
+            total = (1 - share) * task + share * distillation
+        objective = total if weight == 1.0 else total * weight
+        if self.gated is not None:
+            penalty = self.gated.penalty()
+            total, objective = total.detach() + penalty.detach(), objective + penalty
+        return Losses(total.detach(), task.detach(), None if distillation is None else distillation.detach()), objective
+
+    def _update(self) -> None:
+        """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
+        scaler = self._runtime.scaler
+        scaler.unscale_(self.optimizer)
+        if self._config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
+        if self.gated is not None:
+            self._unscale_gates(self.gated, scaler.get_scale())
+        scaler.step(self.optimizer)
+        scaler.update()
+        if self.gated is not None:
+            self.gated.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @staticmethod
+    def _unscale_gates(gated: GatedModel, scale: float) -> None:
+        """Bring the gates' gradient back to its own scale; drop it where it overflowed."""
+        log_alpha = gated.gates.log_alpha
+        if scale == 1.0 or log_alpha.grad is None:
+            return
+        log_alpha.grad /= scale
+        if not bool(torch.isfinite(log_alpha.grad).all()):
+            log_alpha.grad = None
+
+
+class LossWindow:
+    """Losses since the last log line; kept on the device, so that a step need not wait for its numbers."""
+
+    def __init__(self) -> None:
+        self._losses: list[Losses] = []
+
+    def add(self, losses: Losses) -> None:
+        """Take in one step."""
+        self._losses.append(losses)
+
+    def means(self, *, last_step: int, lr: float, phase: str) -> tuple[float, float, float | None]:
+        """Means of total, task and distillation loss since the last call; the window is empty afterwards.
+
+        Args:
+            last_step: Number of the last step taken in, counted from 1.
+            lr: Its learning rate.
+            phase: Its phase.
+
+        Raises:
+            TrainingError: if a loss is not finite; names the first such step.
+        """
+        losses, self._losses = self._losses, []
+        total = torch.stack([loss.total for loss in losses]).double()
+        if not bool(torch.isfinite(total).all()):
+            first = int((~torch.isfinite(total)).nonzero()[0])
+            raise TrainingError(
+                f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
+                f" learning rate {lr:.3g}): lower {'recovery_lr' if phase == 'recovery' else 'lr'}, set grad_clip=1.0, or"
+                " train without mixed precision; see that inputs, targets and weights are finite"
+            )
+        task = torch.stack([loss.task for loss in losses]).double().mean()
+        taught = [loss.distillation for loss in losses if loss.distillation is not None]
+        return float(total.mean()), float(task), float(torch.stack(taught).double().mean()) if taught else None

@@ -1,0 +1,300 @@
+"""The run itself: steps through the phases, the freeze between them, log lines and checkpoints on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l0prune.budget.budget import Budget
+from l0prune.finetuning.batches import Batches, place, share, steps
+from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
+from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram
+from l0prune.finetuning.optimizers import MovingAverage
+from l0prune.finetuning.progress import Progress
+from l0prune.finetuning.results import Evaluate, FinetuneResult, Milestone, figures_of
+from l0prune.finetuning.runtime import Runtime
+from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, Phases
+from l0prune.finetuning.stage import Loss, LossWindow, Stage
+from l0prune.flow.capture import evaluation_mode
+from l0prune.gated import GatedModel
+from l0prune.surgery.shrink import absorb_, shrink, surgery_of
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """A run in progress; everything that changes is in here and in the gated model.
+
+    Args:
+        gated: On the runtime's device, gates not frozen, its budget set.
+        batches: The training data.
+        loss: The task's loss.
+        teacher: Teaches by its logits, on the device, or None.
+        evaluate: Judges the model at the end of each epoch, or None.
+        budget: What the compact network may cost.
+        config: Everything else.
+        phases: The run in steps.
+        runtime: Device, precision, processes.
+        channels_last: Whether inputs and weights are kept in channels-last order.
+        out: Directory of the run, or None.
+        identity: What a later resume must agree with, plain values.
+        progress: Is told how far it is.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModel,
+        batches: Batches,
+        *,
+        loss: Loss,
+        teacher: nn.Module | None,
+        evaluate: Evaluate | None,
+        budget: Budget,
+        config: FinetuneConfig,
+        phases: Phases,
+        runtime: Runtime,
+        channels_last: bool,
+        out: Path | None,
+        identity: dict[str, Any],
+        progress: Progress,
+    ) -> None:
+        self.gated = gated
+        self.step = 0
+        self._batches = batches
+        self._loss = loss
+        self._teacher = teacher
+        self._evaluate = evaluate
+        self._budget = budget
+        self._config = config
+        self._phases = phases
+        self._runtime = runtime
+        self._channels_last = channels_last
+        self._checkpoint = out / "checkpoint" if out is not None and runtime.is_main else None
+        self._metrics = MetricsLog(out / "metrics.jsonl" if out is not None and runtime.is_main else None)
+        self._identity = identity
+        self._progress = progress
+        self._phase = ""
+        self._compact: nn.Module | None = None
+        self._average: MovingAverage | None = None
+        self._stage = self._new_stage(gated)
+        self._window = LossWindow()
+        self._n_lines = 0
+        self._expected_cost = 1.0
+        self._history: list[Milestone] = []
+
+    def run(self) -> FinetuneResult:
+        """Train from the present step to the end."""
+        total = self._phases.total
+        source = steps(self._batches, self.step, total, seed=self._config.seed, rank=self._runtime.rank)
+        for step, inputs, targets in source:
+            self._enter(self._phases.name_at(step))
+            self._train(step, inputs, targets)
+        if self._compact is None:
+            self._enter(RECOVERY)
+        return self.finish()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue where `checkpoint` was written."""
+        state = checkpoint.trainer
+        self.gated.model.load_state_dict(checkpoint.model)
+        self.gated.gates.load_state_dict(checkpoint.gates)
+        self.gated.load_training_state(state["gates"])
+        self.step = state["step"]
+        self._n_lines = state["n_lines"]
+        self._expected_cost = state["expected_cost"]
+        self._history = [Milestone(**entry) for entry in state["history"]]
+        if checkpoint.compact is not None:
+            self._cut()
+            self._compacted.load_state_dict(checkpoint.compact)
+        if checkpoint.average is not None and self._average is not None:
+            self._average.load_state_dict(checkpoint.average)
+        if state["stage"] is not None:
+            self._stage.load_state_dict(state["stage"])
+        self._metrics.truncate_after(self.step)
+
+    def finish(self) -> FinetuneResult:
+        """Take the recovered weights back into the gated model and sum up."""
+        compact = self._compacted
+        if self._average is not None and self._average.n_updates:
+            self._average.copy_to_(compact)
+        self._runtime.average_buffers_(compact)
+        self._progress.finish()
+        for model in (self.gated, compact):
+            model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        absorb_(self.gated, compact.eval())
+        return FinetuneResult(
+            compact=compact,
+            gated=self.gated,
+            budget=self._budget,
+            hard_cost=self.gated.hard_cost(self._budget.metric),
+            expected_cost=self._expected_cost,
+            n_open=int((self.gated.gate_values() != 0).sum()),
+            steps=self.step,
+            history=tuple(self._history),
+        )
+
+    @property
+    def _compacted(self) -> nn.Module:
+        if self._compact is None:
+            raise RuntimeError("the network has not been cut yet")
+        return self._compact
+
+    @property
+    def _network(self) -> nn.Module:
+        """What is trained now."""
+        return self.gated if self._compact is None else self._compact
+
+    def _new_stage(self, model: nn.Module) -> Stage:
+        return Stage(model, loss=self._loss, teacher=self._teacher, config=self._config, runtime=self._runtime)
+
+    def _train(self, step: int, inputs: Any, targets: Any) -> None:
+        """One step, and what is due after it."""
+        runtime = self._runtime
+        inputs, targets, weight = share(inputs, targets, rank=runtime.rank, n_processes=runtime.n_processes)
+        lr = self._phases.learning_rate(step, self._config)
+        losses = self._stage.step(
+            place(inputs, runtime.device, channels_last=self._channels_last),
+            place(targets, runtime.device, channels_last=False),
+            lr=lr,
+            weight=weight,
+        )
+        if self._average is not None:
+            self._average.update(self._network)
+        self._window.add(losses)
+        self.step = step + 1
+        ends_pass = self.step % self._phases.steps_per_epoch == 0 or self.step == self._phases.total
+        if ends_pass or self.step % self._config.log_every == 0 or self.step in (1, self._phases.freeze_at):
+            self._log(lr, ends_pass=ends_pass)
+        if ends_pass and self.step < self._phases.total:
+            self.save()
+
+    def _enter(self, phase: str) -> None:
+        """Do what the begin of a phase asks for, once."""
+        if phase == self._phase:
+            return
+        self._progress.finish()
+        if phase == WARMUP and not self.gated.frozen:
+            self.gated.freeze(torch.ones(self.gated.n_gates))
+        if phase == GATE and self.gated.frozen:
+            self.gated.unfreeze()
+        if phase == RECOVERY and self._compact is None:
+            self._freeze()
+        self._phase = phase
+        first, length = self._phases.extent(phase)
+        self._progress.start(phase, length)
+        if self.step > first:
+            self._progress.advance(self.step - first, {})
+        self._shown = self.step
+
+    def _freeze(self) -> None:
+        """Decide which gates stay, cut the rest away and make the small network the one that is trained."""
+        metric = self._budget.metric
+        self._runtime.average_buffers_(self.gated)
+        self._expected_cost = float(self.gated.expected_cost(metric).detach())
+        is_open = choose_open(self.gated, self._budget, align=self._config.align)
+        self.gated.freeze(decided_values(self.gated, is_open, self._config))
+        self._cut()
+        if self._config.recalibration_batches:
+            recalibrate_(self._compacted, islice(self._inputs(), self._config.recalibration_batches))
+            self._runtime.average_buffers_(self._compacted)
+        hard_cost = self.gated.hard_cost(metric)
+        self._progress.message(
+            f"froze {int(is_open.sum())} of {self.gated.n_gates} gates open: {metric} {hard_cost:.4f} of dense"
+            f" (budget {self._budget.keep:g}, expected {self._expected_cost:.4f})"
+        )
+        self._judge(self._compacted, "freeze")
+
+    def _cut(self) -> None:
+        """The compact network of the frozen gates, on the device, with an optimizer of its own."""
+        gated, device = self.gated, self._runtime.device
+        gated.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        compact = shrink(gated)
+        self._channels_last = self._channels_last and surgery_of(compact).form == "in-place"
+        order = torch.channels_last if self._channels_last else torch.contiguous_format
+        gated.to(device)
+        self._compact = compact.to(device, memory_format=order).train()  # type: ignore[call-overload]
+        self._stage = self._new_stage(self._compacted)
+        if self._config.ema_decay is not None:
+            self._average = MovingAverage(self._compacted, self._config.ema_decay)
+
+    def _inputs(self) -> Iterator[Any]:
+        """Inputs of a pass over the data, this process's rows."""
+        runtime = self._runtime
+        for inputs, targets in self._batches:
+            part, _, _ = share(inputs, targets, rank=runtime.rank, n_processes=runtime.n_processes)
+            yield place(part, runtime.device, channels_last=self._channels_last)
+
+    def _log(self, lr: float, *, ends_pass: bool) -> None:
+        """Write a line; at the end of a pass with an evaluation."""
+        loss, task, taught = self._window.means(last_step=self.step, lr=lr, phase=self._phase)
+        gated, metric = self.gated, self._budget.metric
+        constraint = gated.constraint
+        self._n_lines += 1
+        due = self._phase != RECOVERY and (self._n_lines - 1) % self._config.histogram_every == 0
+        if ends_pass:
+            self._runtime.average_buffers_(self._network)
+        ended = self.step == self._phases.total
+        record = MetricsRecord(
+            step=self.step,
+            epoch=round(self.step / self._phases.steps_per_epoch, 6),
+            phase=self._phase,
+            loss=loss,
+            task_loss=task,
+            distillation_loss=taught,
+            expected_cost=float(gated.expected_cost(metric).detach()),
+            hard_cost=gated.hard_cost(metric),
+            target=self._budget.keep if constraint is None else constraint.target,
+            multiplier=0.0 if constraint is None else constraint.multiplier,
+            lr=lr,
+            open_histogram=open_histogram(gated.open_probability()) if due else None,
+            evaluation=self._judge(self._network, self._phase) if ends_pass and not ended else None,
+        )
+        self._metrics.write(record)
+        self._progress.advance(self.step - self._shown, record.figures)
+        self._shown = self.step
+
+    def _judge(self, model: nn.Module, when: str) -> dict[str, float] | None:
+        """Evaluate, note it, and say it."""
+        if self._evaluate is None or not self._runtime.is_main:
+            self._runtime.wait()
+            return None
+        with evaluation_mode(model), torch.no_grad():
+            figures = figures_of(self._evaluate(model))
+        self._history.append(Milestone(self.step, when, self.gated.hard_cost(self._budget.metric), figures))
+        self._progress.message(f"{when}, step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+        self._runtime.wait()
+        return figures
+
+    def save(self, *, finished: bool = False) -> None:
+        """Write a checkpoint of the present state."""
+        if self._checkpoint is None:
+            return
+        compact = None if self._compact is None else dict(self._compact.state_dict())
+        save_checkpoint(
+            self._checkpoint,
+            Checkpoint(
+                model=dict(self.gated.model.state_dict()),
+                gates=dict(self.gated.gates.state_dict()),
+                compact=compact,
+                average=None if self._average is None else self._average.state_dict(),
+                trainer={
+                    "identity": self._identity,
+                    "finished": finished,
+                    "step": self.step,
+                    "phase": self._phase,
+                    "epoch": self.step / self._phases.steps_per_epoch,
+                    "n_lines": self._n_lines,
+                    "expected_cost": self._expected_cost,
+                    "history": [milestone.to_json() for milestone in self._history],
+                    "stage": None if finished else self._stage.state_dict(),
+                    "gates": self.gated.training_state(),
+                },
+            ),
+        )

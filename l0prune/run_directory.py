@@ -1,0 +1,284 @@
+"""A run on disk: where its files are, what started it, how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from l0prune.errors import FileFormatError, RunDirectoryError
+
+__all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
+
+FORMAT = "l0prune.run"
+VERSION = 1
+STATUSES = ("running", "interrupted", "failed", "finished")
+RECORDED_PACKAGES = ("l0prune", "torch", "torch-pruning", "onnx", "onnxruntime", "accelerate", "numpy")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Contents of run.json.
+
+    Attributes:
+        argv: The command line.
+        config: The resolved configuration, plain JSON values.
+        seed: Seed of the run.
+        model: Model specification, plain JSON values.
+        data: Data specification, plain JSON values.
+        versions: Package -> version.
+        status: "running", "interrupted", "failed" or "finished".
+        result: Figures of a finished run, plain JSON values.
+    """
+
+    argv: tuple[str, ...]
+    config: dict[str, Any]
+    seed: int
+    model: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    status: str = "running"
+    result: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with format and version."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self), "argv": list(self.argv)}
+
+    @classmethod
+    def from_json(cls, data: Any, *, source: str = "run.json") -> RunRecord:
+        """The record that `to_json` wrote.
+
+        Raises:
+            FileFormatError: another format or version, or keys that are missing or unknown.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise FileFormatError(
+                f"{source} does not describe a run: expected format {FORMAT!r}; name another directory"
+            )
+        if data.get("version") != VERSION:
+            raise FileFormatError(
+                f"{source} has version {data.get('version')!r}, this l0prune reads {VERSION}: use the one that wrote it"
+            )
+        content = {key: value for key, value in data.items() if key not in ("format", "version")}
+        odd = sorted(set(content) ^ {f.name for f in fields(cls)})
+        if odd:
+            raise FileFormatError(f"{source} has missing or unknown keys: {', '.join(odd)}; start the run again")
+        if content["status"] not in STATUSES:
+            raise FileFormatError(f"{source}: status {content['status']!r} is none of {', '.join(STATUSES)}")
+        return cls(**{**content, "argv": tuple(content["argv"])})
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run.
+
+    Args:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def record_path(self) -> Path:
+        """run.json."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the last checkpoint."""
+        return self.path / "checkpoint"
+
+    @property
+    def compact(self) -> Path:
+        """Folder of the compact model."""
+        return self.path / "compact"
+
+    @property
+    def onnx(self) -> Path:
+        """Folder of the ONNX files."""
+        return self.path / "onnx"
+
+    @property
+    def bench(self) -> Path:
+        """bench.json."""
+        return self.path / "bench.json"
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Everything a run writes."""
+        aside = [self.path / f"checkpoint.{suffix}" for suffix in ("partial", "previous")]
+        return (
+            *(self.record_path, self.metrics, self.checkpoint, *aside),
+            *(self.compact, self.onnx, self.bench, self.report),
+        )
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        argv: Sequence[str],
+        config: Mapping[str, Any],
+        seed: int,
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> RunDirectory:
+        """Begin a run: the directory with its run.json.
+
+        Args:
+            path: Must not exist, or be an empty directory; with `overwrite` it may hold a run, whose files are removed.
+            argv: The command line.
+            config: The resolved configuration, JSON values.
+            seed: Seed of the run.
+            model: Model specification, JSON values.
+            data: Data specification, JSON values.
+            overwrite: Replace an existing run.
+
+        Raises:
+            RunDirectoryError: the path is taken; nothing was changed.
+        """
+        run = cls(path)
+        run.require_free(overwrite=overwrite)
+        record = RunRecord(
+            argv=tuple(argv),
+            config=dict(config),
+            seed=seed,
+            model=dict(model),
+            data=dict(data),
+            versions=installed_versions(),
+        )
+        text = _dump(record)
+        for existing in run.own_files:
+            _remove(existing)
+        path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(run.record_path, text)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            RunDirectoryError: if there is none at `path`.
+            FileFormatError: if its run.json cannot be understood.
+        """
+        run = cls(path)
+        run.read()
+        return run
+
+    def require_free(self, *, overwrite: bool = False) -> None:
+        """See that a run may begin here.
+
+        Raises:
+            RunDirectoryError: the path is a file, holds a run (unless `overwrite`), or holds something else.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path} is a file: name a directory for the run")
+        if not any(self.path.iterdir()):
+            return
+        if not self.record_path.exists():
+            raise RunDirectoryError(f"{self.path} is not empty and holds no run: name another directory")
+        if not overwrite:
+            raise RunDirectoryError(
+                f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or name"
+                " another directory"
+            )
+
+    def read(self) -> RunRecord:
+        """What run.json says.
+
+        Raises:
+            RunDirectoryError: if there is no run.json.
+            FileFormatError: if it cannot be understood.
+        """
+        try:
+            text = self.record_path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out of a finetune") from error
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise FileFormatError(f"{self.record_path} is damaged ({error}): start the run again") from error
+        return RunRecord.from_json(content, source=str(self.record_path))
+
+    def set_status(self, status: str, *, result: Mapping[str, Any] | None = None) -> RunRecord:
+        """Write how the run stands.
+
+        Args:
+            status: One of `STATUSES`.
+            result: Figures to keep, JSON values; None leaves those that are there.
+
+        Returns:
+            The new record.
+
+        Raises:
+            RunDirectoryError: unknown status, or no run here.
+        """
+        if status not in STATUSES:
+            raise RunDirectoryError(f"a run cannot be {status!r}: choose one of {', '.join(STATUSES)}")
+        record = self.read()
+        record = replace(record, status=status, result=record.result if result is None else dict(result))
+        _write_atomically(self.record_path, _dump(record))
+        return record
+
+    def discard(self) -> None:
+        """Remove what a run that failed before its first checkpoint has left; other files and a used run stay."""
+        if any(path.exists() for path in (self.checkpoint, self.path / "checkpoint.previous", self.compact)):
+            return
+        for own in self.own_files:
+            _remove(own)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages a result depends on; what is not installed is left out."""
+    found = ((name, next(metadata.distributions(name=name), None)) for name in RECORDED_PACKAGES)
+    return {name: distribution.version for name, distribution in found if distribution is not None}
+
+
+def _dump(record: RunRecord) -> str:
+    try:
+        return json.dumps(record.to_json(), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"the description of the run is not plain JSON ({error}): give numbers and text"
+        ) from error
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Under a temporary name first: a reader sees the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

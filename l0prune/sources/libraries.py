@@ -1,0 +1,205 @@
+"""Models of timm, torchvision and transformers, and how each library describes its inputs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import CheckpointError, ModelSpecError
+from l0prune.sources.factories import describe
+from l0prune.sources.preprocessing import Preprocessing
+
+__all__ = [
+    "Built",
+    "ExampleInputs",
+    "build_hf",
+    "build_timm",
+    "build_torchvision",
+    "drop_auxiliary_heads_",
+    "for_channels",
+]
+
+ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
+IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+N_TOKENS = 16  # length of an example sequence
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model as its source gives it, with what the source knows of its input."""
+
+    model: nn.Module
+    example_inputs: ExampleInputs | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def build_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:
+    """`timm:NAME`, random weights unless `pretrained`.
+
+    Raises:
+        ModelSpecError: if timm is not installed, has no such model, or cannot build it with `arguments`.
+    """
+    timm = _optional("timm", "timm")
+    if not name or not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    model = _construct(f"timm:{name}", timm.create_model, name, pretrained=pretrained, **arguments)
+    config = timm.data.resolve_model_data_config(model)
+    channels, height, width = config["input_size"]
+    channels = int(arguments.get("in_chans", channels))
+    mean, std = (for_channels(config[key], channels) for key in ("mean", "std"))
+    return Built(model, None, Preprocessing((height, width), mean, std))
+
+
+def build_torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:
+    """`torchvision:NAME`, a classification model, random weights unless `pretrained`.
+
+    Raises:
+        ModelSpecError: if torchvision is not installed, has no such model, or cannot build it with `arguments`.
+    """
+    known = _optional("torchvision.models", "timm")
+    names = known.list_models(module=known)
+    if name not in names:
+        raise _unknown("torchvision", name, names)
+    given = dict(arguments)
+    if name in {"googlenet", "inception_v3"} and not pretrained:
+        given.setdefault("init_weights", True)  # silences a warning; the initialisation of the paper
+    weights = "DEFAULT" if pretrained else None
+    return Built(_construct(f"torchvision:{name}", known.get_model, name, weights=weights, **given), None, IMAGENET)
+
+
+def drop_auxiliary_heads_(model: nn.Module) -> None:
+    """Remove the training-only heads of torchvision's GoogLeNet and Inception, whose outputs evaluation never uses."""
+    if type(model).__module__.startswith("torchvision.models.") and getattr(model, "aux_logits", False):
+        model.aux_logits = False
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(model, name):
+                setattr(model, name, None)
+
+
+def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:  # noqa: ARG001 - one signature
+    """`hf:DIR`, a local transformers folder with its weights in safetensors; no code in it is run.
+
+    Raises:
+        ModelSpecError: if transformers is not installed, or the folder has no configuration it knows.
+        CheckpointError: if the folder has no safetensors, or they do not fit the configuration.
+    """
+    transformers = _optional("transformers", "hf")
+    path = Path(directory)
+    spec = f"hf:{directory}"
+    if not (path / "config.json").is_file():
+        raise ModelSpecError(f"{spec!r}: expected a local folder with config.json and *.safetensors; download it first.")
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(f"{spec!r}: no *.safetensors in the folder; pickled weights are not read. Convert them.")
+    config = _construct(
+        spec, transformers.AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **arguments
+    )
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    model = _load_hf(transformers, spec, path, config)
+    if model.main_input_name == "pixel_values":
+        preprocessing = _image_processing(path, config)
+        images = torch.randn(2, *preprocessing.input_shape, generator=torch.Generator().manual_seed(0))
+        return Built(model, {"pixel_values": images}, preprocessing)
+    return Built(model, _token_inputs(spec, model))
+
+
+def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
+    """The architecture that the configuration names, with every weight found and fitting."""
+    architecture = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    model_class = getattr(transformers, architecture, transformers.AutoModel)
+    with _quiet(transformers):
+        model, info = _construct(
+            spec,
+            model_class.from_pretrained,
+            path,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            error=CheckpointError,
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{spec!r}: {len(missing)} weights of {architecture} are missing: {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''}. Train and save the whole model first."
+        )
+    return model.float()
+
+
+class _quiet:  # noqa: N801 - used like a function
+    """transformers without its progress bars and advice for a while."""
+
+    def __init__(self, transformers: Any) -> None:
+        self.logging = transformers.utils.logging
+
+    def __enter__(self) -> None:
+        self.level = self.logging.get_verbosity()
+        self.bars = self.logging.is_progress_bar_enabled()
+        self.logging.set_verbosity_error()
+        self.logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        self.logging.set_verbosity(self.level)
+        if self.bars:
+            self.logging.enable_progress_bar()
+
+
+def _token_inputs(spec: str, model: Any) -> ExampleInputs:
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    if model.main_input_name != "input_ids" or not size:
+        raise ModelSpecError(
+            f"{spec!r}: its input is {model.main_input_name!r}; input_ids and pixel_values are understood. "
+            "Write a factory that returns (model, example_inputs)."
+        )
+    ids = torch.randint(0, size, (2, N_TOKENS), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _image_processing(path: Path, config: Any) -> Preprocessing:
+    file = path / "preprocessor_config.json"
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(config, "num_channels", 3)
+    mean = for_channels(stated.get("image_mean", IMAGENET.mean), channels)
+    return Preprocessing((height, width), mean, for_channels(stated.get("image_std", IMAGENET.std), channels))
+
+
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value a channel: as given where the number is right, else their average for each."""
+    if len(values) == channels:
+        return tuple(float(value) for value in values)
+    return (sum(values) / len(values),) * channels
+
+
+def _construct(spec: str, build: Any, *positional: Any, error: type[Exception] = ModelSpecError, **keywords: Any) -> Any:
+    try:
+        return build(*positional, **keywords)
+    except Exception as cause:
+        raise error(f"{spec!r} cannot be built: {describe(cause)}.") from cause
+
+
+def _optional(module: str, extra: str) -> Any:
+    name = module.partition(".")[0]
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as cause:
+        if cause.name == name:
+            how = f"pip install 'l0prune[{extra}]'"
+            raise ModelSpecError(f"{name} is not installed; {how} brings it.") from cause
+        raise ModelSpecError(f"{name} could not be imported: {describe(cause)}.") from cause
+    except (ImportError, RuntimeError) as cause:
+        raise ModelSpecError(f"{name} could not be imported: {describe(cause)}.") from cause
+
+
+def _unknown(library: str, name: str, names: Sequence[str]) -> ModelSpecError:
+    close = get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(f'{library}:{match}' for match in close)}?" if close else "see its documentation."
+    return ModelSpecError(f"{library} has no model {name!r}; {hint}")

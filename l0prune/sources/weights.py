@@ -1,0 +1,239 @@
+"""Weights files: read without running code, matched strictly, written atomically."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from l0prune.errors import CheckpointError
+from l0prune.sources.pickles import imported_names
+
+__all__ = ["load_weights_", "read_state_dict", "save_weights"]
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+# Where training scripts keep the weights, best first: averaged weights are the ones whose accuracy is published.
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "params")
+PREFIXES = ("module.", "_orig_mod.")  # nn.DataParallel, torch.compile
+N_SHOWN = 3
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a weights file; no code in it is ever run.
+
+    Args:
+        path: `.safetensors`, or a torch file (`.pt`, `.pth`, `.bin`, `.ckpt`, `.tar`) read with `weights_only`. Wrappers
+            such as `state_dict` and `model` are opened (averaged weights first where there are several), and the
+            prefixes that nn.DataParallel and torch.compile add are taken off.
+
+    Returns:
+        Name to tensor on the CPU, every value finite.
+
+    Raises:
+        CheckpointError: if the file is missing, empty, damaged, of another kind, holds anything but tensors, holds
+            code, or holds values that are not finite.
+    """
+    return _without_prefix(_read(Path(path)))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """`read_state_dict` with the names as they are stored."""
+    _check_file(path)
+    if path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix in PICKLED:
+        tensors = _unwrap(_read_pickled(path), path)
+    else:
+        raise CheckpointError(
+            f"{path}: unknown kind of weights file {path.suffix!r}; expected .safetensors, .pt or .pth."
+        )
+    _check_finite(tensors, path)
+    return tensors
+
+
+def load_weights_(model: nn.Module, path: str | Path) -> None:
+    """Copy a weights file into a model, all of it or none.
+
+    Missing `num_batches_tracked` counters are left as they are, and a tensor the model uses under several names may
+    be stored under one of them.
+
+    Args:
+        model: Receives the weights; unchanged where this fails.
+        path: As for `read_state_dict`.
+
+    Raises:
+        CheckpointError: as `read_state_dict`, and if a name is missing, left over, or has another shape.
+    """
+    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    found = _read(Path(path))
+    if not found.keys() <= expected.keys():
+        found = _without_prefix(found)
+    problems = _mismatches(expected, found)
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit the model: {'; '.join(problems)}. "
+            "Is it a checkpoint of another architecture, or does the model need other arguments?"
+        )
+    with torch.no_grad():
+        for name, value in found.items():
+            expected[name].copy_(value)
+
+
+def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) -> Path:
+    """Write weights as safetensors: to a temporary name first, then renamed.
+
+    Args:
+        weights: A model or a state dict; tensors that share memory are stored under their first name only.
+        path: Ends in `.safetensors`; its folder exists.
+
+    Returns:
+        `path`.
+
+    Raises:
+        CheckpointError: if `path` has another ending or cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: weights are written as .safetensors only; change the file name.")
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {names[0]: state[names[0]].detach().cpu().contiguous() for names in _aliases(state)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; expected a weights file (.safetensors, .pt or .pth).")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such weights file.")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes); the copy or download that made it did not finish.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or is no safetensors file ({_first_line(error)}); copy or download it again."
+        ) from error
+
+
+def _read_pickled(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} was refused, and nothing in it was run: it is a TorchScript program, not weights. "
+                "Save `model.state_dict()` instead, best as .safetensors."
+            ) from error
+        imported = imported_names(path)
+        if imported is None:
+            raise CheckpointError(
+                f"{path} is damaged or is no torch file; copy or download it again."
+            ) from error
+        unsafe = [name for name in imported if not name.startswith(("torch.", "collections.", "_codecs."))]
+        needs = f"it needs {_some(unsafe)}, that is code" if unsafe else "it is a pickle that torch cannot read safely"
+        raise CheckpointError(
+            f"{path} was refused, and nothing in it was run: {needs}. "
+            "Where you trust the file, load it yourself and save `model.state_dict()` alone, best as .safetensors."
+        ) from error
+
+
+def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """Open wrappers until a mapping of names to tensors is left."""
+    for _ in range(4):
+        if not isinstance(loaded, Mapping) or not loaded:
+            break
+        if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()):
+            return dict(loaded)
+        wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if not wrapped:
+            break
+        loaded = wrapped[0]
+    keys = f" with keys {_some([str(key) for key in loaded])}" if isinstance(loaded, Mapping) else ""
+    raise CheckpointError(
+        f"{path} holds a {type(loaded).__name__}{keys}, expected names and tensors, bare or under one of "
+        f"{', '.join(WRAPPERS)}. Save `model.state_dict()`."
+    )
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if tensors and all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise CheckpointError(
+                f"{path}: {name!r} has {count} of {value.numel()} values that are NaN or infinite. "
+                "The training that wrote it diverged; use an earlier checkpoint."
+            )
+
+
+def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """What keeps `found` from filling `expected`, one phrase a kind."""
+    missing = []
+    for names in _aliases(expected):
+        if not any(name in found for name in names) and not names[0].endswith("num_batches_tracked"):
+            missing.append(names[0])
+    left_over = [name for name in found if name not in expected]
+    shapes = [
+        f"{name!r} is {_shape(value)}, expected {_shape(expected[name])}"
+        for name, value in found.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {len(expected)} missing: {_some(_with_shapes(missing, expected))}")
+    if left_over:
+        problems.append(f"{len(left_over)} of {len(found)} left over: {_some(_with_shapes(left_over, found))}")
+    if shapes:
+        problems.append(f"{len(shapes)} of another shape: {_some(shapes)}")
+    return problems
+
+
+def _aliases(state: Mapping[str, Any]) -> list[list[str]]:
+    """Names grouped by the memory behind them, in order of the first name."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            where = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
+            groups.setdefault(where, []).append(name)
+    return list(groups.values())
+
+
+def _with_shapes(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    return [f"{name!r} {_shape(tensors[name])}" for name in names]
+
+
+def _shape(value: Tensor) -> str:
+    return "(" + ", ".join(str(n) for n in value.shape) + ")"
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:N_SHOWN]) + (" ..." if len(items) > N_SHOWN else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

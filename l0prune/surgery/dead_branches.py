@@ -1,0 +1,148 @@
+"""Drop residual branches that are closed entirely: what they still contribute is a constant, computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from l0prune.errors import EquivalenceError
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.op import op_name
+from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
+
+__all__ = ["drop_dead_branches"]
+
+
+def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
+    """Replace what is computed from empty dimensions by constants, and remove what nothing uses any more.
+
+    Args:
+        graph: The compact graph with its tensors cut already.
+        flow: Trace of the dense model.
+        kept: Which gates stay, shape `(n_gates + 1,)`, the last one (not gated) true.
+
+    Raises:
+        EquivalenceError: a branch cannot be dropped; gates that close it should have been refused before.
+    """
+    dead = dead_nodes(graph.graph, flow.nodes, kept)
+    if not dead:
+        return
+    inputs = frozenset(node.name for node in graph.graph.nodes if node.op == "placeholder")
+    states = branch_states(graph.graph.nodes, dead, input_dependent(graph.graph, inputs))
+    stuck = [node.name for node, state in states.items() if state is State.STUCK]
+    if stuck:
+        raise EquivalenceError(f"a closed branch reaches {stuck[0]!r}, which cannot do without it; open one of its gates")
+    constants: dict[Node, Tensor] = {}
+    for node, state in states.items():
+        if state is State.CONSTANT:
+            constants[node] = _evaluate(graph, node, constants)
+    for node in [n for n in graph.graph.nodes if n not in states]:
+        _feed_constants(graph, node, constants, dead)
+    _remove_unused(graph)
+
+
+def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> Tensor:
+    """Value of a constant node in evaluation mode, with size one along batch, positions and space."""
+    name = op_name(node.target)
+    if name in CONTRACTIONS and not any(source in constants for source in node.all_input_nodes):
+        return _bias_alone(graph, node)
+
+    def value(argument: Any) -> Any:
+        if not isinstance(argument, Node):
+            return argument
+        if argument in constants:
+            return constants[argument]
+        return _attribute(graph, argument) if argument.op == "get_attr" else _evaluate(graph, argument, constants)
+
+    args = torch.fx.map_arg(node.args, value)
+    kwargs = torch.fx.map_arg(node.kwargs, value)
+    args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)  # ops may work in place
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
+
+
+def _bias_alone(graph: GraphModule, node: Node) -> Tensor:
+    """What a layer yields from no input at all: its bias, or zero."""
+    name = op_name(node.target)
+    n_dims = node.meta["val"].dim()
+    weight_at, bias_at = (2, 0) if name == "addmm" else (1, 2)
+    bias = node.args[bias_at] if len(node.args) > bias_at and name not in ("matmul", "mm") else None
+    channel = 1 if name.startswith("conv") else n_dims - 1
+    shape = [1] * n_dims
+    shape[channel] = -1
+    if isinstance(bias, Node):
+        return _attribute(graph, bias).detach().view(shape)
+    weight = _attribute(graph, node.args[weight_at])  # type: ignore[arg-type]
+    if name in ("matmul", "mm", "addmm"):
+        n_out = weight.shape[-1]
+    else:
+        n_out = weight.shape[1] if "transpose" in name else weight.shape[0]
+    return weight.new_zeros(n_out).view(shape)
+
+
+def _attribute(graph: GraphModule, node: Node) -> Tensor:
+    path, _, leaf = str(node.target).rpartition(".")
+    value: Tensor = getattr(graph.get_submodule(path), leaf)
+    return value
+
+
+def _feed_constants(graph: GraphModule, node: Node, constants: dict[Node, Tensor], dead: set[Node]) -> None:
+    """A live node takes constants from buffers, and drops empty operands of a concatenation."""
+    if op_name(node.target) in ("cat", "concat"):
+        tensors = [t for t in node.args[0] if t not in dead]  # type: ignore[union-attr]
+        node.args = (tensors, *node.args[1:])
+    fed = [source for source in node.all_input_nodes if source in constants]
+    if not fed:
+        return
+    for source in fed:
+        name = f"dropped_{source.name}"
+        if not hasattr(graph, name):
+            graph.register_buffer(name, constants[source].detach().clone())
+        with graph.graph.inserting_before(node):
+            replacement = graph.graph.get_attr(name)
+        replacement.meta["val"] = source.meta["val"]
+        node.replace_input_with(source, replacement)
+    _out_of_place(node)
+
+
+def _out_of_place(node: Node) -> None:
+    """`constant += live` would write into the constant: use the op that returns a new tensor."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+        packet = getattr(torch.ops.aten, op_name(target).rstrip("_"))
+        node.target = getattr(packet, target._overloadname)
+
+
+def _remove_unused(graph: GraphModule) -> None:
+    """Erase nodes whose result nothing uses, and the tensors only they used."""
+    n_gone = -1
+    while n_gone:
+        n_gone = 0
+        for node in reversed(list(graph.graph.nodes)):
+            if node.op == "call_function" and not node.users:
+                graph.graph.erase_node(node)
+                n_gone += 1
+    used_by_calls = {node for node in graph.graph.nodes if node.users}
+    gone = [node for node in graph.graph.nodes if node.op == "get_attr" and node not in used_by_calls]
+    kept_targets = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr" and node.users}
+    for node in gone:
+        if str(node.target).rpartition(".")[2] == "num_batches_tracked" and _sibling_used(str(node.target), kept_targets):
+            continue
+        graph.graph.erase_node(node)
+        _delete(graph, str(node.target))
+
+
+def _sibling_used(target: str, used: set[str]) -> bool:
+    return f"{target.rpartition('.')[0]}.running_mean" in used
+
+
+def _delete(graph: GraphModule, target: str) -> None:
+    path, _, leaf = target.rpartition(".")
+    owner = graph.get_submodule(path)
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)

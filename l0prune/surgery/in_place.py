@@ -1,0 +1,148 @@
+"""Cut a copy of the user's own modules, so that the compact model keeps its class.
+
+Layer types torch-pruning knows are cut with its pruning functions, which keep `out_channels`, `num_features` and the like
+right; the weights are then set from the plan, which also folds the gate values in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.surgery.plan import AttributeChange, SurgeryPlan, TensorCut, named_tensors, to_indices
+
+__all__ = ["apply_attributes_", "apply_plan_", "cut_in_place"]
+
+Cutter = Callable[[nn.Module, list[int]], nn.Module]
+
+_OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
+    (nn.Linear, tp.prune_linear_out_channels),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), tp.prune_conv_out_channels),
+    (nn.modules.batchnorm._BatchNorm, tp.prune_batchnorm_out_channels),
+    (nn.LayerNorm, tp.prune_layernorm_out_channels),
+    (nn.GroupNorm, tp.prune_groupnorm_out_channels),
+    (nn.modules.instancenorm._InstanceNorm, tp.prune_instancenorm_out_channels),
+    (nn.PReLU, tp.prune_prelu_out_channels),
+    (nn.Embedding, tp.prune_embedding_out_channels),
+]
+"""Module type -> torch-pruning function for its output (or only) dimension."""
+
+_IN: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
+    (nn.Linear, tp.prune_linear_in_channels),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), tp.prune_conv_in_channels),
+]
+"""Module type -> torch-pruning function for its input dimension."""
+
+
+def cut_in_place(
+    model: nn.Module, plan: SurgeryPlan, flow: ChannelFlow | None = None, attributes: tuple[AttributeChange, ...] = ()
+) -> nn.Module:
+    """A compact copy of `model`, of the same class.
+
+    Args:
+        model: The dense model; it is not changed.
+        plan: What stays of each tensor, and what is folded into it.
+        flow: Trace of the model, for shared tensors.
+        attributes: Integers of modules to change.
+
+    Returns:
+        The copy. Whether it computes the right thing is for the caller to verify.
+    """
+    compact = copy.deepcopy(model)
+    apply_plan_(compact, plan, {} if flow is None else flow.aliases)
+    apply_attributes_(compact, (*plan.attributes, *attributes))
+    return compact
+
+
+def apply_plan_(model: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> None:
+    """Cut the modules of `model`: their own integers first, then every tensor as the plan says."""
+    dense = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items() if _touched(name, plan, aliases)}
+    for path, module in model.named_modules():
+        _cut_module(module, {leaf: cut for leaf, cut in _cuts_of(path, module, plan, aliases)})
+    shared: dict[str, Tensor] = {}
+    for name, tensor in dense.items():
+        known = aliases.get(name, name)
+        if known not in shared:
+            shared[known] = plan.compact_tensor(known, tensor)
+        _set_tensor(model, name, shared[known])
+
+
+def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
+    """Set the integers of modules that the cut changes."""
+    for change in changes:
+        setattr(model.get_submodule(change.module), change.attribute, change.compact)
+
+
+def _touched(name: str, plan: SurgeryPlan, aliases: dict[str, str]) -> bool:
+    known = aliases.get(name, name)
+    return known in plan.tensors or any(parameter == known for parameter, _ in plan.folds)
+
+
+def _cuts_of(path: str, module: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> list[tuple[str, TensorCut]]:
+    cuts = []
+    for leaf in [*module._parameters, *module._buffers]:
+        name = f"{path}.{leaf}" if path else leaf
+        cut = plan.tensors.get(aliases.get(name, name))
+        if cut is not None:
+            cuts.append((leaf, cut))
+    return cuts
+
+
+def _removed(cut: TensorCut | None, dim: int) -> list[int]:
+    if cut is None or dim not in cut.kept:
+        return []
+    kept = torch.zeros(cut.dense_shape[dim], dtype=torch.bool)
+    kept[torch.from_numpy(to_indices(cut.kept[dim]))] = True
+    return [int(i) for i in (~kept).nonzero().flatten()]
+
+
+def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
+    """Bring the integers of one module up to date."""
+    cut = cuts.get("weight") or cuts.get("bias") or cuts.get("running_mean")
+    if cut is None:
+        return
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+        _cut_grouped(module, cuts)
+        return
+    out_dim, in_dim = (1, 0) if getattr(module, "transposed", False) else (0, 1)
+    if isinstance(module, nn.Embedding):
+        out_dim = 1
+    weight = cuts.get("weight")
+    out = _removed(weight, out_dim) if weight is not None else _removed(cut, 0)
+    for kinds, cutter in _OUT:
+        if out and isinstance(module, kinds) and type(module).forward is not nn.Module.forward:
+            cutter(module, out)
+            break
+    for kinds, cutter in _IN:
+        removed = _removed(weight, in_dim)
+        if removed and isinstance(module, kinds):
+            cutter(module, removed)
+            break
+
+
+def _cut_grouped(module: nn.modules.conv._ConvNd, cuts: dict[str, TensorCut]) -> None:
+    """Grouped and depthwise convolutions lose whole groups."""
+    weight = cuts["weight"]
+    kept = weight.shape[0] / weight.dense_shape[0]
+    per_group_in = module.in_channels // module.groups
+    per_group_out = module.out_channels // module.groups
+    module.groups = round(module.groups * kept)
+    module.in_channels = module.groups * per_group_in
+    module.out_channels = module.groups * per_group_out
+
+
+def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if leaf in owner._parameters:
+        old = owner._parameters[leaf]
+        if not (isinstance(value, nn.Parameter)):
+            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+        owner._parameters[leaf] = value
+    else:
+        owner._buffers[leaf] = value

@@ -1,0 +1,246 @@
+"""Shrink a gated model: plan, cut, verify."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import ConfigError
+from l0prune.flow.capture import ExampleInputs, split_inputs
+from l0prune.gated import GatedModel
+from l0prune.surgery.attributes import find_attributes
+from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
+from l0prune.surgery.in_graph import cut_in_graph
+from l0prune.surgery.in_place import cut_in_place
+from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
+
+__all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
+
+TOLERANCE = {torch.float64: 1e-9}
+"""Largest relative difference allowed between gated and compact outputs, by dtype; 1e-4 for the others."""
+
+_RECORD = "_l0prune_surgery"
+
+
+@dataclass(frozen=True, eq=False)
+class Surgery:
+    """What was done to a compact model; every one that `shrink` returns carries it.
+
+    Attributes:
+        plan: The cut, without fold factors (they are in the weights).
+        values: Gate values the cut was made with, shape `(n_gates,)`.
+        difference: Largest difference between gated and compact outputs.
+        example_args: Positional inputs the model was verified with.
+        example_kwargs: Keyword inputs the model was verified with.
+        dynamic_batch: Whether the model accepts other batch sizes.
+    """
+
+    plan: SurgeryPlan
+    values: npt.NDArray[np.float64]
+    difference: Difference
+    example_args: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    dynamic_batch: bool
+
+    @property
+    def form(self) -> str:
+        """"in-place" (the user's class) or "graph"."""
+        return self.plan.form
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
+        """Immutable, so copies of the compact model share it."""
+        return self
+
+
+def surgery_of(compact: nn.Module) -> Surgery:
+    """The record of a compact model.
+
+    Raises:
+        ConfigError: the model does not come from `shrink`.
+    """
+    record = compact.__dict__.get(_RECORD)
+    if not isinstance(record, Surgery):
+        raise ConfigError(f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned")
+    return record
+
+
+def shrink(
+    gated: GatedModel,
+    *,
+    align: int | None = None,
+    example_inputs: ExampleInputs | None = None,
+    form: str | None = None,
+) -> nn.Module:
+    """Cut the closed units out of the weights and verify that the result computes what the gated model does.
+
+    Args:
+        gated: The gated model; gates that are not frozen take their test-time values. It is not changed.
+        align: Round kept widths to multiples of this: up where the budget still holds, else down. None leaves them.
+        example_inputs: Inputs to verify with; None takes those the model was traced with, and noise of their shapes.
+        form: "in-place" or "graph" to insist on one; None tries in place and falls back to the graph.
+
+    Returns:
+        The compact model in evaluation mode: the user's own class where that verifies, else a module of its exported
+        graph with the same state-dict keys. Both can be trained further.
+
+    Raises:
+        EquivalenceError: the result differs from the gated model.
+        ConfigError: a dimension that must not vanish is closed entirely, or `form` or `align` is not valid.
+    """
+    if form not in (None, "in-place", "graph"):
+        raise ConfigError(f"form is {form!r}; expected 'in-place', 'graph' or None")
+    reference = gated
+    values = gated.gate_values().double().cpu().numpy()
+    if align is not None and align != 1:
+        values = aligned_values(gated, values, align)
+        reference = _with_values(gated, values)
+    keep = values != 0
+    plan = make_plan(gated.flow, gated.model, values, keep)
+    args, kwargs = _inputs(gated, example_inputs)
+    in_graph_only = form == "graph" or _has_empty_dimension(plan)
+    candidates: list[Any] = [] if in_graph_only else [_in_place]
+    candidates += [] if form == "in-place" else [_in_graph]
+    difference = Difference(float("inf"), float("inf"), 0)
+    tolerance = _tolerance(gated.model)
+    compact: nn.Module | None = None
+    for candidate in candidates:
+        made = candidate(gated, plan, keep)
+        if made is None:
+            continue
+        compact, used = made
+        try:
+            difference = _difference(reference, compact, args, kwargs)
+        except Exception:
+            if candidate is candidates[-1]:
+                raise
+            continue  # the class has sizes in its code that no attribute holds: the graph has none
+        if difference.max_rel <= tolerance:
+            plan = used
+            break
+    if compact is None:
+        raise ConfigError("the model cannot be cut in place; use form='graph' or leave it open")
+    require_equal(difference, tolerance, "shrunk and gated")
+    record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
+    object.__setattr__(compact, _RECORD, record)
+    return compact.eval()
+
+
+def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: int) -> npt.NDArray[np.float64]:
+    """Gate values with kept widths rounded to multiples of `align`; a gate that is opened for it gets value 1.
+
+    Raises:
+        ConfigError: `align` is not positive.
+    """
+    if align < 1:
+        raise ConfigError(f"align is {align}; expected a positive number of channels")
+    from l0prune.budget.selection import align_open
+
+    budget = gated.budget
+    metric = "macs" if budget is None else budget.metric
+    scores = values + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu().numpy()
+    opened = align_open(
+        values != 0,
+        scores,
+        gated.costs(metric),
+        gated.flow.dimensions,
+        gated.flow.gate_group,
+        align,
+        None if budget is None else budget.keep,
+    )
+    return np.where(opened, np.where(values != 0, values, 1.0), 0.0)
+
+
+def absorb_(gated: GatedModel, compact: nn.Module) -> None:
+    """Write the weights of a compact model, perhaps trained further, back into the gated model it was cut from.
+
+    Afterwards the gates are frozen at 0 and 1, removed positions of consuming weights are zero, and the gated model
+    computes what the compact one does.
+
+    Args:
+        gated: The gated model `compact` came from; its weights and gates change.
+        compact: From `shrink(gated)`.
+    """
+    record = surgery_of(compact)
+    dense, cut = named_tensors(gated.model), named_tensors(compact)
+    keep = record.values != 0
+    kept = np.append(keep, True)  # noqa: FBT003 - index -1 is "not gated"
+    with torch.no_grad():
+        for consumer in gated.flow.consumers:
+            shape = [1] * dense[consumer.parameter].dim()
+            shape[consumer.dim] = -1
+            mask = torch.from_numpy(kept[consumer.gates])
+            tensor = dense[consumer.parameter]
+            tensor.mul_(mask.to(tensor).view(shape))
+        for name, value in cut.items():
+            known = gated.flow.aliases.get(name, name)
+            if known not in dense:
+                continue
+            tensor_cut = record.plan.tensors.get(known)
+            if tensor_cut is None:
+                dense[known].copy_(value)
+            else:
+                tensor_cut.scatter_(dense[known], value)
+    gated.freeze(torch.from_numpy(keep.astype(np.float32)))
+
+
+def _has_empty_dimension(plan: SurgeryPlan) -> bool:
+    """A residual branch is closed entirely: only the graph can do without its layers."""
+    return any(not runs for cut in plan.tensors.values() for runs in cut.kept.values())
+
+
+def _in_place(gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]) -> tuple[nn.Module, SurgeryPlan] | None:
+    try:
+        attributes = find_attributes(gated.flow, gated.model, keep)
+        plan = replace(plan, attributes=attributes, form="in-place")
+        return cut_in_place(gated.model, plan, gated.flow), plan
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
+        return None  # a module that cannot be copied or has no settable sizes
+
+
+def _in_graph(gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]) -> tuple[nn.Module, SurgeryPlan]:
+    plan = replace(plan, attributes=(), form="graph")
+    return cut_in_graph(gated.flow, named_tensors(gated.model), plan, keep), plan
+
+
+def _with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:
+    """The same weights under other gate values, without touching `gated`."""
+    other = copy.copy(gated)
+    other._modules = dict(gated._modules)
+    other._buffers = dict(gated._buffers)
+    other.gates = copy.deepcopy(gated.gates)
+    other.freeze(torch.from_numpy(values))
+    return other
+
+
+def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is not None:
+        args, kwargs = split_inputs(example_inputs)
+    else:
+        captured = gated.flow.captured
+        args, kwargs = captured.args, captured.kwargs
+    first = next(gated.model.parameters(), None)
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor) or first is None:
+            return value
+        return value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
+
+    return tuple(fit(v) for v in args), {k: fit(v) for k, v in kwargs.items()}
+
+
+def _tolerance(model: nn.Module) -> float:
+    first = next(model.parameters(), None)
+    return 1e-4 if first is None else TOLERANCE.get(first.dtype, 1e-4)
+
+
+def _difference(reference: nn.Module, compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
+    """The worse of the differences on the given inputs and on noise."""
+    given = compare(reference, compact, args, kwargs)
+    noise = compare(reference, compact, *random_like(args, kwargs, seed=1))
+    return max(given, noise, key=lambda d: d.max_rel)

@@ -1,0 +1,218 @@
+"""Verify that a model can be cut exactly: random gates, cut, ONNX, all three compared. Needs no data and no training."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import ConfigError, EquivalenceError
+from l0prune.flow.capture import ExampleInputs, split_inputs
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.trace import trace
+from l0prune.gated import inject
+from l0prune.surgery.shrink import shrink, surgery_of
+
+__all__ = ["VerifyReport", "random_decision", "verify", "vary_constants_"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What came out of a verification.
+
+    Attributes:
+        exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance.
+        max_abs_diff: Largest absolute difference between gated and compact outputs.
+        max_rel_diff: The same, relative to the largest output.
+        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if not exported.
+        n_gates: Number of removable units.
+        params_before: Parameters of the dense model.
+        params_after: Parameters of the compact model.
+        macs_before: Multiply-accumulates of the dense model at batch 1.
+        macs_after: The same of the compact model.
+        prunable_fraction: Share of the parameters some gate can remove, in [0, 1].
+        form: "in-place" or "graph".
+        pinned: Reason -> number of units that could not be gated.
+        unknown_ops: Ops without a rule -> number of uses that touched units.
+        seconds: Wall time of trace (with export), cut and ONNX.
+    """
+
+    exact: bool
+    max_abs_diff: float
+    max_rel_diff: float
+    onnx_max_rel_diff: float | None
+    n_gates: int
+    params_before: int
+    params_after: int
+    macs_before: float
+    macs_after: float
+    prunable_fraction: float
+    form: str
+    pinned: dict[str, int]
+    unknown_ops: dict[str, int]
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def verify(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    closed: float = 0.5,
+    seed: int = 0,
+    align: int | str | None = None,
+    onnx: bool = True,
+    double: bool = False,
+) -> VerifyReport:
+    """Close random units of a copy of `model`, cut them out, export, and compare.
+
+    Tensors that are still at a constant initial value (zeros, ones) would hide mistakes, so they are varied first.
+
+    Args:
+        model: Any module; it is not changed.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword tensors.
+        closed: Share of the units to close, in [0, 1).
+        seed: Seed of the units, gate values and variations.
+        align: Round kept widths to multiples of this; "auto" for this machine's CPU.
+        onnx: Also export the compact model and compare onnxruntime with torch.
+        double: Compute in float64, with a tolerance of 1e-9 instead of 1e-4 (relative).
+
+    Returns:
+        The report; `exact` is False if the cut disagrees, nothing is raised for that.
+
+    Raises:
+        ConfigError: an option out of range.
+        TraceError: the model cannot be captured.
+    """
+    if not 0 <= closed < 1:
+        raise ConfigError(f"closed is {closed}; expected a share of the units in [0, 1)")
+    model = copy.deepcopy(model).eval()
+    if double:
+        model, example_inputs = model.double(), _double(example_inputs)
+    vary_constants_(model, seed=seed)
+    clock = time.perf_counter()
+    flow = trace(model, example_inputs)
+    seconds = {"trace": time.perf_counter() - clock}
+    gated = inject(model, flow, seed=seed).eval()
+    gated.freeze(torch.from_numpy(random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))))
+    clock = time.perf_counter()
+    n_before = sum(p.numel() for p in model.parameters())
+    report = {
+        "n_gates": flow.n_gates,
+        "params_before": n_before,
+        "macs_before": flow.dense_cost("macs"),
+        "macs_after": flow.dense_cost("macs") * gated.hard_cost("macs"),
+        "prunable_fraction": flow.prunable_fraction,
+        "pinned": flow.pinned,
+        "unknown_ops": flow.unknown_ops,
+    }
+    try:
+        compact = shrink(gated)
+    except EquivalenceError:
+        worst = float("inf")
+        seconds["shrink"] = time.perf_counter() - clock
+        return VerifyReport(exact=False, max_abs_diff=worst, max_rel_diff=worst, onnx_max_rel_diff=None,
+                            params_after=n_before, form="graph", seconds=seconds, **report)  # type: ignore[arg-type]  # fmt: skip
+    seconds["shrink"] = time.perf_counter() - clock
+    record = surgery_of(compact)
+    onnx_diff = None
+    if onnx:
+        clock = time.perf_counter()
+        onnx_diff = _onnx_difference(compact, record.example_args, record.example_kwargs)
+        seconds["onnx"] = time.perf_counter() - clock
+    return VerifyReport(
+        exact=onnx_diff is None or onnx_diff <= ONNX_TOLERANCE,
+        max_abs_diff=record.difference.max_abs,
+        max_rel_diff=record.difference.max_rel,
+        onnx_max_rel_diff=onnx_diff,
+        params_after=sum(p.numel() for p in compact.parameters()),
+        form=record.form,
+        seconds=seconds,
+        **report,  # type: ignore[arg-type]
+    )
+
+
+ONNX_TOLERANCE = 1e-4
+
+
+def random_decision(
+    flow: ChannelFlow, *, closed: float, seed: int, align: int | None = None, costs: Any = None
+) -> npt.NDArray[np.float64]:
+    """Random gate values: a share `closed` at zero, the others in [0.3, 1); no dimension is closed entirely.
+
+    Args:
+        flow: Trace of the model.
+        closed: Share of the units to close.
+        seed: Seed.
+        align: Round kept widths to multiples of this.
+        costs: Cost model for the rounding; needed with `align`.
+
+    Returns:
+        Shape `(n_gates,)`, float64 (values exact in float32).
+    """
+    generator = np.random.default_rng(seed)
+    scores = generator.random(flow.n_gates)
+    opened = scores >= closed
+    for dimension in flow.dimensions:
+        if dimension.n_ungated == 0 and not opened[dimension.gates].any():
+            opened[dimension.gates[np.argmax(scores[dimension.gates])]] = True
+    if align is not None and align > 1:
+        from l0prune.budget.selection import align_open
+
+        opened = align_open(opened, scores, costs, flow.dimensions, flow.gate_group, align, None)
+    values = generator.uniform(0.3, 1.0, flow.n_gates).astype(np.float32).astype(np.float64)
+    return np.where(opened, values, 0.0)
+
+
+@torch.no_grad()
+def vary_constants_(model: nn.Module, *, seed: int) -> None:
+    """Give every floating-point parameter or buffer whose entries are all equal (an initial value) some noise.
+
+    Positive constants stay positive, so that variances remain variances. Trained tensors are not constant and stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            first = tensor.flatten()[0].clone()
+            if first == 0:
+                tensor.copy_((noise - 0.5) * 0.6)
+            else:
+                tensor.mul_(0.5 + noise)
+
+
+def _double(inputs: ExampleInputs) -> ExampleInputs:
+    def convert(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    args, kwargs = split_inputs(inputs)
+    return {k: convert(v) for k, v in kwargs.items()} if kwargs else tuple(convert(v) for v in args)
+
+
+def _alignment(align: int | str | None) -> int | None:
+    if isinstance(align, str):
+        from l0prune.alignment import resolve_alignment
+
+        return resolve_alignment(align)
+    return align
+
+
+def _onnx_difference(compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    from l0prune.export import export_onnx
+    from l0prune.onnx_model import onnx_difference
+
+    inputs: ExampleInputs = kwargs if kwargs else args
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(compact, inputs, Path(folder) / "compact.onnx", tolerance=float("inf"))
+        return onnx_difference(path, compact, inputs).max_rel
