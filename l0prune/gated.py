@@ -71,6 +71,8 @@ class GatedModel(nn.Module):
         constraint: Target ramp and multiplier, or None without a budget.
     """
 
+    _index: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -190,7 +192,9 @@ class GatedModel(nn.Module):
             ConfigError: a budget without steps.
         """
         if budget is not None and (steps is None or steps < 1):
-            raise ConfigError(f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace")
+            raise ConfigError(
+                f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace"
+            )
         self.budget = budget
         self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
         self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([self.gates.log_alpha], steps or 1)
@@ -257,7 +261,9 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     value = getattr(model.get_submodule(path), leaf)
     if not isinstance(value, Tensor):
-        raise PlanMismatchError(f"{name!r} is a {type(value).__name__} in this model, a tensor in the traced one; trace it again")
+        raise PlanMismatchError(
+            f"{name!r} is a {type(value).__name__} in this model, a tensor in the traced one; trace it again"
+        )
     return value
 
 
@@ -265,7 +271,9 @@ def _check_same_model(model: nn.Module, flow: ChannelFlow) -> None:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name, size in flow.sizes.items():
         if name not in tensors and name not in flow.captured.program.constants:
-            raise PlanMismatchError(f"{name!r} was traced but is not in this {type(model).__name__}; trace this very model")
+            raise PlanMismatchError(
+                f"{name!r} was traced but is not in this {type(model).__name__}; trace this very model"
+            )
         if name in tensors and tuple(tensors[name].shape) != size:
             raise PlanMismatchError(
                 f"{name!r} has shape {tuple(tensors[name].shape)} here and had {size} when it was traced; trace this very model"

@@ -1,4 +1,4 @@
-"""Verify that a model can be cut exactly: random gates, cut, ONNX, all three compared. Needs no data and no training."""
+"""Verify that a model can be cut exactly: random gates, cut, ONNX, all three compared; needs no data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from l0prune.budget.costs import CostModel
+from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError
 from l0prune.flow.capture import ExampleInputs, split_inputs
 from l0prune.flow.channel_flow import ChannelFlow
@@ -21,7 +23,7 @@ from l0prune.flow.trace import trace
 from l0prune.gated import inject
 from l0prune.surgery.shrink import shrink, surgery_of
 
-__all__ = ["VerifyReport", "random_decision", "verify", "vary_constants_"]
+__all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,11 @@ def verify(
     flow = trace(model, example_inputs)
     seconds = {"trace": time.perf_counter() - clock}
     gated = inject(model, flow, seed=seed).eval()
-    gated.freeze(torch.from_numpy(random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))))
+    gated.freeze(
+        torch.from_numpy(
+            random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))
+        )
+    )
     clock = time.perf_counter()
     n_before = sum(p.numel() for p in model.parameters())
     report = {
@@ -168,9 +174,7 @@ def random_decision(
         if dimension.n_ungated == 0 and not opened[dimension.gates].any():
             opened[dimension.gates[np.argmax(scores[dimension.gates])]] = True
     if align is not None and align > 1:
-        from l0prune.budget.selection import align_open
-
-        opened = align_open(opened, scores, costs, flow.dimensions, flow.gate_group, align, None)
+        opened = align_open(opened, scores, costs, flow.dimensions, flow.gate_group, align=align)
     values = generator.uniform(0.3, 1.0, flow.n_gates).astype(np.float32).astype(np.float64)
     return np.where(opened, values, 0.0)
 

@@ -122,7 +122,9 @@ class ChannelFlow:
 
     def dense_cost(self, metric: str) -> float:
         """Cost of the dense model: MACs at batch 1, or parameters."""
-        return sum(t.coefficient * float(np.prod([s.n_ungated + len(s.gates) for s in t.sides])) for t in self.terms(metric))
+        return sum(
+            t.coefficient * float(np.prod([s.n_ungated + len(s.gates) for s in t.sides])) for t in self.terms(metric)
+        )
 
     @cached_property
     def norm_gates(self) -> npt.NDArray[np.bool_]:
@@ -174,7 +176,9 @@ class ChannelFlow:
             f"{self.prunable_fraction:.1%} of {self.dense_cost('params'):,.0f} parameters in reach, "
             f"{self.dense_cost('macs') / 1e6:,.2f} M MACs",
         ]
-        lines += [f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])]
+        lines += [
+            f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])
+        ]
         return "\n".join(lines)
 
 

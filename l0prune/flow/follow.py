@@ -89,7 +89,7 @@ def _place(
     except NoRuleError:
         return
     if name is None:
-        followed.nodes[node] = [None] * len(shape)
+        followed.nodes[node] = _no_labels(len(shape))
         return
     name = aliases.get(name, name)
     if name not in followed.tensors:
@@ -143,8 +143,14 @@ def _pin_result(tracker: Tracker, result: Result | None, reason: str) -> bool:
 
 
 def _blank(value: Any) -> Result:
+    """Labels of an output nothing is known about: no units."""
     if isinstance(value, torch.Tensor):
-        return [None] * value.dim()
+        return _no_labels(value.dim())
     if isinstance(value, (tuple, list)):
-        return [[None] * v.dim() if isinstance(v, torch.Tensor) else [] for v in value]
-    return []
+        return [_no_labels(v.dim() if isinstance(v, torch.Tensor) else 0) for v in value]
+    return _no_labels(0)
+
+
+def _no_labels(n_dims: int) -> Labels:
+    labels: Labels = [None] * n_dims
+    return labels

@@ -46,7 +46,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
     return trace_program(captured, aliases=_aliases(model), ignore=ignored)
 
 
-def trace_program(captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = ()) -> ChannelFlow:
+def trace_program(
+    captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = ()
+) -> ChannelFlow:
     """The analysis alone, on a program that is captured already."""
     aliases = aliases or {}
     choices: dict[str, int] = {}
@@ -155,10 +157,10 @@ def _params_terms(
     tensors: dict[str, tuple[IdArray | None, ...]], parameters: frozenset[str], sizes: dict[str, tuple[int, ...]]
 ) -> tuple[CostTerm, ...]:
     terms = []
-    for name in tensors:
+    for name, dims in tensors.items():
         if name in parameters:
-            fixed = [size for size, gates in zip(sizes[name], tensors[name], strict=True) if gates is None]
-            sides = tuple(_side(gates) for gates in tensors[name] if gates is not None)
+            fixed = [size for size, gates in zip(sizes[name], dims, strict=True) if gates is None]
+            sides = tuple(_side(gates) for gates in dims if gates is not None)
             terms.append(CostTerm(name, float(np.prod(fixed)), sides))
     return tuple(terms)
 
@@ -171,5 +173,7 @@ def _dimensions(tensors: dict[str, tuple[IdArray | None, ...]]) -> tuple[Dimensi
             if gates is not None:
                 ungated = int((gates < 0).sum())
                 members = np.sort(gates[gates >= 0])
-                found.setdefault((ungated, members.tobytes()), Dimension(f"{name}[{dim}]", ungated, members, removable=False))
+                found.setdefault(
+                    (ungated, members.tobytes()), Dimension(f"{name}[{dim}]", ungated, members, removable=False)
+                )
     return tuple(found.values())

@@ -31,7 +31,7 @@ def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bo
     has two different new ones. The result is a guess: the caller verifies what it computes.
     """
     wanted: dict[tuple[str, int], set[int]] = defaultdict(set)
-    kept = np.append(keep, True)  # noqa: FBT003 - index -1 is "not gated"
+    kept = np.append(keep, True)
     for node in flow.captured.program.graph.nodes:
         if node.op != "call_function" or op_name(node.target) not in _SIZE_ARGUMENTS:
             continue

@@ -36,7 +36,9 @@ def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[
     states = branch_states(graph.graph.nodes, dead, input_dependent(graph.graph, inputs))
     stuck = [node.name for node, state in states.items() if state is State.STUCK]
     if stuck:
-        raise EquivalenceError(f"a closed branch reaches {stuck[0]!r}, which cannot do without it; open one of its gates")
+        raise EquivalenceError(
+            f"a closed branch reaches {stuck[0]!r}, which cannot do without it; open one of its gates"
+        )
     constants: dict[Node, Tensor] = {}
     for node, state in states.items():
         if state is State.CONSTANT:
@@ -131,7 +133,9 @@ def _remove_unused(graph: GraphModule) -> None:
     gone = [node for node in graph.graph.nodes if node.op == "get_attr" and node not in used_by_calls]
     kept_targets = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr" and node.users}
     for node in gone:
-        if str(node.target).rpartition(".")[2] == "num_batches_tracked" and _sibling_used(str(node.target), kept_targets):
+        if str(node.target).rpartition(".")[2] == "num_batches_tracked" and _sibling_used(
+            str(node.target), kept_targets
+        ):
             continue
         graph.graph.erase_node(node)
         _delete(graph, str(node.target))

@@ -41,7 +41,7 @@ def cut_in_graph(
     graph = GraphModel(module, module.graph)
     _replace_tensors(graph, flow, tensors, plan)
     rewriter = _Rewriter(flow, keep, graph)
-    drop_dead_branches(graph, flow, np.append(keep, True))  # noqa: FBT003 - index -1 is "not gated"
+    drop_dead_branches(graph, flow, np.append(keep, True))
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             rewriter.rewrite(node)
@@ -59,7 +59,9 @@ def _replace_tensors(graph: GraphModule, flow: ChannelFlow, tensors: dict[str, T
         if known not in new:
             dense = tensors.get(known, tensor)
             value = plan.compact_tensor(known, dense)
-            new[known] = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+            new[known] = (
+                nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+            )
         path, _, leaf = name.rpartition(".")
         owner = graph.get_submodule(path)
         if leaf in owner._parameters:
@@ -76,7 +78,7 @@ class _Rewriter:
     n_selections: int = 0
 
     def __post_init__(self) -> None:
-        self._kept = np.append(self.keep, True)  # noqa: FBT003 - index -1 is "not gated"
+        self._kept = np.append(self.keep, True)
 
     def mask(self, gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which indices of a dimension stay."""

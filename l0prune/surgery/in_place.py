@@ -22,7 +22,10 @@ Cutter = Callable[[nn.Module, list[int]], nn.Module]
 
 _OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
     (nn.Linear, tp.prune_linear_out_channels),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), tp.prune_conv_out_channels),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        tp.prune_conv_out_channels,
+    ),
     (nn.modules.batchnorm._BatchNorm, tp.prune_batchnorm_out_channels),
     (nn.LayerNorm, tp.prune_layernorm_out_channels),
     (nn.GroupNorm, tp.prune_groupnorm_out_channels),
@@ -34,7 +37,10 @@ _OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
 
 _IN: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
     (nn.Linear, tp.prune_linear_in_channels),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), tp.prune_conv_in_channels),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        tp.prune_conv_in_channels,
+    ),
 ]
 """Module type -> torch-pruning function for its input dimension."""
 
@@ -61,9 +67,11 @@ def cut_in_place(
 
 def apply_plan_(model: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> None:
     """Cut the modules of `model`: their own integers first, then every tensor as the plan says."""
-    dense = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items() if _touched(name, plan, aliases)}
+    dense = {
+        name: tensor.detach().clone() for name, tensor in named_tensors(model).items() if _touched(name, plan, aliases)
+    }
     for path, module in model.named_modules():
-        _cut_module(module, {leaf: cut for leaf, cut in _cuts_of(path, module, plan, aliases)})
+        _cut_module(module, dict(_cuts_of(path, module, plan, aliases)))
     shared: dict[str, Tensor] = {}
     for name, tensor in dense.items():
         known = aliases.get(name, name)

@@ -34,7 +34,9 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def fingerprint(model: nn.Module) -> str:
     """Hash of the sorted names, shapes and dtypes of a model's state dict."""
-    lines = sorted(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items() if isinstance(t, Tensor))
+    lines = sorted(
+        f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items() if isinstance(t, Tensor)
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -176,10 +178,12 @@ class SurgeryPlan:
                 for name, cut in data["tensors"].items()
             }
             attributes = tuple(_attribute_from_json(change) for change in data["attributes"])
-            if data["form"] not in ("in-place", "graph"):
-                raise ValueError(f"form is {data['form']!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{source} is damaged ({error}); run shrink again") from error
+        if data["form"] not in ("in-place", "graph"):
+            raise FileFormatError(
+                f"{source} has form {data['form']!r}; expected 'in-place' or 'graph'; run shrink again"
+            )
         return SurgeryPlan(str(data["fingerprint"]), tensors, {}, attributes, data["form"])
 
     def check(self, model: nn.Module) -> None:
@@ -237,7 +241,7 @@ def make_plan(
         ConfigError: a dimension that must not vanish would.
     """
     kept_units = values != 0 if keep is None else keep
-    extended = np.append(kept_units, True)  # noqa: FBT003 - index -1 is "not gated"
+    extended = np.append(kept_units, True)
     _require_nonempty(flow, kept_units)
     tensors = {}
     for name, dims in flow.tensors.items():
@@ -261,4 +265,3 @@ def _require_nonempty(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
             f"all units of {', '.join(empty[:3])}{' and more' if len(empty) > 3 else ''} are closed, which cuts the model's "
             "output off from its input; open at least one gate of each"
         )
-

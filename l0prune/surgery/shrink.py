@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError
 from l0prune.flow.capture import ExampleInputs, split_inputs
 from l0prune.gated import GatedModel
@@ -50,7 +51,7 @@ class Surgery:
 
     @property
     def form(self) -> str:
-        """"in-place" (the user's class) or "graph"."""
+        """Either "in-place" (the user's class) or "graph"."""
         return self.plan.form
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
@@ -66,7 +67,9 @@ def surgery_of(compact: nn.Module) -> Surgery:
     """
     record = compact.__dict__.get(_RECORD)
     if not isinstance(record, Surgery):
-        raise ConfigError(f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned")
+        raise ConfigError(
+            f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned"
+        )
     return record
 
 
@@ -139,8 +142,6 @@ def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: in
     """
     if align < 1:
         raise ConfigError(f"align is {align}; expected a positive number of channels")
-    from l0prune.budget.selection import align_open
-
     budget = gated.budget
     metric = "macs" if budget is None else budget.metric
     scores = values + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu().numpy()
@@ -150,8 +151,8 @@ def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: in
         gated.costs(metric),
         gated.flow.dimensions,
         gated.flow.gate_group,
-        align,
-        None if budget is None else budget.keep,
+        align=align,
+        keep=None if budget is None else budget.keep,
     )
     return np.where(opened, np.where(values != 0, values, 1.0), 0.0)
 
@@ -169,7 +170,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
     record = surgery_of(compact)
     dense, cut = named_tensors(gated.model), named_tensors(compact)
     keep = record.values != 0
-    kept = np.append(keep, True)  # noqa: FBT003 - index -1 is "not gated"
+    kept = np.append(keep, True)
     with torch.no_grad():
         for consumer in gated.flow.consumers:
             shape = [1] * dense[consumer.parameter].dim()
@@ -194,7 +195,9 @@ def _has_empty_dimension(plan: SurgeryPlan) -> bool:
     return any(not runs for cut in plan.tensors.values() for runs in cut.kept.values())
 
 
-def _in_place(gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]) -> tuple[nn.Module, SurgeryPlan] | None:
+def _in_place(
+    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]
+) -> tuple[nn.Module, SurgeryPlan] | None:
     try:
         attributes = find_attributes(gated.flow, gated.model, keep)
         plan = replace(plan, attributes=attributes, form="in-place")

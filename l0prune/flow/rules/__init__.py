@@ -1,6 +1,17 @@
 """What each family of ATen ops does to unit ids: one file a family; importing this package registers them all."""
 
-from l0prune.flow.rules import convolution, indexing, joining, layout, linear, norms, pointwise, reductions, spatial, views
+from l0prune.flow.rules import (
+    convolution,
+    indexing,
+    joining,
+    layout,
+    linear,
+    norms,
+    pointwise,
+    reductions,
+    spatial,
+    views,
+)
 
 __all__ = [
     "convolution",

@@ -21,7 +21,9 @@ def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
     op.tracker.tie(ids, weight_ids)
     origin = op.origin(weight)
     if origin is None:
-        op.tracker.pin(weight_ids if weight_ids is not None else ids, "contracted with a computed tensor, not a parameter")
+        op.tracker.pin(
+            weight_ids if weight_ids is not None else ids, "contracted with a computed tensor, not a parameter"
+        )
     elif weight_ids is not None:
         op.tracker.consume(origin.parameter, origin.dims[dim], weight_ids)
 

@@ -33,7 +33,7 @@ def transpose(op: Op) -> Labels:
     """Two dimensions exchanged."""
     x, a, b = op.node.args[:3]
     labels = op.labels(x)
-    return _swap(op, labels, a % len(labels), b % len(labels))  # type: ignore[operator]
+    return _swap(op, labels, int(a) % len(labels), int(b) % len(labels))  # type: ignore[arg-type]
 
 
 @register("t", "numpy_T", "mT", "adjoint")

@@ -9,7 +9,9 @@ from l0prune.flow.tracker import Labels
 
 __all__: list[str] = []
 
-_POOLS = [f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")]
+_POOLS = [
+    f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+]
 _UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d",
               "bicubic2d", "_nearest_exact1d", "nearest_exact2d")]  # fmt: skip
 _OTHERS = ["_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d",

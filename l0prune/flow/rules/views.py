@@ -59,7 +59,13 @@ def view(op: Op) -> Labels:
 
 
 def _pass_equal(
-    op: Op, labels: Labels, before: tuple[int, ...], after: tuple[int, ...], ins: list[int], outs: list[int], out: Labels
+    op: Op,
+    labels: Labels,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    ins: list[int],
+    outs: list[int],
+    out: Labels,
 ) -> None:
     """Only dimensions of size one come or go."""
     targets = [d for d in outs if after[d] > 1]
