@@ -76,13 +76,12 @@ def build_torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bo
 def drop_auxiliary_heads_(model: nn.Module) -> None:
     """Remove the training-only heads of torchvision's GoogLeNet and Inception, whose outputs evaluation never uses."""
     if type(model).__module__.startswith("torchvision.models.") and getattr(model, "aux_logits", False):
-        model.aux_logits = False
-        for name in ("aux1", "aux2", "AuxLogits"):
+        for name, gone in (("aux_logits", False), ("aux1", None), ("aux2", None), ("AuxLogits", None)):
             if hasattr(model, name):
-                setattr(model, name, None)
+                setattr(model, name, gone)
 
 
-def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:  # noqa: ARG001 - one signature
+def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:
     """`hf:DIR`, a local transformers folder with its weights in safetensors; no code in it is run.
 
     Raises:
@@ -93,15 +92,15 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
     path = Path(directory)
     spec = f"hf:{directory}"
     if not (path / "config.json").is_file():
-        raise ModelSpecError(f"{spec!r}: expected a local folder with config.json and *.safetensors; download it first.")
+        raise ModelSpecError(f"{spec!r}: expected a folder with config.json and *.safetensors; download it first.")
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(f"{spec!r}: no *.safetensors in the folder; pickled weights are not read. Convert them.")
-    config = _construct(
-        spec, transformers.AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **arguments
-    )
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
-    model = _load_hf(transformers, spec, path, config)
+    read_config = transformers.AutoConfig.from_pretrained
+    with _quiet(transformers):
+        config = _construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+        model = _load_hf(transformers, spec, path, config)
     if model.main_input_name == "pixel_values":
         preprocessing = _image_processing(path, config)
         images = torch.randn(2, *preprocessing.input_shape, generator=torch.Generator().manual_seed(0))
@@ -113,17 +112,13 @@ def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
     """The architecture that the configuration names, with every weight found and fitting."""
     architecture = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     model_class = getattr(transformers, architecture, transformers.AutoModel)
-    with _quiet(transformers):
-        model, info = _construct(
-            spec,
-            model_class.from_pretrained,
-            path,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            error=CheckpointError,
+    try:
+        model, info = model_class.from_pretrained(
+            path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+    except Exception as cause:
+        why = "they have other shapes than config.json says" if "mismatched" in str(cause) else describe(cause)
+        raise CheckpointError(f"{spec!r}: the weights do not load into {architecture}: {why}.") from cause
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -179,11 +174,11 @@ def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def _construct(spec: str, build: Any, *positional: Any, error: type[Exception] = ModelSpecError, **keywords: Any) -> Any:
+def _construct(spec: str, build: Any, *positional: Any, **keywords: Any) -> Any:
     try:
         return build(*positional, **keywords)
     except Exception as cause:
-        raise error(f"{spec!r} cannot be built: {describe(cause)}.") from cause
+        raise ModelSpecError(f"{spec!r} cannot be built: {describe(cause)}.") from cause
 
 
 def _optional(module: str, extra: str) -> Any:
@@ -201,5 +196,9 @@ def _optional(module: str, extra: str) -> Any:
 
 def _unknown(library: str, name: str, names: Sequence[str]) -> ModelSpecError:
     close = get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(f'{library}:{match}' for match in close)}?" if close else "see its documentation."
+    hint = (
+        f"did you mean {' or '.join(f'{library}:{match}' for match in close)}?"
+        if close
+        else "its documentation lists them."
+    )
     return ModelSpecError(f"{library} has no model {name!r}; {hint}")

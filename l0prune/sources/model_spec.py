@@ -94,7 +94,11 @@ def load_model(
     path = bundled_weights(spec) if weights == BUNDLED else Path(weights) if weights is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _build(spec, arguments, pretrained=pretrained,)
+        built = _build(
+            spec,
+            arguments,
+            pretrained=pretrained,
+        )
     if path is not None:
         load_weights_(built.model, path)
     libraries.drop_auxiliary_heads_(built.model)

@@ -27,8 +27,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a weights file; no code in it is ever run.
 
     Args:
-        path: `.safetensors`, or a torch file (`.pt`, `.pth`, `.bin`, `.ckpt`, `.tar`) read with `weights_only`. Wrappers
-            such as `state_dict` and `model` are opened (averaged weights first where there are several), and the
+        path: `.safetensors`, or a torch file (`.pt`, `.pth`, `.bin`, `.ckpt`, `.tar`) read with `weights_only`.
+            Wrappers such as `state_dict` and `model` are opened (averaged weights first where there are several), and the
             prefixes that nn.DataParallel and torch.compile add are taken off.
 
     Returns:
@@ -144,9 +144,7 @@ def _read_pickled(path: Path) -> Any:
             ) from error
         imported = imported_names(path)
         if imported is None:
-            raise CheckpointError(
-                f"{path} is damaged or is no torch file; copy or download it again."
-            ) from error
+            raise CheckpointError(f"{path} is damaged or is no torch file; copy or download it again.") from error
         unsafe = [name for name in imported if not name.startswith(("torch.", "collections.", "_codecs."))]
         needs = f"it needs {_some(unsafe)}, that is code" if unsafe else "it is a pickle that torch cannot read safely"
         raise CheckpointError(
@@ -193,10 +191,11 @@ def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
     """What keeps `found` from filling `expected`, one phrase a kind."""
-    missing = []
-    for names in _aliases(expected):
-        if not any(name in found for name in names) and not names[0].endswith("num_batches_tracked"):
-            missing.append(names[0])
+    missing = [
+        names[0]
+        for names in _aliases(expected)
+        if not any(name in found for name in names) and not names[0].endswith("num_batches_tracked")
+    ]
     left_over = [name for name in found if name not in expected]
     shapes = [
         f"{name!r} is {_shape(value)}, expected {_shape(expected[name])}"
