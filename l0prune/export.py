@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError
-from l0prune.flow.capture import ExampleInputs
-from l0prune.model_call import ModelCall, evaluating, output_names, output_tensors
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_names, output_tensors
 from l0prune.onnx_model import DYNAMIC_BATCH_KEY, OnnxDifference, OnnxModel, compare_outputs, onnx_difference
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
@@ -69,7 +68,7 @@ def export_onnx(
     if not tolerance > 0:
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
     call = ModelCall.of(example_inputs)
-    with _quiet(), evaluating(model), torch.no_grad():
+    with _quiet(), evaluation_mode(model), torch.no_grad():
         job = _Job(*_with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         if dynamic_batch and call.batch_size is not None:
             try:

@@ -11,9 +11,35 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.flow.capture import ExampleInputs, split_inputs
+from l0prune.errors import TraceError
 
-__all__ = ["ModelCall", "evaluating", "output_names", "output_tensors"]
+__all__ = ["ExampleInputs", "ModelCall", "call", "evaluation_mode", "output_names", "output_tensors", "split_inputs"]
+
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""A tensor, a tuple of positional or a dict of keyword tensors."""
+
+
+def split_inputs(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs in any of the accepted forms, as (args, kwargs).
+
+    Raises:
+        TraceError: if `inputs` is of another type.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    raise TraceError(
+        f"example_inputs is a {type(inputs).__name__}; pass a tensor, a tuple of positional or a dict of keyword tensors"
+    )
+
+
+def call(model: nn.Module, inputs: ExampleInputs) -> Any:
+    """Call a model with inputs in any of the accepted forms."""
+    args, kwargs = split_inputs(inputs)
+    return model(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,7 @@ def output_names(output: Any) -> list[str]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; afterwards every module has its own mode back.
 
     The module of an ExportedProgram cannot change its mode and keeps the one it was captured in.

@@ -12,8 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, ExportError, FileFormatError
-from l0prune.flow.capture import ExampleInputs, split_inputs
-from l0prune.model_call import ModelCall, evaluating, output_tensors
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors, split_inputs
 
 __all__ = [
     "DYNAMIC_BATCH_KEY",
@@ -159,7 +158,7 @@ def onnx_difference(path: Path | str, model: nn.Module, inputs: ExampleInputs, *
         ConfigError, FileFormatError: as `OnnxModel`.
     """
     call = ModelCall.of(inputs)
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         expected = output_tensors(call(model))
     return compare_outputs(expected, OnnxModel(path, threads=threads), call)
 

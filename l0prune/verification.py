@@ -14,13 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from l0prune.budget.costs import CostModel
 from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError
-from l0prune.flow.capture import ExampleInputs, split_inputs
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import trace
 from l0prune.gated import inject
+from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.shrink import shrink, surgery_of
 
 __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from l0prune.errors import TraceError
+from l0prune.model_call import ExampleInputs, evaluation_mode, split_inputs
 
-__all__ = ["Captured", "ExampleInputs", "call", "capture", "evaluation_mode", "split_inputs"]
-
-ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+__all__ = ["Captured", "capture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,37 +34,6 @@ class Captured:
     kwargs: dict[str, Any]
     batch_size: int
     dynamic_batch: bool
-
-
-def split_inputs(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor, a tuple of positional or a dict of keyword tensors, as (args, kwargs)."""
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    raise TraceError(
-        f"example_inputs is a {type(inputs).__name__}; pass a tensor, a tuple of positional or a dict of keyword tensors"
-    )
-
-
-def call(model: nn.Module, inputs: ExampleInputs) -> Any:
-    """Call a model with inputs in any of the accepted forms."""
-    args, kwargs = split_inputs(inputs)
-    return model(*args, **kwargs)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every module's own mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

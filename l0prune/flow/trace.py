@@ -9,13 +9,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0prune.errors import TraceError
-from l0prune.flow.capture import Captured, ExampleInputs, capture
+from l0prune.flow.capture import Captured, capture
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.removable import removable_dimensions
 from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units, solve
+from l0prune.model_call import ExampleInputs
 
 __all__ = ["trace", "trace_program"]
 

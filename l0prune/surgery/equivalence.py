@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from l0prune.errors import EquivalenceError
-from l0prune.flow.capture import evaluation_mode
+from l0prune.model_call import evaluation_mode, output_tensors
 
-__all__ = ["Difference", "compare", "random_like", "require_equal", "tensor_outputs"]
+__all__ = ["Difference", "compare", "random_like", "require_equal"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,6 @@ class Difference:
     max_abs: float
     max_rel: float
     output: int
-
-
-def tensor_outputs(value: Any) -> list[Tensor]:
-    """All tensors in a model's return value, in order: tuples, dicts and dataclasses are looked into."""
-    if hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def random_like(args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -53,9 +45,9 @@ def random_like(args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int) -> 
 def compare(reference: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
     """Compare in evaluation mode; a shape that differs or a value that is not finite counts as infinitely far."""
     with evaluation_mode(reference):
-        expected = tensor_outputs(reference(*args, **kwargs))
+        expected = output_tensors(reference(*args, **kwargs))
     with evaluation_mode(other):
-        actual = tensor_outputs(other(*args, **kwargs))
+        actual = output_tensors(other(*args, **kwargs))
     worst = Difference(0.0, 0.0, 0)
     if len(expected) != len(actual):
         return Difference(float("inf"), float("inf"), min(len(expected), len(actual)))

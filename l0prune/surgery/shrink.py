@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError
-from l0prune.flow.capture import ExampleInputs, split_inputs
 from l0prune.gated import GatedModel
+from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.attributes import find_attributes
 from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
 from l0prune.surgery.in_graph import cut_in_graph

@@ -1,0 +1,169 @@
+"""Save and load compact models: weights, plan and graph; no pickled code anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l0prune.errors import FileFormatError, ModelSpecError, PlanMismatchError
+from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.plan import SurgeryPlan
+
+__all__ = ["load", "save"]
+
+FORMAT = "l0prune.compact"
+VERSION = 1
+WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
+_MANIFEST_KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
+
+
+def save(compact: nn.Module, directory: str | Path) -> Path:
+    """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
+
+    The files are written to a temporary folder that then takes the place of `directory`.
+
+    Args:
+        compact: From `l0prune.shrink`, perhaps trained further.
+        directory: Folder to write; an earlier compact model in it is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the model does not come from `shrink`.
+        FileFormatError: the folder exists and holds something else.
+    """
+    from l0prune import __version__
+    from l0prune.flow.capture import capture
+    from l0prune.sources.weights import save_weights
+    from l0prune.surgery.shrink import surgery_of
+
+    record = surgery_of(compact)
+    target = Path(directory)
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
+        raise FileFormatError(f"{target} exists and is no compact model; choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        save_weights(compact, draft / WEIGHTS)
+        (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
+        captured = capture(compact, record.example_kwargs or record.example_args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(captured.program, draft / PROGRAM)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "l0prune": __version__,
+            "model_class": type(compact).__name__,
+            "form": record.form,
+            "max_rel_diff": record.difference.max_rel,
+            "dynamic_batch": captured.dynamic_batch,
+            "files": {name: _sha256(draft / name) for name in (WEIGHTS, PLAN, PROGRAM)},
+        }
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        draft.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            target.replace(old / "old")
+            draft.replace(target)
+            shutil.rmtree(old)
+        else:
+            draft.replace(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
+    """Read a compact model that `save` wrote. Nothing in the folder is run as code.
+
+    Args:
+        directory: The folder.
+        base: A dense model of the class and sizes the compact one came from; it is cut in place (on a copy) and given the
+            saved weights, so the result has its class. None gives a module of the saved graph.
+
+    Returns:
+        The model in evaluation mode, with the same state-dict keys either way.
+
+    Raises:
+        FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
+        PlanMismatchError: `base` is not the dense model the plan was made for.
+    """
+    from l0prune.sources.weights import load_weights_
+
+    folder = Path(directory)
+    _check_manifest(folder)
+    plan = SurgeryPlan.from_json(_read_json(folder / PLAN), source=str(folder / PLAN))
+    if base is not None:
+        plan.check(base)
+        if plan.form == "graph":
+            raise PlanMismatchError(
+                f"{folder} was cut in its graph, because its class has sizes in its code; load it without base="
+            )
+        from l0prune.surgery.in_place import cut_in_place
+
+        model = cut_in_place(base, replace(plan, folds={}))
+    else:
+        model = _load_graph(folder / PROGRAM)
+    load_weights_(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def _load_graph(path: Path) -> nn.Module:
+    from l0prune.sources.exported import load_program
+
+    try:
+        module = load_program(path).module(check_guards=False)
+    except ModelSpecError as error:
+        raise FileFormatError(f"{error} Or run shrink again.") from error
+    return GraphModel(module, module.graph)
+
+
+def _check_manifest(folder: Path) -> None:
+    """See that every file is the one that was saved."""
+    if not folder.is_dir():
+        raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
+    manifest = _read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FileFormatError(f"{folder / MANIFEST} is no manifest of a compact model; run shrink again")
+    if manifest.get("version") != VERSION:
+        raise FileFormatError(
+            f"{folder / MANIFEST} has version {manifest.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
+        )
+    if set(manifest) != _MANIFEST_KEYS or not isinstance(manifest["files"], dict):
+        odd = ", ".join(sorted(set(manifest) ^ _MANIFEST_KEYS)) or "files"
+        raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
+    for name in (WEIGHTS, PLAN, PROGRAM):
+        if not (folder / name).is_file():
+            raise FileFormatError(f"{folder / name} is missing; run shrink again")
+        if _sha256(folder / name) != manifest["files"].get(name):
+            raise FileFormatError(
+                f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
+            )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileFormatError(f"{path} is missing; run shrink again") from None
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} cannot be read as JSON ({error}); run shrink again") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
