@@ -251,8 +251,8 @@ class RunDirectory:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages a result depends on; what is not installed is left out."""
-    found = ((name, next(metadata.distributions(name=name), None)) for name in RECORDED_PACKAGES)
-    return {name: distribution.version for name, distribution in found if distribution is not None}
+    found = {name: next(iter(metadata.distributions(name=name)), None) for name in RECORDED_PACKAGES}
+    return {name: distribution.version for name, distribution in found.items() if distribution is not None}
 
 
 def _dump(record: RunRecord) -> str:

@@ -14,8 +14,8 @@ from l0prune.errors import CheckpointError, ConfigError, DataError
 from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Loss
-from l0prune.flow.capture import call, evaluation_mode
 from l0prune.gated import GatedModel
+from l0prune.model_call import call, evaluation_mode
 
 __all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "weights_digest"]
 
@@ -114,7 +114,9 @@ def require_trainable(gated: GatedModel, budget: Budget) -> None:
     if gated.frozen:
         raise ConfigError("the gates are frozen: call unfreeze(), or inject gates into the dense model again")
     if gated.n_gates == 0 and budget.keep < 1:
-        raise ConfigError("the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why")
+        raise ConfigError(
+            "the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why"
+        )
 
 
 def _two_rows(batches: Batches) -> tuple[Any, Any]:

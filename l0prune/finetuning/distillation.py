@@ -19,7 +19,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode whose parameters take no gradient; `model` is left as it is."""
     teacher = copy.deepcopy(model).eval()
     for parameter in teacher.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
         parameter.grad = None
     return teacher
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from l0prune.budget.budget import Budget
 from l0prune.budget.selection import select_open
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.flow.capture import call
 from l0prune.gated import GatedModel
+from l0prune.model_call import call
 
 __all__ = ["choose_open", "decided_values", "recalibrate_"]
 

@@ -47,6 +47,14 @@ class Phases:
             return WARMUP
         return GATE if step < self.freeze_at else RECOVERY
 
+    def extent(self, phase: str) -> tuple[int, int]:
+        """(first step, number of steps) of a phase."""
+        return {
+            WARMUP: (0, self.warmup),
+            GATE: (self.warmup, self.gate),
+            RECOVERY: (self.freeze_at, self.recovery),
+        }[phase]
+
     def learning_rate(self, step: int, config: FinetuneConfig) -> float:
         """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it."""
         if step < self.freeze_at:
@@ -76,7 +84,8 @@ def plan_phases(config: FinetuneConfig, steps_per_epoch: int) -> Phases:
     gate = min(total - warmup, round(gate_epochs * steps_per_epoch))
     if gate < 1:
         raise ConfigError(
-            f"the gate phase ({gate_epochs:g} epochs of {steps_per_epoch} batches) has no step: raise epochs or gate_epochs"
+            f"the gate phase ({gate_epochs:g} epochs of {steps_per_epoch} batches) has no step:"
+            " raise epochs or gate_epochs"
         )
     return Phases(warmup=warmup, gate=gate, recovery=total - warmup - gate, steps_per_epoch=steps_per_epoch)
 

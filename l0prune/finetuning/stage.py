@@ -14,8 +14,8 @@ from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import distillation_loss
 from l0prune.finetuning.optimizers import build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
-from l0prune.flow.capture import call
 from l0prune.gated import GatedModel
+from l0prune.model_call import call
 
 __all__ = ["Loss", "LossWindow", "Losses", "Stage"]
 
@@ -161,8 +161,8 @@ class LossWindow:
             first = int((~torch.isfinite(total)).nonzero()[0])
             raise TrainingError(
                 f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
-                f" learning rate {lr:.3g}): lower {'recovery_lr' if phase == 'recovery' else 'lr'}, set grad_clip=1.0, or"
-                " train without mixed precision; see that inputs, targets and weights are finite"
+                f" learning rate {lr:.3g}): lower {'recovery_lr' if phase == 'recovery' else 'lr'}, set grad_clip=1.0,"
+                " or train without mixed precision; see that inputs, targets and weights are finite"
             )
         task = torch.stack([loss.task for loss in losses]).double().mean()
         taught = [loss.distillation for loss in losses if loss.distillation is not None]

@@ -22,11 +22,13 @@ from l0prune.finetuning.results import Evaluate, FinetuneResult, Milestone, figu
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, Phases
 from l0prune.finetuning.stage import Loss, LossWindow, Stage
-from l0prune.flow.capture import evaluation_mode
 from l0prune.gated import GatedModel
+from l0prune.model_call import evaluation_mode
 from l0prune.surgery.shrink import absorb_, shrink, surgery_of
 
 __all__ = ["Trainer"]
+
+FINISHED = "finished"
 
 
 class Trainer:
@@ -86,11 +88,15 @@ class Trainer:
         self._stage = self._new_stage(gated)
         self._window = LossWindow()
         self._n_lines = 0
+        self._shown = 0
         self._expected_cost = 1.0
         self._history: list[Milestone] = []
 
-    def run(self) -> FinetuneResult:
-        """Train from the present step to the end."""
+    def run(self) -> None:
+        """Train from the present step to the last; freeze on the way."""
+        if self._phase == FINISHED:
+            return
+        self._metrics.truncate_after(self.step)
         total = self._phases.total
         source = steps(self._batches, self.step, total, seed=self._config.seed, rank=self._runtime.rank)
         for step, inputs, targets in source:
@@ -98,7 +104,6 @@ class Trainer:
             self._train(step, inputs, targets)
         if self._compact is None:
             self._enter(RECOVERY)
-        return self.finish()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue where `checkpoint` was written."""
@@ -117,18 +122,30 @@ class Trainer:
             self._average.load_state_dict(checkpoint.average)
         if state["stage"] is not None:
             self._stage.load_state_dict(state["stage"])
-        self._metrics.truncate_after(self.step)
+        if state["phase"] == FINISHED:
+            self._phase = FINISHED
 
-    def finish(self) -> FinetuneResult:
-        """Take the recovered weights back into the gated model and sum up."""
-        compact = self._compacted
-        if self._average is not None and self._average.n_updates:
-            self._average.copy_to_(compact)
-        self._runtime.average_buffers_(compact)
-        self._progress.finish()
+    def finish(self, *, home: torch.device) -> FinetuneResult:
+        """Take the recovered weights back into the gated model, write the last checkpoint and sum up.
+
+        Args:
+            home: Device both models end on.
+        """
+        compact, done = self._compacted, self._phase == FINISHED
+        if not done:
+            if self._average is not None and self._average.n_updates:
+                self._average.copy_to_(compact)
+            self._runtime.average_buffers_(compact)
+            self._progress.finish()
+            self._judge(compact, "end")
         for model in (self.gated, compact):
             model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         absorb_(self.gated, compact.eval())
+        self._phase = FINISHED
+        if not done:
+            self.save()
+        compact.to(home)
+        self.gated.to(home)
         return FinetuneResult(
             compact=compact,
             gated=self.gated,
@@ -272,7 +289,7 @@ class Trainer:
         self._runtime.wait()
         return figures
 
-    def save(self, *, finished: bool = False) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the present state."""
         if self._checkpoint is None:
             return
@@ -286,14 +303,13 @@ class Trainer:
                 average=None if self._average is None else self._average.state_dict(),
                 trainer={
                     "identity": self._identity,
-                    "finished": finished,
                     "step": self.step,
                     "phase": self._phase,
                     "epoch": self.step / self._phases.steps_per_epoch,
                     "n_lines": self._n_lines,
                     "expected_cost": self._expected_cost,
                     "history": [milestone.to_json() for milestone in self._history],
-                    "stage": None if finished else self._stage.state_dict(),
+                    "stage": None if self._phase == FINISHED else self._stage.state_dict(),
                     "gates": self.gated.training_state(),
                 },
             ),

@@ -1,0 +1,189 @@
+"""Fine-tuning under a budget: `finetune` checks everything, then trains, freezes, cuts and recovers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from l0prune.budget.budget import Budget
+from l0prune.errors import RunDirectoryError
+from l0prune.finetuning.batches import Batches, count_batches
+from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
+from l0prune.finetuning.checks import require_finite, require_same_run, require_trainable, try_batch, weights_digest
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.distillation import frozen_copy
+from l0prune.finetuning.freezing import choose_open
+from l0prune.finetuning.progress import Progress, SilentProgress
+from l0prune.finetuning.results import Evaluate, FinetuneResult
+from l0prune.finetuning.runtime import Runtime
+from l0prune.finetuning.schedule import Phases, plan_phases
+from l0prune.finetuning.stage import Loss
+from l0prune.finetuning.trainer import Trainer
+from l0prune.gated import GatedModel
+from l0prune.gates.optimizer import GateOptimizerConfig
+
+__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+
+
+def finetune(
+    gated: GatedModel,
+    train_batches: Batches,
+    *,
+    loss: Loss,
+    budget: Budget,
+    config: FinetuneConfig | None = None,
+    teacher: nn.Module | Literal[False] | None = None,
+    evaluate: Evaluate | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FinetuneResult:
+    """Train gates and weights until the budget holds, cut the closed units away, and let the rest recover.
+
+    The run has up to four parts: a warm-up with all gates open, the gate phase, the freeze (the best set of gates whose
+    exact cost is within the budget), and the recovery of the compact network. The result is written back into `gated`,
+    so that `gated` and the compact network compute the same. Under `accelerate launch` the processes share every batch.
+
+    Args:
+        gated: From `inject`; its gates must not be frozen. Its model is trained in place.
+        train_batches: Iterable again and again, with a length, yields `(inputs, targets)`; inputs are a tensor, a tuple
+            of positional or a dict of keyword tensors. `set_epoch(epoch)` is called before each pass where it exists.
+        loss: `(outputs, targets)` to a scalar, the mean over the batch.
+        budget: What the compact network may cost.
+        config: Lengths, optimizer, distillation ...; None takes the defaults.
+        teacher: Network with the same outputs that teaches by its logits; None is a copy of the dense network as it is
+            now, False trains without one.
+        evaluate: Called with a network in evaluation mode (on the training device) at the end of each epoch, after the
+            freeze and at the end; returns a number or figures by name, which go to the log and the result.
+        out: Directory for metrics.jsonl and checkpoint/; None writes nothing.
+        resume: Continue from the checkpoint in `out`, to the same result as without the interruption; `gated` must be
+            injected into the dense model anew. Without a checkpoint there the run starts from the beginning.
+        progress: Is told how far the run is; None is silent.
+
+    Returns:
+        The compact network, the gated one, and the figures; `budget_met` says whether the budget holds.
+
+    Raises:
+        BudgetInfeasibleError: the budget is below what closing every gate can reach; nothing was trained.
+        ConfigError: an option, or the gated model's state, cannot work.
+        DataError: the batches are empty, or do not fit the model or the loss.
+        CheckpointError: weights are not finite, or the checkpoint is damaged or of another run.
+        RunDirectoryError: `out` holds a checkpoint and `resume` is False.
+        TrainingError: the loss is not finite; the last checkpoint stays.
+        KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
+    """
+    config = FinetuneConfig() if config is None else config
+    progress = SilentProgress() if progress is None else progress
+    directory = None if out is None else Path(out)
+    steps_per_epoch = count_batches(train_batches)
+    phases = plan_phases(config, steps_per_epoch)
+    continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
+    _require_free(directory, resume=resume)
+    require_finite(gated.model)
+    if not continuing:
+        require_trainable(gated, budget)
+        choose_open(gated, budget, align=config.align)
+    runtime = Runtime(config.mixed_precision)
+    home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
+    identity = {
+        "config": config.to_json(),
+        "budget": str(budget),
+        "steps_per_epoch": steps_per_epoch,
+        "n_processes": runtime.n_processes,
+        "dense_weights": weights_digest(gated.model),
+    }
+    try:
+        with runtime.own_randomness():
+            trainer = _trainer(
+                gated,
+                train_batches,
+                loss=loss,
+                budget=budget,
+                config=config,
+                teacher=teacher,
+                evaluate=evaluate,
+                directory=directory,
+                phases=phases,
+                runtime=runtime,
+                identity=identity,
+                progress=progress,
+            )
+            if continuing and directory is not None:
+                checkpoint = load_checkpoint(directory / "checkpoint")
+                require_same_run(checkpoint.trainer["identity"], identity)
+                trainer.restore(checkpoint)
+                progress.message(f"resumed after step {trainer.step} of {phases.total}")
+            trainer.run()
+            return trainer.finish(home=home)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_how_to_continue(directory)) from interrupt
+    finally:
+        progress.finish()
+        gated.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _trainer(
+    gated: GatedModel,
+    batches: Batches,
+    *,
+    loss: Loss,
+    budget: Budget,
+    config: FinetuneConfig,
+    teacher: nn.Module | Literal[False] | None,
+    evaluate: Evaluate | None,
+    directory: Path | None,
+    phases: Phases,
+    runtime: Runtime,
+    identity: dict[str, Any],
+    progress: Progress,
+) -> Trainer:
+    """Everything on its device and tried once; nothing is trained or written yet."""
+    gated.to(runtime.device)
+    channels_last = try_batch(gated, batches, loss, runtime, channels_last=config.channels_last)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    taught_by = None
+    if teacher is not False and config.distillation > 0:
+        taught_by = frozen_copy(gated.model if teacher is None else teacher)
+        taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
+    gated.set_budget(budget, phases.gate, gate_optimizer=GateOptimizerConfig(lr=config.gate_lr))
+    runtime.broadcast_(gated)
+    gated.to(memory_format=order)  # type: ignore[call-overload]
+    return Trainer(
+        gated.train(),
+        batches,
+        loss=loss,
+        teacher=taught_by,
+        evaluate=evaluate,
+        budget=budget,
+        config=config,
+        phases=phases,
+        runtime=runtime,
+        channels_last=channels_last,
+        out=directory,
+        identity=identity,
+        progress=progress,
+    )
+
+
+def _require_free(directory: Path | None, *, resume: bool) -> None:
+    """A run that is not resumed must not mix with the traces of another one."""
+    if directory is None:
+        if resume:
+            raise RunDirectoryError("resume needs `out`, the directory of the run to continue")
+        return
+    if directory.exists() and not directory.is_dir():
+        raise RunDirectoryError(f"{directory} is a file: name a directory for the run")
+    traces = checkpoint_exists(directory / "checkpoint") or (directory / "metrics.jsonl").exists()
+    if traces and not resume:
+        raise RunDirectoryError(
+            f"{directory} already holds a run: pass resume=True to continue it, or name another directory"
+        )
+
+
+def _how_to_continue(directory: Path | None) -> str:
+    if directory is None or not checkpoint_exists(directory / "checkpoint"):
+        return "stopped before the first checkpoint; start the run again"
+    return f"the last epoch's checkpoint is in {directory / 'checkpoint'}; resume the run to continue from it"

@@ -1,0 +1,125 @@
+"""The configuration of a fine-tuning run and the schedule that follows from it."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l0prune.errors import ConfigError
+from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
+from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, learning_rate, plan_phases
+
+
+def test_a_configuration_survives_json():
+    config = FinetuneConfig(epochs=2.5, optimizer="adamw", grad_clip=1.0, gate_epochs=1.5)
+
+    assert FinetuneConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
+    with pytest.raises(ConfigError, match=r"no option 'epoch'; options: epochs, "):
+        FinetuneConfig.from_json({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("epochs", 0, r"epochs=0 is out of range: give a value in \(0, inf\)"),
+        ("epochs", "six", r"epochs='six': expected float"),
+        ("epochs", math.nan, "epochs=nan is out of range"),
+        ("warmup_fraction", 1.0, r"in \[0, 1\)"),
+        ("gate_fraction", 0.0, r"in \(0, 1\]"),
+        ("gate_epochs", -1, "gate_epochs=-1 is out of range"),
+        ("optimizer", "lion", "optimizer='lion' is unknown: choose one of sgd, adamw"),
+        ("lr", 0.0, r"lr=0.0 is out of range"),
+        ("lr", math.inf, "lr=inf is out of range"),
+        ("weight_decay", -1e-4, "weight_decay"),
+        ("momentum", 1.0, r"momentum=1.0 is out of range: give a value in \[0, 1\)"),
+        ("grad_clip", 0, "grad_clip"),
+        ("distillation", 1.5, r"distillation=1.5 is out of range: give a value in \[0, 1\]"),
+        ("distillation_temperature", 0, "distillation_temperature"),
+        ("ema_decay", 1.0, "ema_decay"),
+        ("gate_decision", "mean", "choose one of soft, binary"),
+        ("gate_floor", 0, "gate_floor"),
+        ("align", 0, "align"),
+        ("align", 4.0, "align=4.0: expected int"),
+        ("seed", -1, "seed"),
+        ("mixed_precision", "fp8", "choose one of no, bf16, fp16"),
+        ("channels_last", 1, "channels_last=1: expected bool"),
+        ("log_every", 0, "log_every"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_field_value_and_range(field, value, named):
+    with pytest.raises(ConfigError, match=named):
+        FinetuneConfig(**{field: value})
+
+
+def test_phases_longer_than_the_run_are_an_error():
+    with pytest.raises(ConfigError, match=r"warm-up \(1 epochs\) and gate phase \(3\) are longer than the whole run"):
+        FinetuneConfig(epochs=3, warmup_epochs=1, gate_epochs=3)
+
+
+def test_the_optimizer_brings_its_own_numbers_unless_given():
+    config = FinetuneConfig(optimizer="adamw", recovery_lr=0.5)
+
+    assert config.peak_lr == OPTIMIZERS["adamw"].lr
+    assert config.peak_recovery_lr == 0.5
+    assert config.decay == OPTIMIZERS["adamw"].weight_decay
+
+
+def test_explicit_epochs_override_fractions():
+    config = FinetuneConfig(epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5)
+
+    assert config.phase_epochs == (1, 2.5, 6.5)
+
+
+@given(
+    epochs=st.floats(1, 50),
+    warmup=st.floats(0, 0.4),
+    gate=st.floats(0.1, 0.6),
+    steps_per_epoch=st.integers(20, 500),
+)
+def test_phases_follow_each_other_and_fill_the_run(epochs, warmup, gate, steps_per_epoch):
+    config = FinetuneConfig(epochs=epochs, warmup_fraction=warmup, gate_fraction=gate)
+
+    phases = plan_phases(config, steps_per_epoch)
+
+    assert phases.total == round(epochs * steps_per_epoch)
+    assert phases.gate >= 1
+    assert phases.recovery >= 0
+    names = [phases.name_at(step) for step in range(phases.total)]
+    assert names == [WARMUP] * phases.warmup + [GATE] * phases.gate + [RECOVERY] * phases.recovery
+    for name in set(names):
+        first, length = phases.extent(name)
+        assert names[first : first + length] == [name] * length
+
+
+def test_a_gate_phase_without_a_step_is_an_error():
+    with pytest.raises(ConfigError, match=r"gate phase .* has no step: raise epochs"):
+        plan_phases(FinetuneConfig(epochs=0.1), 2)
+
+
+@given(steps=st.integers(1, 400), ramp=st.floats(0, 0.9), end=st.floats(0, 1), peak=st.floats(1e-5, 10))
+def test_the_learning_rate_rises_to_its_peak_once_and_falls_to_its_end(steps, ramp, end, peak):
+    rates = [learning_rate(step, steps, peak=peak, ramp=ramp, end=end) for step in range(steps)]
+
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(peak)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(rates[top:], rates[top + 1 :]))
+    assert all(rate >= end * peak * (1 - 1e-9) for rate in rates[top:])
+    assert all(rate > 0 for rate in rates)
+
+
+def test_each_side_of_the_freeze_has_its_own_peak():
+    config = FinetuneConfig(epochs=4, gate_fraction=0.5, lr=0.1, recovery_lr=0.3, lr_ramp=0.1)
+    phases = plan_phases(config, 100)
+
+    rates = [phases.learning_rate(step, config) for step in range(phases.total)]
+
+    assert max(rates[: phases.freeze_at]) == pytest.approx(0.1)
+    assert max(rates[phases.freeze_at :]) == pytest.approx(0.3)
+    assert rates[phases.freeze_at - 1] < 1e-4
+    assert rates[-1] < 1e-4

@@ -1,0 +1,198 @@
+"""Checkpoints and the metrics file: written whole, read back equal, damaged ones refused by name."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l0prune.errors import CheckpointError, FileFormatError
+from l0prune.finetuning import checkpoints
+from l0prune.finetuning.checkpoints import Checkpoint, checkpoint_exists, load_checkpoint, save_checkpoint
+from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram, read_metrics
+
+
+def checkpoint(value: float = 1.0) -> Checkpoint:
+    shared = torch.full((2, 3), value)
+    return Checkpoint(
+        model={"a.weight": shared, "tied.weight": shared, "count": torch.tensor(3)},
+        gates={"log_alpha": torch.full((4,), value)},
+        trainer={"step": int(value), "history": [{"when": "gate", "figures": {"accuracy": 0.5}}]},
+    )
+
+
+RECORD = MetricsRecord(
+    step=10,
+    epoch=0.5,
+    phase="gate",
+    loss=1.0,
+    task_loss=0.5,
+    distillation_loss=None,
+    expected_cost=0.9,
+    hard_cost=1.0,
+    target=0.8,
+    multiplier=2.0,
+    lr=0.1,
+)
+
+
+def test_a_checkpoint_reads_back_equal(tmp_path):
+    written = replace(checkpoint(), compact={"w": torch.ones(1)}, average={"w": torch.zeros(1)})
+
+    save_checkpoint(tmp_path / "run" / "checkpoint", written)
+    read = load_checkpoint(tmp_path / "run" / "checkpoint")
+
+    for part in ("model", "gates", "compact", "average"):
+        ours, theirs = getattr(written, part), getattr(read, part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert read.trainer == written.trainer
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_leaves_nothing_beside(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", replace(checkpoint(1), compact={"w": torch.ones(1)}))
+    save_checkpoint(tmp_path / "checkpoint", checkpoint(2))
+
+    assert load_checkpoint(tmp_path / "checkpoint").trainer["step"] == 2
+    assert load_checkpoint(tmp_path / "checkpoint").compact is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("dies_at", range(14))
+def test_wherever_writing_is_killed_one_complete_checkpoint_remains(tmp_path, monkeypatch, dies_at):
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, checkpoint(1))
+    calls = 0
+
+    def dying(original):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls > dies_at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (checkpoints, "save_file"),
+            (torch, "save"),
+            (checkpoints.Path, "mkdir"),
+            (checkpoints.Path, "rename"),
+            (checkpoints.shutil, "rmtree"),
+            (checkpoints.os, "fsync"),
+        ):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        with pytest.raises(Killed):
+            save_checkpoint(folder, checkpoint(2))
+
+    assert checkpoint_exists(folder)
+    found = load_checkpoint(folder)
+    step = found.trainer["step"]
+    assert step in (1, 2)
+    assert torch.equal(found.gates["log_alpha"], torch.full((4,), float(step)))
+    save_checkpoint(folder, checkpoint(3))
+    assert load_checkpoint(folder).trainer["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_no_checkpoint_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint: the run stopped before its first epoch"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "gates.safetensors", "trainer.pt"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, file):
+    save_checkpoint(tmp_path / "checkpoint", checkpoint())
+    path = tmp_path / "checkpoint" / file
+    path.write_bytes(path.read_bytes()[:40])
+
+    with pytest.raises(CheckpointError, match=file):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_trainer_state_with_code_in_it_is_refused_and_not_run(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", checkpoint())
+    witness = tmp_path / "witness"
+
+    class Malicious:
+        def __reduce__(self):
+            return (type(witness).touch, (witness,))
+
+    torch.save(
+        {"format": checkpoints.FORMAT, "version": 1, "evil": Malicious()}, tmp_path / "checkpoint" / "trainer.pt"
+    )
+
+    with pytest.raises(CheckpointError, match=r"trainer\.pt cannot be read"):
+        load_checkpoint(tmp_path / "checkpoint")
+    assert not witness.exists()
+
+
+def test_trainer_state_of_another_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "VERSION", 2)
+    save_checkpoint(tmp_path / "checkpoint", checkpoint())
+    monkeypatch.undo()
+
+    with pytest.raises(CheckpointError, match="has version 2, this l0prune reads 1"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_metrics_lines_read_back_and_omit_what_is_only_occasional(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+
+    log.write(RECORD)
+    log.write(replace(RECORD, step=20, open_histogram=(1,) * 20, evaluation={"accuracy": 0.9}))
+
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert "open_histogram" not in first
+    assert first["distillation_loss"] is None
+    assert second["open_histogram"] == [1] * 20
+    assert second["evaluation"] == {"accuracy": 0.9}
+    assert {"step", "loss", "task_loss", "expected_cost", "hard_cost", "target", "multiplier", "lr"} <= first.keys()
+
+
+def test_truncation_drops_later_lines_and_one_that_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in (10, 20, 30):
+        log.write(replace(RECORD, step=step))
+    kept = path.read_text().splitlines()[:2]
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')
+
+    log.truncate_after(20)
+
+    assert path.read_text().splitlines() == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_damaged_metrics_line_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n{oops\n")
+
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 2 is not a JSON object"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_log_without_a_path_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    MetricsLog(None).write(RECORD)
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_histogram_counts_every_gate_once():
+    probability = torch.tensor([0.0, 0.01, 0.049, 0.051, 0.5, 0.999, 1.0])
+
+    counts = open_histogram(probability)
+
+    assert len(counts) == 20
+    assert sum(counts) == 7
+    assert counts[0] == 3
+    assert counts[1] == 1
+    assert counts[-1] == 2
