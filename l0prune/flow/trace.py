@@ -18,7 +18,7 @@ from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units, solve
 from l0prune.model_call import ExampleInputs
 
-__all__ = ["trace", "trace_program"]
+__all__ = ["aliases_of", "trace", "trace_program"]
 
 MAX_PASSES = 8
 """Times the graph is walked again with other axes for views that pinned everything."""
@@ -44,7 +44,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
         if name not in known:
             raise TraceError(f"ignore names {name!r}, which is no module or parameter of {type(model).__name__}")
     captured = capture(model, example_inputs)
-    return trace_program(captured, aliases=_aliases(model), ignore=ignored)
+    return trace_program(captured, aliases=aliases_of(model), ignore=ignored)
 
 
 def trace_program(
@@ -68,7 +68,7 @@ def trace_program(
     return _assemble(captured, followed, units, aliases)
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
+def aliases_of(model: nn.Module) -> dict[str, str]:
     """Other names of shared parameters and buffers -> the name that comes first."""
     first: dict[int, str] = {}
     aliases = {}

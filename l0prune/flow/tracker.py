@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INERT", "Consumption", "IdArray", "Labels", "Multiplication", "NormUse", "Split", "Tracker"]
+__all__ = ["INERT", "NO_UNIT", "Consumption", "IdArray", "Labels", "Multiplication", "NormUse", "Split", "Tracker"]
 
 IdArray = npt.NDArray[np.int64]
+NO_UNIT = "no unit at all, e.g. a position in a kernel"
+"""Pins for this reason are not reported: nobody would expect a gate there."""
+
 INERT = "meets a dimension without parameters (model input, positions, space)"
 
 Labels = list[IdArray | None]

@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from l0prune.flow.follow import Followed
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.flow.tracker import NO_UNIT, IdArray, Labels
 
 __all__ = ["Units", "solve"]
 
@@ -69,7 +69,7 @@ def solve(followed: Followed) -> Units:
     return Units(
         n_gates=int((~pinned).sum()),
         gate_of_id=gate_of_unit[unit].astype(np.int64),
-        pinned={reason: count for reason, count in reasons.items() if count},
+        pinned={reason: count for reason, count in reasons.items() if count and reason != NO_UNIT},
         pinned_splits=exhausted,
     )
 

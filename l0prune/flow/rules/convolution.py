@@ -9,7 +9,7 @@ import numpy as np
 
 from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.contraction import contract, count_multiplications
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.flow.tracker import NO_UNIT, IdArray, Labels
 
 __all__: list[str] = []
 
@@ -42,7 +42,7 @@ def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
     if len(x_shape) != len(w_shape):
         raise NoRuleError  # an input without a batch dimension
     for ids in w_labels[2:]:
-        op.tracker.pin(ids, "kernel positions")
+        op.tracker.pin(ids, NO_UNIT)
     for ids in x_labels[2:]:
         op.tracker.pin(ids, "convolved along it")
     positions = math.prod((x_shape if transposed else out_shape)[2:]) * math.prod(w_shape[2:])
