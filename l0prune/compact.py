@@ -120,10 +120,10 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
 
 
 def _load_graph(path: Path) -> nn.Module:
-    from l0prune.sources.exported import load_program
+    from l0prune.sources.exported import load_exported_program
 
     try:
-        module = load_program(path).module(check_guards=False)
+        module = load_exported_program(path).module(check_guards=False)
     except ModelSpecError as error:
         raise FileFormatError(f"{error} Or run shrink again.") from error
     return GraphModel(module, module.graph)

@@ -15,7 +15,8 @@ _POOLS = [
 _UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d",
               "bicubic2d", "_nearest_exact1d", "nearest_exact2d")]  # fmt: skip
 _OTHERS = ["_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d",
-           "reflection_pad2d", "replication_pad1d", "replication_pad2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices"]  # fmt: skip
+           "reflection_pad2d", "replication_pad1d", "replication_pad2d", "_adaptive_avg_pool2d",
+           "max_pool2d_with_indices"]  # fmt: skip
 
 
 @register(*_POOLS, *_UPSAMPLES, *_OTHERS)
