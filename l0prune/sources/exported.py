@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ModelSpecError
 
-__all__ = ["load_exported", "load_program"]
+__all__ = ["load_exported", "load_exported_program"]
 
 # Parts of an archive that are raw data, or JSON that is checked, or written anew.
 DATA = re.compile(r"data/(weights/weight_\d+|constants/tensor_\d+)")
@@ -61,14 +61,14 @@ def load_exported(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...] | dic
     Raises:
         ModelSpecError: if the file is missing or damaged, or holds what an exported network does not need.
     """
-    program = load_program(path)
+    program = load_exported_program(path)
     module = program.module(check_guards=False)
     for method in ("train", "eval"):  # torch forbids both on this module; here they set the flags and nothing else
         module.__dict__.pop(method, None)
     return module, _plain_inputs(program.example_inputs)
 
 
-def load_program(path: str | Path) -> torch.export.ExportedProgram:
+def load_exported_program(path: str | Path) -> torch.export.ExportedProgram:
     """Load a `.pt2` file after checking every part of it.
 
     Raises:
