@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "models", "sources", "model_call", "flow", "gates", "budget", "norms", "gated", "surgery", "finetuning"),
+    *("errors", "run_directory", "models", "sources", "model_call", "flow", "gates", "budget", "norms", "gated"),
+    *("surgery", "finetuning"),
     *("hardware", "timing", "onnx_model", "compact", "export", "bench_report", "bench", "alignment"),
     *("verification", "report", "cli"),
 ]
