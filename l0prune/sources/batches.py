@@ -1,0 +1,301 @@
+"""Batches out of arrays in memory: reproducible order, augmentation, normalisation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l0prune.errors import ConfigError, DataError
+from l0prune.sources.datasets import Array, Inputs, count
+from l0prune.sources.model_spec import LoadedModel
+from l0prune.sources.preprocessing import Preprocessing
+
+__all__ = ["ArrayBatches", "Augmentation", "Batches", "ImageBatches", "make_batches"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images, as usual for CIFAR.
+
+    Args:
+        pad: Zero pixels added on each side before a crop of the original size at a random place; 0 for no crop. The
+            zeros are raw pixels, so they are normalised with the image, as in torchvision.
+        flip: Mirror an image left to right with probability 1/2.
+    """
+
+    pad: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise ConfigError(f"augmentation pads by {self.pad} pixels; expected 0 or more.")
+
+
+class Batches:
+    """What all batches share: how many, in which order, on which device.
+
+    Iterating twice gives the same batches; `set_epoch` chooses others. The order, and any augmentation, depend on
+    (seed, epoch) only.
+
+    Args:
+        n: Number of entries.
+        y: Targets, (N, ...).
+        batch_size: Entries a batch, at least 1.
+        shuffle: Draw a new order for each epoch.
+        seed: Any integer.
+        drop_last: Leave out a last batch that is not full.
+        device: Where batches go; None leaves them on the CPU.
+
+    Raises:
+        ConfigError: if `batch_size` is below 1.
+        DataError: if there is no entry, or none is left after dropping the last batch.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        y: Array,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch size {batch_size}: expected 1 or more.")
+        if n == 0:
+            raise DataError("the data set is empty: there is no batch to make.")
+        if n != len(y):
+            raise DataError(f"there are {n} inputs and {len(y)} targets; expected as many.")
+        if drop_last and n < batch_size:
+            raise DataError(f"{n} entries do not fill one batch of {batch_size}; use a batch size of at most {n}.")
+        self.n, self.y = n, torch.from_numpy(np.ascontiguousarray(y))
+        self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
+        self.device = torch.device(device) if device is not None else None
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next pass has."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)
+
+    def _generator(self) -> torch.Generator:
+        """The randomness of this epoch."""
+        return torch.Generator().manual_seed(((self.seed << 20) + self.epoch) % 2**63)
+
+    def _rows(self, generator: torch.Generator) -> list[Tensor]:
+        """Indices of each batch."""
+        order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
+        return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        return value if self.device is None else value.to(self.device, non_blocking=True)
+
+
+class ImageBatches(Batches):
+    """Batches of uint8 images, normalised for a network; the images stay uint8 in memory.
+
+    Args:
+        x: uint8, (N, H, W) or (N, H, W, C).
+        y: Class of each image, (N,).
+        batch_size: Images a batch, at least 1.
+        preprocessing: The network's input; images of another size are resized, grey ones repeated to three channels.
+        augment: Random changes, or None.
+        shuffle: Draw a new order for each epoch.
+        seed: Any integer.
+        drop_last: Leave out a last batch that is not full.
+        device: Where batches go; None leaves them on the CPU.
+        channels_last: Lay batches out with the channels last in memory.
+
+    Yields:
+        (images, targets): float32 (B, channels, height, width), int64 (B,).
+
+    Raises:
+        DataError: if the images do not fit the network's input, or there are none.
+        ConfigError: if `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        x: Array,
+        y: Array,
+        *,
+        batch_size: int,
+        preprocessing: Preprocessing,
+        augment: Augmentation | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(
+            len(x), y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device
+        )
+        if x.dtype != np.uint8:
+            raise DataError(f"images have type {x.dtype}, expected uint8.")
+        preprocessing.check(x.shape)
+        self.x = torch.from_numpy(np.ascontiguousarray(x))
+        self.preprocessing, self.augment, self.channels_last = preprocessing, augment, channels_last
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass."""
+        generator = self._generator()
+        batches = self._rows(generator)
+        pad, flip = (self.augment.pad, self.augment.flip) if self.augment else (0, False)
+        corners = torch.randint(0, 2 * pad + 1, (2, self.n), generator=generator)
+        flips = torch.rand(self.n, generator=generator) < 0.5 * flip
+        for rows in batches:
+            images = self.preprocessing.fit(self.x[rows])
+            if self.augment is not None:
+                images = crop_and_flip(images, corners[:, rows], flips[rows], pad=pad)
+            images = self._to_device(images)
+            yield self.preprocessing.normalise(images, channels_last=self.channels_last), self._to_device(self.y[rows])
+
+
+class ArrayBatches(Batches):
+    """Batches of any arrays, as they are: features, token ids, prepared images.
+
+    Args:
+        x: An array (N, ...), or a dict of such arrays, one a keyword of the model.
+        y: Targets, (N, ...).
+        batch_size: Entries a batch, at least 1.
+        shuffle: Draw a new order for each epoch.
+        seed: Any integer.
+        drop_last: Leave out a last batch that is not full.
+        device: Where batches go; None leaves them on the CPU.
+
+    Yields:
+        (inputs, targets): a tensor or a dict of tensors, and a tensor.
+
+    Raises:
+        DataError: if there is no entry.
+        ConfigError: if `batch_size` is below 1.
+    """
+
+    def __init__(
+        self,
+        x: Inputs,
+        y: Array,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(
+            count(x), y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device
+        )
+        named = x if isinstance(x, dict) else {"": x}
+        self.x = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
+        self.is_single = not isinstance(x, dict)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor]]:
+        """One pass."""
+        for rows in self._rows(self._generator()):
+            inputs = {name: self._to_device(array[rows]) for name, array in self.x.items()}
+            yield (inputs[""] if self.is_single else inputs), self._to_device(self.y[rows])
+
+
+def crop_and_flip(images: Tensor, corners: Tensor, flips: Tensor, *, pad: int) -> Tensor:
+    """Cut a window of the original size out of each zero-padded image, mirrored where asked.
+
+    Args:
+        images: (B, H, W, C), any type.
+        corners: Top and left edge of each window in the padded image, (2, B), in [0, 2 * pad].
+        flips: Whether to mirror each image, (B,), bool.
+        pad: Zero pixels on each side.
+
+    Returns:
+        (B, H, W, C), a new tensor.
+    """
+    n, height, width, channels = images.shape
+    padded = images.new_zeros(n, height + 2 * pad, width + 2 * pad, channels)
+    padded[:, pad : pad + height, pad : pad + width] = images
+    columns = torch.arange(width).expand(n, width)
+    columns = torch.where(flips[:, None], columns.flip(1), columns) + corners[1][:, None]
+    rows = torch.arange(height) + corners[0][:, None]
+    image = torch.arange(n)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]]
+
+
+def make_batches(
+    loaded: LoadedModel,
+    x: Inputs,
+    y: Array,
+    *,
+    batch_size: int,
+    augment: Augmentation | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+    device: torch.device | str | None = None,
+    channels_last: bool = False,
+) -> Batches:
+    """The kind of batches that a model and data call for, after checking that they fit each other.
+
+    Args:
+        loaded: A model with its example inputs and preprocessing.
+        x: uint8 images become ImageBatches; other arrays and dicts of arrays ArrayBatches.
+        y: Targets, (N, ...).
+        batch_size: Entries a batch.
+        augment: For uint8 images only.
+        shuffle: Draw a new order for each epoch.
+        seed: Any integer.
+        drop_last: Leave out a last batch that is not full.
+        device: Where batches go.
+        channels_last: For uint8 images only.
+
+    Raises:
+        DataError: if names, shapes or types do not fit the model's inputs, or augmentation is asked of other data.
+        ConfigError: if `batch_size` is below 1.
+    """
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8:
+        if loaded.preprocessing is None:
+            raise DataError(
+                f"the data holds uint8 images {x.shape}, and {loaded.spec!r} takes inputs of shape {loaded.input_shape}."
+            )
+        return ImageBatches(
+            x,
+            y,
+            batch_size=batch_size,
+            preprocessing=loaded.preprocessing,
+            augment=augment,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            device=device,
+            channels_last=channels_last,
+        )
+    if augment is not None:
+        raise DataError("augmentation is for uint8 images; the data holds other arrays. Leave augmentation off.")
+    _check_arrays(loaded, x)
+    return ArrayBatches(x, y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device)
+
+
+def _check_arrays(loaded: LoadedModel, x: Inputs) -> None:
+    expected = loaded.example_inputs
+    if isinstance(x, dict):
+        if isinstance(expected, dict) and set(x) != set(expected):
+            raise DataError(f"the data holds {', '.join(x)}; {loaded.spec!r} takes {', '.join(expected)}.")
+        pairs = [(name, x[name], expected[name]) for name in x] if isinstance(expected, dict) else []
+    else:
+        tensors = list(expected.values()) if isinstance(expected, dict) else list(expected)
+        if len(tensors) > 1:
+            raise DataError(f"the data holds one array, {loaded.spec!r} takes {len(tensors)} inputs.")
+        pairs = [("x", x, tensors[0])]
+    for name, array, tensor in pairs:
+        is_float = array.dtype == np.float32
+        wrong_shape = array.shape[1:] != tuple(tensor.shape[1:]) if is_float else array.ndim != tensor.ndim
+        if wrong_shape or is_float != tensor.is_floating_point():
+            raise DataError(
+                f"{name} has shape {array.shape} and type {array.dtype}; {loaded.spec!r} takes "
+                f"{tuple(tensor.shape[1:])} of {str(tensor.dtype).removeprefix('torch.')} for each entry."
+            )

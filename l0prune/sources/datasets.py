@@ -1,0 +1,211 @@
+"""Data sets by specification, checked once and for all when they are loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from l0prune.errors import DataError
+from l0prune.sources import readers
+from l0prune.sources.factories import call_factory
+
+__all__ = ["Array", "DataSource", "Inputs", "load_data"]
+
+Array = npt.NDArray[Any]
+Inputs = Array | dict[str, Array]  # a dict holds keyword inputs, e.g. input_ids and attention_mask
+
+READERS = {
+    "npz": readers.read_npz,
+    "mnist": readers.read_mnist,
+    "cifar10": readers.read_cifar10,
+    "folder": readers.read_folder,
+}
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+FORMS = "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Training and test data in memory.
+
+    Args:
+        x_train: uint8 images (N, H, W) or (N, H, W, C); or float32 or integer arrays (N, ...); or a dict of such
+            arrays, one a keyword of the model.
+        y_train: Class of each input, any integer type, (N,), in [0, n_classes); or float32 or integer targets (N, ...).
+        x_test: As `x_train`, for testing.
+        y_test: As `y_train`, for testing.
+        n_classes: Number of classes; None counts them where the targets are classes.
+        name: The specification the data came from.
+
+    Raises:
+        DataError: if an array is empty, of another type or rank, or the labels do not fit.
+    """
+
+    x_train: Inputs
+    y_train: Array
+    x_test: Inputs
+    y_test: Array
+    n_classes: int | None = None
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            x, y = _checked_inputs(self, f"x_{part}"), _checked_targets(self, f"y_{part}")
+            object.__setattr__(self, f"x_{part}", x)
+            object.__setattr__(self, f"y_{part}", y)
+            if count(x) != len(y):
+                raise DataError(
+                    f"{self.name}: x_{part} has {count(x)} entries, y_{part} has {len(y)}; expected as many."
+                )
+        _check_alike(self)
+        if self.has_classes:
+            object.__setattr__(self, "n_classes", _checked_classes(self))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each target is the number of a class."""
+        return self.y_train.ndim == 1 and self.y_train.dtype == np.int64
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the inputs are uint8 images."""
+        return isinstance(self.x_train, np.ndarray) and self.x_train.dtype == np.uint8
+
+
+def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSource:
+    """Load a data set.
+
+    Args:
+        spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test), `mnist:DIR` (idx files, gzipped or not),
+            `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow), or
+            `package.module:factory` (returns a DataSource, the four arrays in order, or a dict of them).
+        image_size: (height, width) to bring the pictures of a `folder:` to; needed where they differ in size.
+
+    Raises:
+        DataError: if the specification is unknown, or its data is missing, damaged, or not as `DataSource` expects.
+    """
+    kind, colon, rest = spec.partition(":")
+    if spec == "digits":
+        return _from_arrays(readers.read_digits(), spec)
+    if colon and kind in READERS:
+        if not rest:
+            raise DataError(f"{spec!r}: give the path after the colon, as in {kind}:path/to/data.")
+        path = Path(rest).expanduser()
+        if not path.exists():
+            raise DataError(f"{spec!r}: no such {'file' if kind == 'npz' else 'folder'}: {path}.")
+        arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
+        return _from_arrays(arrays, spec)
+    if colon:
+        return _from_factory(spec)
+    hint = f" Did you mean npz:{spec}?" if spec.endswith(".npz") else ""
+    raise DataError(f"unknown data {spec!r}; expected {FORMS}.{hint}")
+
+
+def count(inputs: Inputs) -> int:
+    """Number of entries."""
+    return len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
+
+
+def _from_arrays(arrays: Mapping[str, Any], spec: str) -> DataSource:
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        found = ", ".join(sorted(arrays)) or "nothing"
+        raise DataError(f"{spec}: no {', '.join(missing)}; found {found}, expected {', '.join(ARRAYS)}.")
+    return DataSource(**{name: arrays[name] for name in ARRAYS}, n_classes=arrays.get("n_classes"), name=spec)
+
+
+def _from_factory(spec: str) -> DataSource:
+    made = call_factory(spec, DataError)
+    if isinstance(made, DataSource):
+        return made
+    if isinstance(made, Mapping):
+        return _from_arrays(made, spec)
+    if isinstance(made, tuple | list) and len(made) == len(ARRAYS):
+        return _from_arrays(dict(zip(ARRAYS, made, strict=True)), spec)
+    raise DataError(
+        f"{spec!r} returned a {type(made).__name__}, expected a DataSource, a dict, or a tuple of {', '.join(ARRAYS)}."
+    )
+
+
+def _checked_inputs(source: DataSource, name: str) -> Inputs:
+    value = getattr(source, name)
+    if isinstance(value, Mapping):
+        if not value:
+            raise DataError(f"{source.name}: {name} is an empty dict.")
+        arrays = {str(key): _checked_array(source, f"{name}[{key!r}]", array) for key, array in value.items()}
+        lengths = {key: len(array) for key, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"{source.name}: the arrays of {name} differ in length: {lengths}.")
+        return arrays
+    array = _checked_array(source, name, value)
+    if array.dtype == np.uint8 and array.ndim not in {3, 4}:
+        raise DataError(
+            f"{source.name}: {name} has shape {array.shape}; images in uint8 have (N, H, W) or (N, H, W, C), other "
+            "inputs are float32 or int64."
+        )
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] not in {1, 3, 4}:
+        raise DataError(
+            f"{source.name}: {name} has shape {array.shape}, expected 1 or 3 channels last; transpose it to (N, H, W, C)."
+        )
+    return array
+
+
+def _checked_array(source: DataSource, name: str, value: Any) -> Array:
+    """uint8 as it is, other integers as int64, floats as float32; finite, and with at least one entry."""
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"{source.name}: {name} is a {type(value).__name__}, expected a numpy array.")
+    if value.ndim == 0 or len(value) == 0:
+        raise DataError(f"{source.name}: {name} is empty (shape {value.shape}); there is nothing to train or test on.")
+    if value.dtype == np.uint8:
+        return value
+    if np.issubdtype(value.dtype, np.integer):
+        return value.astype(np.int64, copy=False)
+    if not np.issubdtype(value.dtype, np.floating):
+        raise DataError(f"{source.name}: {name} has type {value.dtype}, expected uint8, float32 or an integer type.")
+    bad = int(value.size - np.isfinite(value).sum())
+    if bad:
+        raise DataError(f"{source.name}: {name} has {bad} of {value.size} values that are NaN or infinite.")
+    return value.astype(np.float32, copy=False)
+
+
+def _checked_targets(source: DataSource, name: str) -> Array:
+    array = _checked_array(source, name, getattr(source, name))
+    if source.has_images and (array.dtype == np.float32 or array.ndim != 1):
+        found = getattr(source, name)
+        raise DataError(
+            f"{source.name}: {name} has type {found.dtype} and shape {found.shape}, expected integer labels (N,)."
+        )
+    return array.astype(np.int64) if array.dtype == np.uint8 else array
+
+
+def _check_alike(source: DataSource) -> None:
+    """Training and test arrays differ in length only."""
+    for what in ("x", "y"):
+        train, test = (_signature(getattr(source, f"{what}_{part}")) for part in ("train", "test"))
+        if train != test:
+            raise DataError(
+                f"{source.name}: {what}_train and {what}_test differ in type or shape without the first dimension: "
+                f"{train} and {test}."
+            )
+
+
+def _signature(value: Inputs) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_signature(value[key])}" for key in sorted(value))
+    return f"{value.dtype} {value.shape[1:]}"
+
+
+def _checked_classes(source: DataSource) -> int:
+    """The number of classes, every label being in range."""
+    low = min(int(source.y_train.min()), int(source.y_test.min()))
+    high = max(int(source.y_train.max()), int(source.y_test.max()))
+    n_classes = high + 1 if source.n_classes is None else source.n_classes
+    if low < 0 or high >= n_classes:
+        raise DataError(
+            f"{source.name}: labels range from {low} to {high}, expected 0 to {max(n_classes - 1, 0)}; "
+            "number the classes from 0."
+        )
+    return n_classes

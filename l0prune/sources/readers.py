@@ -1,0 +1,252 @@
+"""Readers of data files: npz, MNIST's idx, CIFAR-10's python batches, folders of images."""
+
+import gzip
+import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l0prune.errors import DataError
+from l0prune.sources.factories import describe
+from l0prune.sources.pickles import load_arrays
+
+__all__ = ["read_cifar10", "read_digits", "read_folder", "read_mnist", "read_npz"]
+
+Arrays = dict[str, Any]
+NAMES = ("x_train", "y_train", "x_test", "y_test", "n_classes")
+IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+TEST_SHARE = 5  # without a test folder, every fifth image of a class is for testing
+
+
+def read_digits() -> Arrays:
+    """The bundled 8x8 digits."""
+    from l0prune import models
+
+    return read_npz(Path(models.__file__).parent / "data" / "digits.npz")
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays of an npz file that have to do with data; pickled ones are refused.
+
+    Raises:
+        DataError: if the file is damaged, no npz, or an array in it is pickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds a single array, expected an npz file with {', '.join(NAMES[:4])}.")
+            wanted = [name for name in NAMES if name in file.files]
+            if not set(NAMES[:4]) <= set(wanted):
+                missing = [name for name in NAMES[:4] if name not in wanted]
+                raise DataError(f"{path}: no {', '.join(missing)}; found {', '.join(file.files) or 'nothing'}.")
+            arrays: Arrays = {name: file[name] for name in wanted}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error) or "pickled" in str(error):
+            raise DataError(
+                f"{path} was refused, and nothing in it was run: it holds pickled objects. Save plain numeric arrays."
+            ) from error
+        raise DataError(f"{path} is damaged or is no npz file ({describe(error)}).") from error
+    if "n_classes" in arrays:
+        arrays["n_classes"] = int(arrays["n_classes"])
+    return arrays
+
+
+def read_mnist(folder: Path) -> Arrays:
+    """MNIST's four idx files, gzipped or not.
+
+    Raises:
+        DataError: if one is missing or damaged.
+    """
+    arrays = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        arrays[f"x_{part}"] = _read_idx(_idx_file(folder, f"{prefix}-images", 3))
+        arrays[f"y_{part}"] = _read_idx(_idx_file(folder, f"{prefix}-labels", 1))
+    return arrays
+
+
+def _idx_file(folder: Path, stem: str, rank: int) -> Path:
+    names = [f"{stem}{sep}idx{rank}-ubyte{end}" for sep in "-." for end in ("", ".gz")]
+    for where in (folder, folder / "MNIST" / "raw", folder / "raw"):
+        for name in names:
+            if (where / name).is_file():
+                return where / name
+    raise DataError(f"{folder}: no {names[0]}, with or without .gz; expected MNIST's four idx files there.")
+
+
+def _read_idx(path: Path) -> Any:
+    """One array. Format: two zero bytes, type, rank, the sizes as big-endian 32-bit integers, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({describe(error)}); download it again.") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
+        raise DataError(f"{path} is no idx file: it starts with {content[:4].hex() or 'nothing'}.")
+    kind, rank = np.dtype(IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * rank
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else None
+    if shape is None or len(content) - start != int(np.prod(shape, dtype=np.int64)) * kind.itemsize:
+        raise DataError(f"{path} is damaged: {len(content)} bytes do not hold shape {shape}; download it again.")
+    return np.frombuffer(content, kind, offset=start).reshape(shape).copy()
+
+
+def read_cifar10(folder: Path) -> Arrays:
+    """CIFAR-10's python batches: data_batch_1 to data_batch_5 and test_batch.
+
+    They are pickles, read by an unpickler that makes numpy arrays and nothing else.
+
+    Raises:
+        DataError: if one is missing or damaged, or asks for more.
+    """
+    inner = folder / "cifar-10-batches-py"
+    where = inner if inner.is_dir() else folder
+    train = [_read_cifar_batch(where / f"data_batch_{i}") for i in range(1, 6)]
+    x_test, y_test = _read_cifar_batch(where / "test_batch")
+    return {
+        "x_train": np.concatenate([x for x, _ in train]),
+        "y_train": np.concatenate([y for _, y in train]),
+        "x_test": x_test,
+        "y_test": y_test,
+        "n_classes": 10,
+    }
+
+
+def _read_cifar_batch(path: Path) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected data_batch_1 to data_batch_5 and test_batch there.")
+    try:
+        with path.open("rb") as file:
+            batch = load_arrays(file)
+    except pickle.UnpicklingError as error:
+        why = str(error)
+        if "that is code" in why:
+            raise DataError(f"{path} was refused, and nothing in it was run: {why}.") from error
+        raise DataError(f"{path} is damaged ({why}); download it again.") from error
+    except Exception as error:
+        raise DataError(f"{path} is damaged ({describe(error)}); download it again.") from error
+    batch = {_text(key): value for key, value in batch.items()} if isinstance(batch, Mapping) else {}
+    data, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise DataError(f"{path}: 'data' is {_kind(data)}, expected uint8 (N, 3072).")
+    if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        raise DataError(f"{path}: 'labels' is {_kind(labels)}, expected a list of integers.")
+    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels, np.int64)
+
+
+def _text(key: Any) -> Any:
+    return key.decode("latin-1") if isinstance(key, bytes) else key
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return "missing" if value is None else f"a {type(value).__name__}"
+
+
+def read_folder(folder: Path, image_size: tuple[int, int] | None = None) -> Arrays:
+    """Images in a folder a class, under `train` and `test` (or `val`) folders or without.
+
+    Without them every fifth image of a class, in the order of names, is for testing.
+
+    Args:
+        folder: Holds the folders.
+        image_size: (height, width): the shorter side is resized to fit and the middle is kept. None keeps the
+            images' own size, which must then be the same for all.
+
+    Raises:
+        DataError: if pillow is not installed, a folder is empty, an image is damaged, or sizes differ.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; expected a folder of images a class in it.")
+    train = folder / "train"
+    test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if train.is_dir() and test is not None:
+        classes = _classes(train)
+        if _classes(test) != classes:
+            odd = sorted(set(_classes(test)) ^ set(classes))
+            raise DataError(f"{folder}: the classes of {train.name} and {test.name} differ: {', '.join(odd[:5])}.")
+        parts = {"train": _listed(train, classes), "test": _listed(test, classes)}
+    else:
+        classes = _classes(folder)
+        listed = _listed(folder, classes)
+        is_test = [index % TEST_SHARE == TEST_SHARE - 1 for index in _rank_in_class([label for _, label in listed])]
+        parts = {
+            "train": [item for item, held in zip(listed, is_test, strict=True) if not held],
+            "test": [item for item, held in zip(listed, is_test, strict=True) if held],
+        }
+        if not parts["test"]:
+            raise DataError(
+                f"{folder}: {len(listed)} images are too few to hold any out for testing; add a test folder."
+            )
+    arrays: Arrays = {"n_classes": len(classes)}
+    for part, items in parts.items():
+        arrays[f"x_{part}"] = _read_images([path for path, _ in items], image_size)
+        arrays[f"y_{part}"] = np.array([label for _, label in items], np.int64)
+    if arrays["x_train"].ndim != arrays["x_test"].ndim:
+        raise DataError(f"{folder}: train and test images differ, one is grey and the other in colour.")
+    return arrays
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder} has no folders in it; expected one a class, with its images.")
+    return names
+
+
+def _listed(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    items = []
+    for label, name in enumerate(classes):
+        files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"{folder / name} has no images in it ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        items += [(path, label) for path in files]
+    return items
+
+
+def _rank_in_class(labels: list[int]) -> list[int]:
+    seen: dict[int, int] = {}
+    ranks = []
+    for label in labels:
+        ranks.append(seen.get(label, 0))
+        seen[label] = ranks[-1] + 1
+    return ranks
+
+
+def _read_images(paths: list[Path], image_size: tuple[int, int] | None) -> Any:
+    """uint8 (N, H, W) where all are grey, else (N, H, W, 3)."""
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as error:
+        raise DataError(
+            "pillow is not installed; `pip install pillow` brings it, to read folders of images."
+        ) from error
+
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                picture = ImageOps.exif_transpose(image).convert("L" if image.mode in {"1", "L"} else "RGB")
+                if image_size is not None and picture.size[::-1] != image_size:
+                    picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.BILINEAR)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{path} is no readable image ({describe(error)}).") from error
+        images.append(np.asarray(picture))
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            raise DataError(
+                f"{path} is {_size(images[-1])} pixels and {paths[0]} is {_size(images[0])}; "
+                "give the size that the images are brought to (--image-size)."
+            )
+    if any(image.ndim == 3 for image in images):
+        images = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in images]
+    return np.stack(images)
+
+
+def _size(image: Any) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
