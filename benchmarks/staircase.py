@@ -149,7 +149,16 @@ def resnet20(inner: tuple[int, ...]) -> Network:
 def microseconds(nets: dict, threads: int) -> dict:
     """Fast decile of each network's runs, measured in turn."""
     runs = [net.run(threads) for net in nets.values()]
-    times = interleave(runs, warmup_s=0.005, min_samples=100, min_seconds=1.0, max_seconds=60.0, block_s=0.001, seed=0)
+    times = interleave(
+        runs,
+        one_thread=threads == 1,
+        warmup_s=0.005,
+        min_samples=100,
+        min_seconds=1.0,
+        max_seconds=60.0,
+        block_s=0.001,
+        seed=0,
+    )
     return {key: float(np.quantile(seconds, 0.1)) * 1e6 for key, seconds in zip(nets, times.seconds, strict=True)}
 
 

@@ -102,7 +102,14 @@ def measure_alignment(*, threads: int = 1, max_seconds: float = 2.0) -> Alignmen
     names = [(kernel, width) for kernel in (1, 3) for width in _WIDTHS]
     calls = [_stack(kernel, width, threads) for kernel, width in names]
     times = interleave(
-        calls, warmup_s=0.0005, min_samples=40, min_seconds=0.0, max_seconds=max_seconds, block_s=0.0005, seed=0
+        calls,
+        one_thread=threads == 1,
+        warmup_s=0.0005,
+        min_samples=40,
+        min_seconds=0.0,
+        max_seconds=max_seconds,
+        block_s=0.0005,
+        seed=0,
     )
     seconds = [float(np.quantile(runs, 0.1)) for runs in times.seconds]
     curves: dict[str, dict[int, float]] = {"1x1": {}, "3x3": {}}

@@ -50,7 +50,7 @@ def benchmark(
     Every graph optimisation is on, execution is sequential, inputs are bound once. After a warm-up of all of them the
     models run in blocks of about 10 ms each, in random order, over and over. The speedup of a model over the first one
     is the median over the blocks of (median run of the first / median run of the model): what slows the whole machine
-    cancels.
+    cancels. On one thread, times are the thread's own processor time: the latency on an idle machine, also on a busy one.
 
     Args:
         models: Name -> ONNX file; the first is the baseline.
@@ -86,6 +86,7 @@ def benchmark(
         runs.append(_bound_run(name, session, feeds))
     times = interleave(
         runs,
+        one_thread=threads == 1,
         warmup_s=warmup_s,
         min_samples=min_samples,
         min_seconds=min_seconds,
@@ -99,6 +100,8 @@ def benchmark(
         models=tuple(_timing(name, times.seconds[i], rows, files[i]) for i, name in enumerate(names)),
         baseline=names[0],
         speedup=_speedups(names, times, seed),
+        clock=times.clock,
+        busy=times.busy,
         environment=Environment.here(threads=threads, batch_size=rows),
     )
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table"]
 
 _FORMAT, _VERSION = "l0prune.bench", 1
+_BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class BenchReport:
         models: One timing a model, in the caller's order.
         baseline: Name of the first model, which the others are compared with.
         speedup: Name -> speedup over the baseline, for every model but the first.
+        clock: "thread" (one thread: its processor time) or "wall".
+        busy: Share of the time in which other processes had the core, in [0, 1); 0 by the wall clock, which cannot tell.
         environment: Machine, versions, threads and batch size.
     """
 
     models: tuple[ModelTiming, ...]
     baseline: str
     speedup: dict[str, Speedup]
+    clock: str
+    busy: float
     environment: Environment
 
     def __getitem__(self, name: str) -> ModelTiming:
@@ -91,6 +96,8 @@ class BenchReport:
             "models": timings,
             "baseline": self.baseline,
             "speedup": {name: asdict(speedup) for name, speedup in self.speedup.items()},
+            "clock": self.clock,
+            "busy": self.busy,
             "environment": asdict(self.environment),
         }
 
@@ -101,7 +108,7 @@ class BenchReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
-        _expect_keys("bench report", value, {"format", "version", "models", "baseline", "speedup", "environment"})
+        _expect_keys("bench report", value, {"format", "version", *(field.name for field in fields(cls))})
         if (value["format"], value["version"]) != (_FORMAT, _VERSION):
             found = f"{value['format']!r} version {value['version']!r}"
             raise FileFormatError(f"bench report: expected {_FORMAT!r} version {_VERSION}, found {found}.")
@@ -109,6 +116,8 @@ class BenchReport:
             models=tuple(_timing(name, timing) for name, timing in value["models"].items()),
             baseline=value["baseline"],
             speedup={name: _read(Speedup, f"speedup of {name!r}", found) for name, found in value["speedup"].items()},
+            clock=value["clock"],
+            busy=value["busy"],
             environment=_read(Environment, "environment", value["environment"]),
         )
 
@@ -123,6 +132,8 @@ def bench_table(report: BenchReport) -> "Table":
         f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; "
         f"onnxruntime {environment.onnxruntime}, {environment.threads} thread(s), batch {environment.batch_size}"
     )
+    if report.busy > _BUSY:
+        caption += f"\nbusy machine: {report.busy:.0%} of the time went to other processes, and is not counted"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("model", overflow="fold")
     for name in ("p50 ms", "p90 ms", "per second", "parameters", "file bytes", "runs", "speedup", "95 % interval"):

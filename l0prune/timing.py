@@ -2,6 +2,10 @@
 
 A block times every call back to back, in random order, each for a few runs in a row. Whatever disturbs the machine for
 longer than a block (other processes, clock changes) then disturbs all calls of that block, and cancels in their ratios.
+
+Work on one thread is timed by that thread's own processor time, which stands still while the operating system gives the
+core to somebody else. On an idle machine it is the time on the wall; on a busy one, wall times bend even ratios, because
+long runs are interrupted more often than short ones.
 """
 
 import time
@@ -9,10 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["PairedTimes", "interleave", "median_ratio"]
 
+FloatArray = npt.NDArray[np.float64]
+
 _BOOTSTRAP_SAMPLES = 2000
+_MIN_BLOCKS = 3
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,16 @@ class PairedTimes:
 
     Attributes:
         seconds: One array per call, shape `(n_blocks, runs_per_block)`, seconds per run.
+        clock: "thread" (processor time of the calling thread) or "wall".
+        busy: Share of the wall time in which the thread had no core, in [0, 1); 0 by the wall clock, which cannot tell.
     """
 
-    seconds: tuple[np.ndarray, ...]
+    seconds: tuple[FloatArray, ...]
+    clock: str
+    busy: float
 
     @property
-    def block_medians(self) -> np.ndarray:
+    def block_medians(self) -> FloatArray:
         """Median run of each block, shape `(n_calls, n_blocks)`, seconds."""
         return np.stack([np.median(runs, axis=1) for runs in self.seconds])
 
@@ -34,6 +46,7 @@ class PairedTimes:
 def interleave(
     calls: Sequence[Callable[[], object]],
     *,
+    one_thread: bool,
     warmup_s: float,
     min_samples: int,
     min_seconds: float,
@@ -45,6 +58,7 @@ def interleave(
 
     Args:
         calls: What to time; each call is one run.
+        one_thread: The calls work on the calling thread only and never wait: time them by its processor time.
         warmup_s: Seconds of runs of each call before any is timed; at least three runs.
         min_samples: Timed runs of each call, at least.
         min_seconds: Seconds of measuring in all, at least.
@@ -55,21 +69,25 @@ def interleave(
     Returns:
         Times of every run; all calls have the same number of blocks.
     """
-    runs_per_block = [max(1, round(block_s / _warm_up(call, warmup_s))) for call in calls]
-    needed_blocks = max(3, *(-(-min_samples // runs) for runs in runs_per_block))
+    name, clock = (
+        ("thread", time.thread_time) if one_thread and _thread_clock_is_fine() else ("wall", time.perf_counter)
+    )
+    runs_per_block = [max(1, round(block_s / _warm_up(call, warmup_s, clock))) for call in calls]
+    needed_blocks = max(_MIN_BLOCKS, *(-(-min_samples // runs) for runs in runs_per_block))
     order = np.random.default_rng(seed)
-    blocks: list[list[np.ndarray]] = [[] for _ in calls]
-    start = time.perf_counter()
+    blocks: list[list[FloatArray]] = [[] for _ in calls]
+    start, start_on_clock = time.perf_counter(), clock()
     while True:
         for index in order.permutation(len(calls)):
-            blocks[index].append(_timed_runs(calls[index], runs_per_block[index]))
+            blocks[index].append(_timed_runs(calls[index], runs_per_block[index], clock))
         elapsed, done = time.perf_counter() - start, len(blocks[0])
         enough = done >= needed_blocks and elapsed >= min_seconds
-        if enough or (done >= 3 and elapsed >= max_seconds):
-            return PairedTimes(tuple(np.stack(runs) for runs in blocks))
+        if enough or (done >= _MIN_BLOCKS and elapsed >= max_seconds):
+            busy = max(0.0, 1.0 - (clock() - start_on_clock) / elapsed)
+            return PairedTimes(tuple(np.stack(runs) for runs in blocks), name, busy if name == "thread" else 0.0)
 
 
-def median_ratio(first: np.ndarray, second: np.ndarray, *, seed: int) -> tuple[float, float, float]:
+def median_ratio(first: FloatArray, second: FloatArray, *, seed: int) -> tuple[float, float, float]:
     """How many times longer `first` takes than `second`, with its 95 % interval.
 
     Args:
@@ -88,18 +106,22 @@ def median_ratio(first: np.ndarray, second: np.ndarray, *, seed: int) -> tuple[f
     return float(np.median(ratios)), float(low), float(high)
 
 
-def _warm_up(call: Callable[[], object], seconds: float) -> float:
+def _thread_clock_is_fine() -> bool:
+    """Whether this system's clock of processor time resolves microseconds."""
+    return time.get_clock_info("thread_time").resolution <= 1e-6
+
+
+def _warm_up(call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
     """Run for a while; the fastest run in seconds."""
     start, fastest, runs = time.perf_counter(), float("inf"), 0
     while runs < 3 or time.perf_counter() - start < seconds:
-        fastest = min(fastest, float(_timed_runs(call, 1)[0]))
+        fastest = min(fastest, float(_timed_runs(call, 1, clock)[0]))
         runs += 1
     return max(fastest, 1e-9)
 
 
-def _timed_runs(call: Callable[[], object], runs: int) -> np.ndarray:
+def _timed_runs(call: Callable[[], object], runs: int, clock: Callable[[], float]) -> FloatArray:
     """Seconds of each of several runs in a row; where they are short, one untimed run first refills the caches."""
-    clock = time.perf_counter
     if runs >= 3:
         call()
     stamps = np.empty(runs + 1)

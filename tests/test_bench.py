@@ -139,6 +139,7 @@ def test_blocks_hold_runs_of_every_call_and_noise_of_whole_blocks_cancels():
 
     times = interleave(
         [sleeps(0.001), sleeps(0.002)],
+        one_thread=False,
         warmup_s=0.0,
         min_samples=8,
         min_seconds=0.0,
@@ -156,10 +157,26 @@ def test_blocks_hold_runs_of_every_call_and_noise_of_whole_blocks_cancels():
     assert ratio == pytest.approx(1.5, rel=0.01)
 
 
+def test_one_thread_is_timed_by_its_own_processor_time():
+    def work_and_wait():
+        sum(range(20_000))
+        time.sleep(0.005)
+
+    options = {"warmup_s": 0.0, "min_samples": 5, "min_seconds": 0.0, "max_seconds": 5.0, "block_s": 0.0, "seed": 0}
+    alone = interleave([work_and_wait], one_thread=True, **options)
+    wall = interleave([work_and_wait], one_thread=False, **options)
+
+    assert (alone.clock, wall.clock) == ("thread", "wall")
+    assert np.median(alone.seconds[0]) < 0.005 <= np.median(wall.seconds[0])
+    assert alone.busy > 0.3
+    assert wall.busy == 0.0
+
+
 def test_measuring_ends_at_its_time_limit():
     start = time.perf_counter()
     interleave(
         [lambda: time.sleep(0.01)],
+        one_thread=False,
         warmup_s=0.0,
         min_samples=10_000,
         min_seconds=0.0,
