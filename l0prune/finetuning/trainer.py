@@ -24,7 +24,7 @@ from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, Phases
 from l0prune.finetuning.stage import Loss, LossWindow, Stage
 from l0prune.gated import GatedModel
 from l0prune.model_call import evaluation_mode
-from l0prune.surgery.shrink import absorb_, shrink, surgery_of
+from l0prune.surgery.shrink import absorb_, shrink
 
 __all__ = ["Trainer"]
 
@@ -233,7 +233,6 @@ class Trainer:
         gated, device = self.gated, self._runtime.device
         gated.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         compact = shrink(gated)
-        self._channels_last = self._channels_last and surgery_of(compact).form == "in-place"
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         gated.to(device)
         self._compact = compact.to(device, memory_format=order).train()  # type: ignore[call-overload]

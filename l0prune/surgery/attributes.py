@@ -16,9 +16,10 @@ from l0prune.surgery.plan import AttributeChange
 
 __all__ = ["find_attributes"]
 
+_PADS = {"pad", "constant_pad_nd"}
 _SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "split_with_sizes", "slice", "narrow",
-                   "pad", "constant_pad_nd", "zeros", "ones", "full", "new_zeros", "new_ones", "layer_norm", "rms_norm",
-                   "group_norm", "chunk"}  # fmt: skip
+                   "zeros", "ones", "full", "new_zeros", "new_ones", "layer_norm", "rms_norm", "group_norm", "chunk",
+                   *_PADS}  # fmt: skip
 _SKIPPED = {"training", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels",
             "normalized_shape", "groups", "embedding_dim"}  # fmt: skip
 
@@ -27,25 +28,28 @@ def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bo
     """Attributes whose value equals a size in the module's own calls that the cut changes.
 
     A module that reshapes to (batch, positions, heads, head width) with `heads` gated holds the number of heads in some
-    integer attribute; every integer of that module with the old value is changed to the new one, unless the same old value
-    has two different new ones. The result is a guess: the caller verifies what it computes.
+    integer attribute; every integer of that module with the old value is changed to the new one. Where one old value has
+    several new ones (padding before and after), integers are matched to them in order if there are as many. The result is a
+    guess: the caller verifies what it computes.
     """
-    wanted: dict[tuple[str, int], set[int]] = defaultdict(set)
+    wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
     kept = np.append(keep, True)
     for node in flow.captured.program.graph.nodes:
         if node.op != "call_function" or op_name(node.target) not in _SIZE_ARGUMENTS:
             continue
-        for old, new in _changed_sizes(flow, node, kept):
-            wanted[_owner(node), old].add(new)
+        sizes = _pad_amounts(flow, node, kept) if op_name(node.target) in _PADS else _sizes(flow, node, kept)
+        for old, new in sizes:
+            wanted[_owner(node), old].append(new)
     changes = []
     for (path, old), news in wanted.items():
-        if len(news) != 1:
-            continue
-        new = news.pop()
-        module = model.get_submodule(path)
-        for name, value in list(vars(module).items()):
-            if type(value) is int and value == old and name not in _SKIPPED and not name.startswith("_"):
-                changes.append(AttributeChange(path, name, old, new))
+        names = [
+            name
+            for name, value in vars(model.get_submodule(path)).items()
+            if type(value) is int and value == old and name not in _SKIPPED and not name.startswith("_")
+        ]
+        matched = news[:1] * len(names) if len(set(news)) == 1 else news
+        if len(matched) == len(names):
+            changes += [AttributeChange(path, n, old, new) for n, new in zip(names, matched, strict=True) if new != old]
     return tuple(changes)
 
 
@@ -55,15 +59,23 @@ def _owner(node: Node) -> str:
     return paths[-1] if paths else ""
 
 
-def _changed_sizes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _sizes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """(dense size, compact size) of every output dimension that the cut changes."""
     result: list[Any] = flow.nodes.get(node.name, [])
     parts = result if result and isinstance(result[0], (list, tuple)) else [result]
-    changed = []
-    for part in parts:
-        for gates in part:
-            if gates is not None:
-                count = int(kept[gates].sum())
-                if count != len(gates):
-                    changed.append((len(gates), count))
-    return changed
+    sizes = [(len(gates), int(kept[gates].sum())) for part in parts for gates in part if gates is not None]
+    return [(old, new) for old, new in sizes if old != new]
+
+
+def _pad_amounts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(dense amount, compact amount) of padding before and after a gated dimension."""
+    amounts: Any = node.args[1]
+    gates = flow.nodes.get(node.name, [])
+    found = []
+    for i in range(min(len(amounts) // 2, len(gates))):
+        dimension = gates[len(gates) - 1 - i]
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        if dimension is not None and (before or after):
+            stays = kept[dimension]
+            found += [(before, int(stays[:before].sum())), (after, int(stays[len(stays) - after :].sum()))]
+    return found

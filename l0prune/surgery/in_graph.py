@@ -128,10 +128,13 @@ class _Rewriter:
 
 
 def _reshape(r: _Rewriter, node: Node) -> None:
+    """New sizes; and always a reshape, because a view fails on tensors in channels-last order."""
+    if node.target is aten.view.dtype:
+        return
     gates = r.gates(node)
-    if any(g is not None for g in gates):
-        name = "size" if op_name(node.target) in ("view", "_unsafe_view") else "shape"
-        r.replace(node, aten.reshape.default, node.args[0], r.sizes(r.argument(node, name), gates))
+    name = "size" if op_name(node.target) in ("view", "_unsafe_view") else "shape"
+    sizes = r.argument(node, name)
+    r.replace(node, aten.reshape.default, node.args[0], r.sizes(sizes, gates) if gates else sizes)
 
 
 def _reshape_freely(r: _Rewriter, node: Node) -> None:
