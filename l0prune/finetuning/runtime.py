@@ -21,8 +21,8 @@ PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Runtime:
     """Device, mixed precision and process group of this run.
 
-    Started plainly it is one process on the GPU, or on the CPU without one; under `accelerate launch` it is what the
-    launcher says. Processes hold the same weights and gates; each takes its rows of every batch, and gradients are
+    Started plainly it is one process on the GPU, or on the CPU without one; under `accelerate launch` or `torchrun` it is
+    what the launcher says. Processes hold the same weights and gates; each takes its rows of every batch, and gradients are
     averaged, so that a step means the same whatever the number of processes (BatchNorm statistics excepted: each
     process normalises its own rows, running statistics are averaged).
 
@@ -35,8 +35,10 @@ class Runtime:
 
     def __init__(self, mixed_precision: str) -> None:
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        self._state = PartialState()
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state = PartialState(cpu=on_cpu)
         self.device: torch.device = self._state.device
         self.rank: int = self._state.process_index
         self.n_processes: int = self._state.num_processes
