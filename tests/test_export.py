@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from l0prune import export
+from l0prune.bench import benchmark
 from l0prune.errors import ConfigError, ExportError, FileFormatError
 from l0prune.export import export_onnx, onnx_difference
 from l0prune.onnx_model import OnnxModel
@@ -170,6 +172,17 @@ def test_a_double_precision_linear_model_is_exact(tmp_path):
     inputs = torch.randn(3, 6, dtype=torch.float64)
     path = export_onnx(model, inputs, tmp_path / "double.onnx", tolerance=1e-12)
     assert onnx_difference(path, model, inputs).max_rel < 1e-14
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_INLINE_BYTES", 0)
+    model = ConvNet()
+    path = export_onnx(model, images(), tmp_path / "large.onnx")
+
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    assert onnx_difference(path, model, images(2)).max_rel < 1e-5
+    timing = benchmark({"large": path}, warmup_s=0.0, min_samples=5, min_seconds=0.0)["large"]
+    assert timing.file_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
 def test_an_operator_set_the_exporter_cannot_write_is_an_error(tmp_path):
