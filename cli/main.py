@@ -32,7 +32,7 @@ class CommandLine(click.Group):
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="l0prune")
 def cli() -> None:
-    r"""Make a trained network physically smaller: learn what to cut, cut it, prove it, measure it.
+    """Make a trained network physically smaller: learn what to cut, cut it, prove it, measure it.
 
     \b
     l0prune finetune MODEL --weights W --data D --budget macs=0.5 --out RUN
@@ -40,7 +40,7 @@ def cli() -> None:
     l0prune bench RUN
 
     Exit codes: 0 done; 1 error; 2 usage; 3 finished, but the budget was missed; 130 interrupted.
-    """
+    """  # noqa: D301 - click wants the character, not the backslash
 
 
 for command in (

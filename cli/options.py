@@ -1,19 +1,32 @@
 """Options that several commands share, and what they mean once read."""
 
 import ast
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from l0prune.cli.failures import DEBUG_KEY
+from l0prune.errors import FileFormatError
 
-__all__ = ["Alignment", "KeyValue", "ModelOptions", "align_option", "common_options", "data_option", "model_options"]
+__all__ = [
+    "Alignment",
+    "KeyValue",
+    "ModelOptions",
+    "align_option",
+    "common_options",
+    "data_option",
+    "model_options",
+    "threads_option",
+]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class ModelOptions:
         input_shape: Shape of one input without the batch, or None where the model knows it.
         mean: Per-channel mean of the normalisation, or None for the model's own.
         std: Per-channel standard deviation, or None for the model's own.
-        image_size: Height and width the images are resized to, or None for the model's own.
+        image_size: Side, or height and width, the images are resized to, or None for the model's own.
         pretrained: Load the weights its library publishes (timm, torchvision; needs a network connection).
     """
 
@@ -37,8 +50,28 @@ class ModelOptions:
     input_shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    image_size: int | None = None
+    image_size: tuple[int, ...] | None = None
     pretrained: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the path of the weights absolute."""
+        path = None if self.weights is None else str(self.weights)
+        absolute = path if path is None or path == BUNDLED else str(Path(path).absolute())
+        return {**asdict(self), "weights": absolute}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModelOptions":
+        """The inverse of `to_json`.
+
+        Raises:
+            FileFormatError: if a key is missing or unknown.
+        """
+        odd = sorted(set(data) ^ {field.name for field in fields(cls)})
+        if odd:
+            raise FileFormatError(f"the run's model has missing or unknown keys: {', '.join(odd)}; start the run again")
+        read: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        read["weights"] = None if data["weights"] is None else Path(data["weights"])
+        return cls(**read)
 
 
 class KeyValue(click.ParamType):
@@ -101,26 +134,35 @@ class Alignment(click.ParamType):
         return int(value)
 
 
-def model_options(command: Command) -> Command:
-    """Add the options that describe a model; the command receives them as one `model: ModelOptions`."""
+def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator:
+    """Add the options that describe a model; the command receives them as one `model: ModelOptions`.
 
-    @wraps(command)
-    def with_model(**values: Any) -> Any:
-        described = {name: values.pop(name) for name in ModelOptions.__dataclass_fields__}
-        pairs = described.pop("model_args")
-        return command(model=ModelOptions(**described, model_args=dict(pairs)), **values)
+    Args:
+        metavar: What the argument is called in the help.
+        required: Whether the argument must be given; without it `model.spec` is empty.
+    """
 
-    options = (
-        click.argument("spec", metavar="MODEL"),
-        *described_model(),
-    )
-    return apply(options, with_model)  # type: ignore[return-value]
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_model(*positional: Any, **values: Any) -> Any:
+            described = {name: values.pop(name) for name in ModelOptions.__dataclass_fields__}
+            described["model_args"] = dict(described["model_args"])
+            described["spec"] = described["spec"] or ""
+            return command(*positional, model=ModelOptions(**described), **values)
+
+        return apply((click.argument("spec", metavar=metavar, required=required), *described_model()), with_model)
+
+    return decorate
 
 
-def described_model() -> tuple[Callable[[Any], Any], ...]:
+def described_model() -> tuple[Decorator, ...]:
     """The options of `ModelOptions` except the specification itself."""
     return (
-        click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint: .safetensors, .pt or .pth."),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="Checkpoint: .safetensors, .pt or .pth; bundled: the one shipped.",
+        ),
         click.option(
             "--model-arg",
             "model_args",
@@ -131,12 +173,12 @@ def described_model() -> tuple[Callable[[Any], Any], ...]:
         click.option("--input-shape", type=Numbers(int), help="Shape of one input without the batch, as in 3,224,224."),
         click.option("--mean", type=Numbers(float), help="Per-channel mean of the normalisation, inputs in [0, 1]."),
         click.option("--std", type=Numbers(float), help="Per-channel standard deviation of the normalisation."),
-        click.option("--image-size", type=click.IntRange(min=1), help="Resize images to this height and width."),
+        click.option("--image-size", type=Numbers(int), help="Resize images to this side, or to HEIGHT,WIDTH."),
         click.option("--pretrained", is_flag=True, help="Download the published weights (timm, torchvision)."),
     )
 
 
-def data_option(*, required: bool) -> Callable[[Command], Command]:
+def data_option(*, required: bool) -> Decorator:
     """Add `--data SPEC`."""
     return click.option(
         "--data",
@@ -147,7 +189,7 @@ def data_option(*, required: bool) -> Callable[[Command], Command]:
     )
 
 
-def align_option(default: str) -> Callable[[Command], Command]:
+def align_option(default: str) -> Decorator:
     """Add `--align auto|N`."""
     return click.option(
         "--align",
@@ -159,19 +201,12 @@ def align_option(default: str) -> Callable[[Command], Command]:
 
 
 def common_options(command: Command) -> Command:
-    """Add `--json` (received as `as_json`), `--threads` and `--debug`."""
+    """Add `--json` (received as `as_json`) and `--debug`."""
     options = (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1),
-            callback=_set_threads,
-            expose_value=False,
-            help="CPU threads torch may use.  [default: torch's choice]",
-        ),
         debug_option,
     )
-    return apply(options, command)  # type: ignore[return-value]
+    return apply(options, command)
 
 
 def debug_option(command: Command) -> Command:
@@ -190,6 +225,17 @@ def debug_option(command: Command) -> Command:
     )(command)
 
 
+def threads_option(command: Command) -> Command:
+    """Add `--threads`, which limits torch at once."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        callback=_set_threads,
+        expose_value=False,
+        help="CPU threads torch may use.  [default: torch's choice]",
+    )(command)
+
+
 def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
     """Limit torch to so many CPU threads."""
     if value is not None:
@@ -198,7 +244,7 @@ def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None
         torch.set_num_threads(value)
 
 
-def apply(options: tuple[Callable[[Any], Any], ...], command: Callable[..., Any]) -> Callable[..., Any]:
+def apply(options: tuple[Decorator, ...], command: Command) -> Command:
     """Apply decorators so that `--help` lists them in the order given."""
     for option in reversed(options):
         command = option(command)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["console", "note", "ratio", "show", "simple_table", "size", "working"]
+__all__ = ["console", "note", "percent", "ratio", "show", "simple_table", "size", "working"]
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -83,3 +83,10 @@ def size(n: float) -> str:
 def ratio(after: float, before: float) -> str:
     """How much is left, as people read it: 0.50x."""
     return f"{after / before:.2f}x" if before else "-"
+
+
+def percent(value: float | None, metric: str) -> str:
+    """A score as people read it: per cent where it is an accuracy."""
+    if value is None:
+        return "-"
+    return f"{value:.2f} %" if metric == "accuracy" else f"{value:.4g}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,10 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentation the next pass has."""
         self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        """One pass; a subclass knows what its inputs are."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """Batches of one pass."""

@@ -1,0 +1,134 @@
+"""`l0prune bench`: latency of dense and compact in onnxruntime, measured in turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from l0prune.cli.options import common_options
+from l0prune.cli.output import console, show, working
+from l0prune.errors import RunDirectoryError
+
+if TYPE_CHECKING:
+    from l0prune.bench_report import BenchReport
+
+__all__ = ["BenchOptions", "bench_command", "bench_run"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How long and on what terms to measure.
+
+    Args:
+        threads: onnxruntime's threads within one operator, >= 1.
+        batch_size: Rows of the inputs, >= 1.
+        warmup_s: Seconds of untimed runs of each model.
+        min_samples: Timed runs of each model, at least.
+        min_seconds: Seconds of timing in all, at least.
+        max_seconds: Seconds after which the timing ends.
+        seed: Seed of inputs and order.
+    """
+
+    threads: int = 1
+    batch_size: int = 1
+    warmup_s: float = 0.3
+    min_samples: int = 100
+    min_seconds: float = 2.0
+    max_seconds: float = 60.0
+    seed: int = 0
+
+
+@click.command("bench")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN | A.onnx [B.onnx ...]")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Inputs in one run.")
+@click.option(
+    "--warmup", "warmup_s", type=click.FloatRange(min=0), default=0.3, show_default=True, help="Untimed seconds each."
+)
+@click.option(
+    "--samples", "min_samples", type=click.IntRange(min=1), default=100, show_default=True, help="Timed runs, at least."
+)
+@click.option(
+    "--min-seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds of timing, at least."
+)
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds of timing, at most."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of inputs and order.")
+@common_options
+def bench_command(
+    paths: tuple[Path, ...],
+    as_json: bool,
+    threads: int,
+    batch_size: int,
+    warmup_s: float,
+    min_samples: int,
+    min_seconds: float,
+    max_seconds: float,
+    seed: int,
+) -> None:
+    """Time a run's ONNX files, or those named, in onnxruntime.
+
+    The first file is the baseline of the speedup.
+    """
+    options = BenchOptions(
+        threads=threads,
+        batch_size=batch_size,
+        warmup_s=warmup_s,
+        min_samples=min_samples,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        seed=seed,
+    )
+    with working():
+        report = bench_files(paths, options) if is_onnx(paths) else bench_run(paths[0], options)
+    show(report.to_json(), as_json, lambda: print_bench(report))
+
+
+def is_onnx(paths: Sequence[Path]) -> bool:
+    """Whether files are named rather than a run.
+
+    Raises:
+        click.UsageError: if there are several paths and one of them is a directory.
+    """
+    if len(paths) > 1 and any(path.is_dir() for path in paths):
+        raise click.UsageError("name one run directory, or ONNX files only")
+    return len(paths) > 1 or not (paths[0].is_dir() or paths[0].suffix != ".onnx")
+
+
+def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
+    """Measure a run's two ONNX files and write RUN/bench.json.
+
+    Raises:
+        RunDirectoryError: if the run has no ONNX files yet.
+    """
+    from l0prune.bench import benchmark
+    from l0prune.cli.files import write_json
+    from l0prune.run_directory import RunDirectory
+
+    run = RunDirectory.open(path)
+    files = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
+    for file in files.values():
+        if not file.exists():
+            raise RunDirectoryError(f"{file} does not exist: run `l0prune shrink {path}` first")
+    report = benchmark(files, **vars(options))
+    write_json(run.bench, report.to_json())
+    return report
+
+
+def bench_files(paths: Sequence[Path], options: BenchOptions) -> "BenchReport":
+    """Measure ONNX files, named by their file names, or by their paths where these are not unique."""
+    from l0prune.bench import benchmark
+
+    short = [path.stem for path in paths]
+    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    return benchmark(dict(zip(names, paths, strict=True)), **vars(options))
+
+
+def print_bench(report: "BenchReport") -> None:
+    """The figures as a table."""
+    from l0prune.bench_report import bench_table
+
+    console().print(bench_table(report))

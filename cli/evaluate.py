@@ -1,0 +1,95 @@
+"""`l0prune eval`: the score of a model, or of every form of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from l0prune.cli.loading import load, load_data_for
+from l0prune.cli.options import ModelOptions, common_options, data_option, model_options, threads_option
+from l0prune.cli.output import console, note, percent, show, simple_table, working
+from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
+from l0prune.cli.task import EVALUATION_BATCH, Task
+
+__all__ = ["eval_command", "evaluate_run"]
+
+
+@click.command("eval")
+@model_options(metavar="RUN|MODEL")
+@data_option(required=False)
+@click.option("--batch-size", type=click.IntRange(min=1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
+@threads_option
+@common_options
+def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, as_json: bool) -> None:
+    """Score a model, or every form of a run, on test data.
+
+    The forms are dense, gated, compact and ONNX. RUN's own data is the default of --data.
+    """
+    with working():
+        if Path(model.spec).is_dir():
+            result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size)
+        elif data_spec is None:
+            raise click.UsageError("--data is missing")
+        else:
+            result = evaluate_model(model, data_spec, batch_size=batch_size)
+    show(result, as_json, lambda: print_scores(result))
+
+
+def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:
+    """Score of a model as it is loaded; plain data."""
+    loaded = load(model)
+    task = Task(loaded, load_data_for(loaded, data_spec))
+    score = task.score(loaded.model, batch_size=batch_size)
+    return described(model.spec, data_spec, task, {"dense": score})
+
+
+def evaluate_run(path: Path, data_spec: str | None = None, *, batch_size: int = EVALUATION_BATCH) -> dict[str, Any]:
+    """Scores of the forms of a finished run that exist; plain data.
+
+    Args:
+        path: The run.
+        data_spec: Data to score on; None takes the run's own.
+        batch_size: Inputs of one call.
+
+    Raises:
+        L0PruneError: if the run, its model or its data cannot be brought back.
+    """
+    run = open_finished(path)
+    spec = data_spec or run.request.data
+    loaded = dense_model(run)
+    task = Task(loaded, load_data_for(loaded, spec))
+    scores = {"dense": task.score(loaded.model, batch_size=batch_size)}
+    compact = compact_forms(run)
+    scores["gated"] = task.score(gated_model(run, loaded), batch_size=batch_size)
+    for form, model in compact.items():
+        scores[form] = task.score(model, batch_size=batch_size)
+    if not compact:
+        note(f"{path} is not shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
+    return described(str(path), spec, task, scores)
+
+
+def compact_forms(run: OpenedRun) -> dict[str, Callable[..., Any]]:
+    """The compact network and its ONNX file, where the run has been shrunk."""
+    import l0prune
+    from l0prune.onnx_model import OnnxModel
+
+    directory = run.directory
+    forms: dict[str, Callable[..., Any]] = {}
+    if directory.compact.exists():
+        forms["compact"] = l0prune.load(directory.compact)
+    if (directory.onnx / "compact.onnx").exists():
+        forms["onnx"] = OnnxModel(directory.onnx / "compact.onnx")
+    return forms
+
+
+def described(name: str, data_spec: str, task: Task, scores: dict[str, float]) -> dict[str, Any]:
+    """Scores with what they are scores of."""
+    return {"model": name, "data": data_spec, "n": len(task.data.y_test), "metric": task.metric, task.metric: scores}
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """One line a form."""
+    metric = result["metric"]
+    rows = [(form, percent(score, metric)) for form, score in result[metric].items()]
+    console().print(simple_table(f"{result['model']} on {result['n']} of {result['data']}", ("form", metric), rows))

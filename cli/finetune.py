@@ -1,0 +1,129 @@
+"""`l0prune finetune`: learn what to cut under a budget, cut it, recover; checked before anything is written."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from l0prune.cli.failures import EXIT_BUDGET_MISSED
+from l0prune.cli.finetune_run import begin, resume_run
+from l0prune.cli.options import ModelOptions, align_option, common_options, data_option, model_options, threads_option
+from l0prune.cli.output import console, percent, ratio, show, simple_table, size, working
+from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+
+__all__ = ["finetune_command"]
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command("finetune")
+@model_options(metavar="[MODEL]", required=False)
+@data_option(required=False)
+@click.option("--budget", metavar="METRIC=KEEP", help="Share of the dense cost to keep, as in macs=0.5 or params=0.3.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out; needs no other option.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--epochs", type=POSITIVE, help="Passes over the training data, recovery included.  [default: 6]")
+@click.option("--warmup-epochs", type=click.FloatRange(min=0), help="Of these, with all gates open.  [default: 0]")
+@click.option("--gate-epochs", type=POSITIVE, help="Of these, learning the gates.  [default: half]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Inputs a step.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Optimizer of the weights.  [default: sgd]")
+@click.option("--lr", type=POSITIVE, help="Peak learning rate while gates are learned.  [default: the optimizer's]")
+@click.option("--recovery-lr", type=POSITIVE, help="Peak learning rate of the recovery.  [default: the optimizer's]")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Decay of matrices.  [default: the optimizer's]")
+@click.option("--grad-clip", type=POSITIVE, help="Largest norm of the gradient.  [default: no limit]")
+@click.option("--augment/--no-augment", default=None, help="Crop and mirror images.  [default: those in colour]")
+@click.option(
+    "--distillation/--no-distillation",
+    "teach",
+    default=True,
+    show_default=True,
+    help="Let the dense network teach by its outputs.",
+)
+@click.option("--distillation-weight", type=click.FloatRange(0, 1), help="Share of its teaching.  [default: 0.7]")
+@click.option("--distillation-temperature", type=POSITIVE, help="Temperature of its outputs.  [default: 2]")
+@click.option("--gate", default="hard-concrete", show_default=True, metavar="NAME", help="Distribution of the gates.")
+@click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
+@click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")
+@click.option("--recalibration-batches", type=click.IntRange(min=0), help="Batches for BatchNorm after the cut.")
+@align_option("auto")
+@click.option(
+    "--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--log-every", type=click.IntRange(min=1), help="Steps between lines of metrics.jsonl.  [default: 20]")
+@threads_option
+@common_options
+@click.pass_context
+def finetune_command(
+    ctx: click.Context,
+    /,
+    model: ModelOptions,
+    data_spec: str | None,
+    budget: str | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    teach: bool,
+    distillation_weight: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Learn what to cut under a budget, cut it, and let the rest recover.
+
+    MODEL is a name such as resnet20, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2. The run is
+    written to --out; an existing one is refused unless --resume or --overwrite.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume continues the run, --overwrite replaces it: give one of them")
+    weight = distillation_weight if teach else 0.0
+    request = FinetuneRequest(model, data_spec or "", FinetuneOptions(budget or "", **options, distillation=weight))
+    with working():
+        if resume:
+            result = resume_run(out, request, explicit_parameters(ctx))
+        else:
+            for value, name in ((model.spec, "MODEL"), (data_spec, "--data"), (budget, "--budget")):
+                if not value:
+                    raise click.UsageError(f"{name} is missing")
+            result = begin(out, request, argv=sys.argv, overwrite=overwrite)
+    if result is None:  # another process of the same run prints
+        return
+    show(result, as_json, lambda: print_result(result))
+    if not result["budget_met"]:
+        click.echo(f"budget missed: the compact network costs {result['hard_cost']:.4f} of the dense one", err=True)
+        ctx.exit(EXIT_BUDGET_MISSED)
+
+
+def explicit_parameters(ctx: click.Context) -> set[str]:
+    """Names of the parameters that were typed."""
+    typed = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return typed | ({"distillation"} if typed & {"teach", "distillation_weight"} else set())
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Dense against final, in one small table."""
+    metric = result["metric"]
+    rows = [
+        (metric, percent(result["dense"], metric), percent(result["final"], metric), ""),
+        *(
+            (
+                name,
+                size(result[f"{name.lower()}_before"]),
+                size(result[f"{name.lower()}_after"]),
+                ratio_of(result, name),
+            )
+            for name in ("MACs", "params")
+        ),
+    ]
+    console().print(simple_table(f"{result['model']}, {result['budget']}", ("", "dense", "final", "ratio"), rows))
+    console().print(f"Next: l0prune shrink {result['run']}", markup=False, soft_wrap=True)
+
+
+def ratio_of(result: dict[str, Any], name: str) -> str:
+    """How much of a cost is left."""
+    return ratio(result[f"{name.lower()}_after"], result[f"{name.lower()}_before"])

@@ -1,0 +1,225 @@
+"""A fine-tuning run from request to result: check everything, begin on disk, train, note how it ended."""
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l0prune.cli.failures import Interrupted
+from l0prune.cli.loading import load, load_data_for
+from l0prune.cli.output import note
+from l0prune.cli.progress import progress_for_stderr
+from l0prune.cli.request import FinetuneRequest
+from l0prune.cli.task import Task
+from l0prune.errors import ConfigError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from l0prune.budget.budget import Budget
+    from l0prune.finetuning.config import FinetuneConfig
+    from l0prune.finetuning.results import FinetuneResult
+    from l0prune.gated import GatedModel
+    from l0prune.run_directory import RunDirectory
+    from l0prune.sources.batches import Batches
+
+__all__ = ["begin", "resume_run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run whose every part has been looked at.
+
+    Args:
+        request: With all defaults written out.
+        task: Model and data.
+        batches: Training batches.
+        gated: The model with its gates.
+        budget: What may be kept.
+        config: The library's configuration.
+        dense_score: Score of the dense model on the test data.
+    """
+
+    request: FinetuneRequest
+    task: Task
+    batches: "Batches"
+    gated: "GatedModel"
+    budget: "Budget"
+    config: "FinetuneConfig"
+    dense_score: float
+
+
+def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite: bool) -> dict[str, Any] | None:
+    """Start a run.
+
+    Args:
+        out: Directory of the run.
+        request: What to do.
+        argv: The command line, for the record.
+        overwrite: Replace a run that is there.
+
+    Returns:
+        The figures of the finished run as plain data; None in a process that is not the main one.
+
+    Raises:
+        L0PruneError: nothing was written.
+        Interrupted: Ctrl-C; the message says how to continue.
+    """
+    from l0prune.run_directory import RunDirectory
+
+    if is_main_process():
+        RunDirectory(out).require_free(overwrite=overwrite)
+    prepared = prepare(request)
+    if is_main_process():
+        run = RunDirectory.create(
+            out, argv=argv, **prepared.request.to_record(), seed=prepared.config.seed, overwrite=overwrite
+        )
+    else:
+        run = RunDirectory(out)
+    return train(run, prepared, resume=False)
+
+
+def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str]) -> dict[str, Any] | None:
+    """Continue a run to the same result it would have had.
+
+    Args:
+        out: Directory of the run.
+        typed: The command line, which may repeat what the run began with.
+        explicit: Names of the parameters that were typed.
+
+    Returns:
+        As `begin`.
+
+    Raises:
+        RunDirectoryError: if there is no run, or it has finished.
+        ConfigError: if something typed differs from what the run began with.
+    """
+    from l0prune.run_directory import RunDirectory
+
+    run = RunDirectory.open(out)
+    record = run.read()
+    request = FinetuneRequest.from_record(record)
+    request.require_same(typed, explicit)
+    if record.status == "finished":
+        raise RunDirectoryError(f"{out}: the run has finished; go on with `l0prune shrink {out}`")
+    prepared = prepare(request)
+    if is_main_process():
+        run.set_status("running")
+    return train(run, prepared, resume=True)
+
+
+def prepare(request: FinetuneRequest) -> Prepared:
+    """Load, trace and check everything a run needs; writes nothing.
+
+    Raises:
+        L0PruneError: names what cannot work and what to do.
+    """
+    import l0prune
+    from l0prune.finetuning.checks import require_finite, require_trainable
+    from l0prune.finetuning.freezing import choose_open
+    from l0prune.finetuning.schedule import plan_phases
+    from l0prune.gates.registry import gate_distribution
+
+    options = request.options
+    budget = l0prune.Budget.parse(options.budget)
+    gate_distribution(options.gate)
+    options.resolved(augment=False)  # its numbers are checked before anything is loaded
+    choose_device(options.device)
+    loaded = load(request.model)
+    require_finite(loaded.model)
+    task = Task(loaded, load_data_for(loaded, request.data))
+    options = options.resolved(augment=task.augments)
+    config = options.config()
+    batches = task.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
+    plan_phases(config, len(batches))
+    flow = l0prune.trace(loaded.model, loaded.example_inputs)
+    gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
+    require_trainable(gated, budget)
+    choose_open(gated, budget, align=config.align)
+    dense_score = task.score(loaded.model)
+    note(f"{request.model.spec}: {gated.n_gates} gates; dense {task.metric} {dense_score:.4g}")
+    return Prepared(replace(request, options=options), task, batches, gated, budget, config, dense_score)
+
+
+def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
+    """Train in a directory that has its run.json; note there how it ended."""
+    import l0prune
+
+    with noting_the_end(run):
+        result = l0prune.finetune(
+            prepared.gated,
+            prepared.batches,
+            loss=prepared.task.loss,
+            budget=prepared.budget,
+            config=prepared.config,
+            evaluate=prepared.task.evaluate,
+            out=run.path,
+            resume=resume,
+            progress=progress_for_stderr() if is_main_process() else None,
+        )
+    if not is_main_process():
+        return None
+    figures = figures_of(prepared, result)
+    run.set_status("finished", result=figures)
+    return {"run": str(run.path), "model": prepared.request.model.spec, **figures}
+
+
+@contextmanager
+def noting_the_end(run: "RunDirectory") -> "Iterator[None]":
+    """Keep run.json true when training ends early; a run without a checkpoint leaves nothing behind."""
+    from l0prune.finetuning.checkpoints import checkpoint_exists
+
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not is_main_process():
+            raise
+        if not checkpoint_exists(run.checkpoint):
+            run.discard()
+            raise Interrupted("before the first epoch ended, so nothing is kept; start the run again") from interrupt
+        run.set_status("interrupted")
+        raise Interrupted(f"continue with `l0prune finetune --out {run.path} --resume`") from interrupt
+    except Exception:
+        if is_main_process():
+            run.discard()
+            if run.record_path.exists():
+                run.set_status("failed")
+        raise
+
+
+def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
+    """What a finished run is remembered by, plain JSON values."""
+    flow = prepared.gated.flow
+    metric = prepared.task.metric
+    return {
+        **result.to_json(),
+        "metric": metric,
+        "dense": prepared.dense_score,
+        "final": result.evaluation[metric],
+        "macs_before": flow.dense_cost("macs"),
+        "macs_after": flow.dense_cost("macs") * prepared.gated.hard_cost("macs"),
+        "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),
+        "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
+    }
+
+
+def choose_device(device: str) -> None:
+    """Tell accelerate where to compute.
+
+    Raises:
+        ConfigError: if a GPU is asked for and there is none.
+    """
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda: this machine has no GPU that torch can use; choose cpu or auto")
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints, of those `accelerate launch` has started."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,176 @@
+"""What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l0prune.cli.options import ModelOptions
+from l0prune.errors import ConfigError, FileFormatError
+
+if TYPE_CHECKING:
+    from l0prune.finetuning.config import FinetuneConfig
+    from l0prune.run_directory import RunRecord
+
+__all__ = ["FinetuneOptions", "FinetuneRequest"]
+
+PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
+CONFIG_FIELDS = (
+    *("epochs", "warmup_epochs", "gate_epochs", "optimizer", "lr", "recovery_lr", "weight_decay", "grad_clip"),
+    *("gate_lr", "ema_decay", "distillation_temperature", "recalibration_batches", "log_every", "seed"),
+)
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """The options of `l0prune finetune`, one field each; None leaves the choice to the library.
+
+    Args:
+        budget: As in `macs=0.5`.
+        gate: Name of the gate distribution.
+        epochs: Length of the run in passes over the training data.
+        warmup_epochs: Passes with all gates open.
+        gate_epochs: Passes that learn the gates.
+        batch_size: Inputs of one step.
+        optimizer: "sgd" or "adamw".
+        lr: Peak learning rate while gates are learned.
+        recovery_lr: Peak learning rate of the recovery.
+        weight_decay: Decay of matrices and filters.
+        grad_clip: Largest norm of the gradient.
+        gate_lr: Learning rate of the gates.
+        ema_decay: Decay of a moving average of the recovered weights.
+        augment: Change training images at random.
+        distillation: Weight of the dense network's teaching, in [0, 1]; 0 trains without it.
+        distillation_temperature: Temperature of teacher and student.
+        recalibration_batches: Batches that re-estimate BatchNorm statistics after the freeze.
+        align: Round kept widths to multiples of this; "auto" until resolved.
+        precision: "no", "bf16" or "fp16".
+        device: "auto", "cpu" or "cuda".
+        seed: Seed of everything random.
+        log_every: Steps between lines of metrics.jsonl.
+    """
+
+    budget: str
+    gate: str = "hard-concrete"
+    epochs: float | None = None
+    warmup_epochs: float | None = None
+    gate_epochs: float | None = None
+    batch_size: int = 128
+    optimizer: str | None = None
+    lr: float | None = None
+    recovery_lr: float | None = None
+    weight_decay: float | None = None
+    grad_clip: float | None = None
+    gate_lr: float | None = None
+    ema_decay: float | None = None
+    augment: bool | None = None
+    distillation: float | None = None
+    distillation_temperature: float | None = None
+    recalibration_batches: int | None = None
+    align: str | int = "auto"
+    precision: str = "no"
+    device: str = "auto"
+    seed: int = 0
+    log_every: int | None = None
+
+    def config(self) -> "FinetuneConfig":
+        """The library's configuration, `align` being a number by now.
+
+        Raises:
+            ConfigError: if a value is out of its range.
+        """
+        from l0prune.finetuning.config import FinetuneConfig
+
+        given = {name: getattr(self, name) for name in (*CONFIG_FIELDS, "distillation")}
+        known = {name: value for name, value in given.items() if value is not None}
+        return FinetuneConfig(**known, align=int(self.align), mixed_precision=self.precision)
+
+    def resolved(self, *, augment: bool) -> "FinetuneOptions":
+        """The same options with every default written out.
+
+        Args:
+            augment: What to do where the user did not say.
+
+        Raises:
+            ConfigError: if a value is out of its range.
+        """
+        from l0prune.alignment import resolve_alignment
+
+        numbered = replace(
+            self,
+            align=resolve_alignment(self.align),
+            augment=augment if self.augment is None else self.augment,
+        )
+        config = numbered.config()
+        defaults = {name: getattr(config, name) for name in (*CONFIG_FIELDS, "distillation")}
+        rates = {"lr": config.peak_lr, "recovery_lr": config.peak_recovery_lr, "weight_decay": config.decay}
+        return replace(numbered, **(defaults | rates))
+
+
+@dataclass(frozen=True)
+class FinetuneRequest:
+    """Model, data and options of a run.
+
+    Args:
+        model: The dense model.
+        data: Data specification.
+        options: Everything else.
+    """
+
+    model: ModelOptions
+    data: str
+    options: FinetuneOptions
+
+    def to_record(self) -> dict[str, dict[str, Any]]:
+        """The parts of run.json that describe it: config, model and data, plain JSON values."""
+        model = self.model.to_json()
+        return {
+            "config": asdict(self.options),
+            "model": {**model, "spec": absolute(model["spec"])},
+            "data": {"spec": absolute(self.data)},
+        }
+
+    @classmethod
+    def from_record(cls, record: "RunRecord") -> "FinetuneRequest":
+        """What a run was asked for.
+
+        Raises:
+            FileFormatError: if a part has missing or unknown keys.
+        """
+        odd = sorted(set(record.config) ^ {field.name for field in fields(FinetuneOptions)})
+        if odd or set(record.data) != {"spec"}:
+            raise FileFormatError(
+                f"run.json has missing or unknown keys in its configuration: {', '.join(odd) or 'data'};"
+                " start the run again"
+            )
+        return cls(ModelOptions.from_json(record.model), record.data["spec"], FinetuneOptions(**record.config))
+
+    def require_same(self, given: "FinetuneRequest", explicit: set[str]) -> None:
+        """See that what is typed with `--resume` is what the run began with.
+
+        Args:
+            given: The request as typed.
+            explicit: Names of the parameters that were typed; the others do not count.
+
+        Raises:
+            ConfigError: names the first difference.
+        """
+        before, now = self._flat(), given._flat()
+        for name in sorted(explicit & now.keys()):
+            same = now[name] == before[name] or (name == "align" and now[name] == "auto")
+            if not same:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {now[name]!r} and was {before[name]!r} when the run began; "
+                    "leave it out to resume, or begin another run with --out or --overwrite"
+                )
+
+    def _flat(self) -> dict[str, Any]:
+        record = self.to_record()
+        return {**record["model"], **record["config"], "data_spec": record["data"]["spec"]}
+
+
+def absolute(spec: str) -> str:
+    """A specification whose path, if it has one, does not depend on the working directory."""
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in PATH_PREFIXES and rest:
+        return f"{kind}:{Path(rest).expanduser().absolute()}"
+    return str(Path(spec).expanduser().absolute()) if spec.endswith(".pt2") else spec

@@ -1,0 +1,91 @@
+"""A run on disk, brought back: what was asked for, the dense model, the gated model as training left it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from l0prune.cli.loading import load
+from l0prune.cli.request import FinetuneRequest
+from l0prune.errors import CheckpointError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from l0prune.gated import GatedModel
+    from l0prune.run_directory import RunDirectory
+    from l0prune.sources.model_spec import LoadedModel
+
+__all__ = ["OpenedRun", "dense_model", "gated_model", "open_finished"]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A finished run.
+
+    Args:
+        directory: Its paths.
+        request: What it was asked for.
+    """
+
+    directory: "RunDirectory"
+    request: FinetuneRequest
+
+
+def open_finished(path: Path) -> OpenedRun:
+    """Open a run whose training is over.
+
+    Raises:
+        RunDirectoryError: if there is no run, or it has not finished.
+        FileFormatError: if its run.json cannot be understood.
+    """
+    from l0prune.run_directory import RunDirectory
+
+    directory = RunDirectory.open(path)
+    record = directory.read()
+    if record.status != "finished":
+        raise RunDirectoryError(
+            f"{path}: the run is {record.status}, not finished; continue it with "
+            f"`l0prune finetune --out {path} --resume`"
+        )
+    return OpenedRun(directory, FinetuneRequest.from_record(record))
+
+
+def dense_model(run: OpenedRun) -> "LoadedModel":
+    """The model with the weights the run began with.
+
+    Raises:
+        CheckpointError: if these weights are gone or have changed since.
+    """
+    from l0prune.finetuning.checkpoints import load_checkpoint
+    from l0prune.finetuning.checks import weights_digest
+
+    loaded = load(run.request.model)
+    identity = load_checkpoint(run.directory.checkpoint).trainer.get("identity", {})
+    if identity.get("dense_weights") != weights_digest(loaded.model):
+        source = run.request.model.weights or run.request.model.spec
+        raise CheckpointError(
+            f"{source} gives other weights than {run.directory.path} began with; put the original weights back"
+        )
+    return loaded
+
+
+def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
+    """The gated model as training left it. `loaded.model` takes the trained weights.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or of another model.
+    """
+    import l0prune
+    from l0prune.finetuning.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(run.directory.checkpoint)
+    options = run.request.options
+    flow = l0prune.trace(loaded.model, loaded.example_inputs)
+    gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
+    gated.set_budget(l0prune.Budget.parse(options.budget), 1)
+    try:
+        gated.model.load_state_dict(checkpoint.model)
+        gated.gates.load_state_dict(checkpoint.gates)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{run.directory.checkpoint} does not fit the model ({str(error).splitlines()[0]}); start the run again"
+        ) from error
+    return gated.eval()

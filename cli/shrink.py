@@ -1,0 +1,127 @@
+"""`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from l0prune.cli.options import Alignment, common_options, threads_option
+from l0prune.cli.output import console, ratio, show, simple_table, size, working
+from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["shrink_command", "shrink_run"]
+
+FORMS = ("dense", "compact")
+
+
+@click.command("shrink")
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--align",
+    type=Alignment(),
+    help="Round kept widths again, to a multiple of N; auto: for this CPU.  [default: as they were trained]",
+)
+@threads_option
+@common_options
+def shrink_command(path: Path, align: str | int | None, as_json: bool) -> None:
+    """Cut the closed units out of a run's network, verify, save, and export."""
+    with working():
+        result = shrink_run(path, align=align)
+    show(result, as_json, lambda: print_shrunk(result))
+
+
+def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
+    """Write RUN/compact and RUN/onnx, all of it or nothing.
+
+    Args:
+        path: A finished run.
+        align: Round the kept widths again; None keeps those that were trained.
+
+    Returns:
+        Costs before and after, the largest difference from the gated network, the form, and the files; plain data.
+
+    Raises:
+        EquivalenceError: if the compact network does not compute what the gated one does; nothing is written.
+        L0PruneError: if the run or its model cannot be brought back.
+    """
+    import l0prune
+    from l0prune.alignment import resolve_alignment
+    from l0prune.surgery.shrink import surgery_of
+
+    run = open_finished(path)
+    loaded = dense_model(run)
+    step = None if align is None else resolve_alignment(align)
+    with tempfile.TemporaryDirectory(prefix=".shrink.", dir=path) as folder:
+        draft = Path(folder)
+        l0prune.export_onnx(loaded.model, loaded.example_inputs, draft / "dense.onnx")
+        dense_params = count_parameters(loaded.model)
+        gated = gated_model(run, loaded)
+        compact = l0prune.shrink(gated, align=step)
+        l0prune.export_onnx(compact, loaded.example_inputs, draft / "compact.onnx")
+        l0prune.save(compact, run.directory.compact)
+        sizes = publish(draft, run.directory.onnx)
+    run.directory.bench.unlink(missing_ok=True)  # it measured the files that were here before
+    record = surgery_of(compact)
+    macs = gated.flow.dense_cost("macs")
+    return {
+        "run": str(path),
+        "form": record.form,
+        "align": step,
+        "max_abs_diff": record.difference.max_abs,
+        "max_rel_diff": record.difference.max_rel,
+        "macs_before": macs,
+        "macs_after": macs * gated.costs("macs").hard(record.values != 0),
+        "params_before": dense_params,
+        "params_after": count_parameters(compact),
+        "bytes_before": sizes["dense"],
+        "bytes_after": sizes["compact"],
+        "files": files_of(run),
+    }
+
+
+def publish(draft: Path, target: Path) -> dict[str, int]:
+    """Move the ONNX files (and weights they keep beside them) to their place; returns the bytes of each form."""
+    target.mkdir(exist_ok=True)
+    sizes = dict.fromkeys(FORMS, 0)
+    for file in sorted(draft.iterdir(), key=lambda path: path.suffix == ".onnx"):
+        sizes[file.name.partition(".")[0]] += file.stat().st_size
+        file.replace(target / file.name)
+    return sizes
+
+
+def files_of(run: OpenedRun) -> dict[str, str]:
+    """Where the results are."""
+    onnx = {f"{form}_onnx": str(run.directory.onnx / f"{form}.onnx") for form in FORMS}
+    return {"compact": str(run.directory.compact), **onnx}
+
+
+def count_parameters(model: "nn.Module") -> int:
+    """Trainable numbers of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def print_shrunk(result: dict[str, Any]) -> None:
+    """Costs before and after, and where the files are."""
+    names = (("MACs", "macs"), ("parameters", "params"), ("ONNX bytes", "bytes"))
+    rows = [
+        (
+            label,
+            size(result[f"{key}_before"]),
+            size(result[f"{key}_after"]),
+            ratio(result[f"{key}_after"], result[f"{key}_before"]),
+        )
+        for label, key in names
+    ]
+    out = console()
+    out.print(simple_table(result["run"], ("", "dense", "compact", "ratio"), rows))
+    out.print(
+        f"Verified: compact and gated outputs differ by {result['max_rel_diff']:.1e} of the largest at most; "
+        f"form {result['form']}.",
+        markup=False,
+    )
+    for name, path in result["files"].items():
+        out.print(f"  {name:13} {path}", markup=False, soft_wrap=True)

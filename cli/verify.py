@@ -1,0 +1,90 @@
+"""`l0prune verify`: close random units, cut them, export, and compare all three; needs no data."""
+
+from typing import Any
+
+import click
+
+from l0prune.cli.failures import EXIT_ERROR
+from l0prune.cli.loading import load
+from l0prune.cli.options import Alignment, ModelOptions, common_options, model_options, threads_option
+from l0prune.cli.output import console, ratio, show, simple_table, size, working
+
+__all__ = ["verify_command"]
+
+
+@click.command("verify")
+@model_options()
+@click.option("--closed", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of units to close.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice and of the random inputs.")
+@click.option("--align", type=Alignment(), help="Round kept widths to a multiple of N; auto: for this CPU.")
+@click.option("--double", is_flag=True, help="Compute in float64.")
+@click.option("--no-onnx", is_flag=True, help="Leave out the ONNX export.")
+@threads_option
+@common_options
+@click.pass_context
+def verify_command(
+    ctx: click.Context,
+    model: ModelOptions,
+    closed: float,
+    seed: int,
+    align: str | int | None,
+    double: bool,
+    no_onnx: bool,
+    as_json: bool,
+) -> None:
+    """Cut random units out of a model, export it, and compare; needs no data."""
+    with working():
+        result = verify_model(model, closed=closed, seed=seed, align=align, double=double, onnx=not no_onnx)
+    show(result, as_json, lambda: print_verification(result))
+    if not result["exact"]:
+        click.echo(
+            f"error: {model.spec}: the cut network differs from the gated one by {result['max_rel_diff']:.1e} relative to "
+            "its largest output; run `l0prune inspect` to see the layers, and report this as a bug",
+            err=True,
+        )
+        ctx.exit(EXIT_ERROR)
+
+
+def verify_model(
+    model: ModelOptions, *, closed: float, seed: int, align: str | int | None, double: bool, onnx: bool
+) -> dict[str, Any]:
+    """Load and verify a model; the report as plain data."""
+    import l0prune
+
+    loaded = load(model)
+    report = l0prune.verify(
+        loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double
+    )
+    return {"model": model.spec, **report.to_json()}
+
+
+def print_verification(result: dict[str, Any]) -> None:
+    """The verdict and its figures."""
+    rows = [
+        ("equal", "yes" if result["exact"] else "NO"),
+        ("cut against gated, largest relative difference", f"{result['max_rel_diff']:.1e}"),
+        ("ONNX against cut, largest relative difference", difference_text(result["onnx_max_rel_diff"])),
+        ("gates", str(result["n_gates"])),
+        (
+            "parameters",
+            f"{size(result['params_before'])} -> {size(result['params_after'])}"
+            f" ({ratio(result['params_after'], result['params_before'])})",
+        ),
+        ("parameters in reach of a gate", f"{result['prunable_fraction']:.1%}"),
+        ("form of the cut network", result["form"]),
+        ("seconds", seconds_text(result["seconds"])),
+    ]
+    rows += [(f"pinned: {why}", str(count)) for why, count in result["pinned"].items()]
+    console().print(simple_table(result["model"], ("", ""), rows))
+
+
+def difference_text(value: float | None) -> str:
+    """A difference, or that it was not measured."""
+    return "not exported" if value is None else f"{value:.1e}"
+
+
+def seconds_text(value: float | dict[str, float]) -> str:
+    """Total seconds, or the seconds of each step."""
+    if isinstance(value, dict):
+        return ", ".join(f"{step} {seconds:.2g}" for step, seconds in value.items())
+    return f"{value:.3g}"
