@@ -184,6 +184,7 @@ def _construct(spec: str, build: Any, *positional: Any, **keywords: Any) -> Any:
 def _optional(module: str, extra: str) -> Any:
     name = module.partition(".")[0]
     try:
+        import_module(name)
         return import_module(module)
     except ModuleNotFoundError as cause:
         if cause.name == name:

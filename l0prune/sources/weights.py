@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError
@@ -104,7 +104,7 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
     tensors = {names[0]: state[names[0]].detach().cpu().contiguous() for names in _aliases(state)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # readable as the user's other files are
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error

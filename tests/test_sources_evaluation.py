@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from l0prune.errors import DataError
+from l0prune.sources.datasets import DataSource
+from l0prune.sources.evaluation import accuracy, check_classes, logits_of
+from l0prune.sources.model_spec import LoadedModel, load_model
+
+X = torch.eye(4)
+BATCHES = [(X[:3], torch.tensor([0, 1, 0])), (X[3:], torch.tensor([3]))]  # three of four on the diagonal
+
+
+def test_accuracy_is_the_share_of_right_answers_in_per_cent():
+    assert accuracy(nn.Identity(), BATCHES) == 75.0
+    assert accuracy(lambda x: x.numpy(), BATCHES) == 75.0
+    assert accuracy(lambda x: -x, BATCHES[1:]) == 0.0
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x, 0 * x), lambda x: {"logits": x, "a": -x}, lambda x: {"y": x}])
+def test_logits_are_found_in_what_models_return(wrap):
+    assert torch.equal(logits_of(wrap(X)), X)
+    assert accuracy(wrap, BATCHES) == 75.0
+
+
+def test_inputs_may_be_positional_or_named():
+    def model(x, scale):
+        return x * scale
+
+    for inputs in ((X, torch.tensor(1.0)), {"x": X, "scale": torch.tensor(1.0)}):
+        assert accuracy(model, [(inputs, torch.arange(4))]) == 100.0
+
+
+def test_a_module_is_evaluated_in_eval_mode_and_left_as_it_was():
+    model = nn.Sequential(nn.Dropout(0.99), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    first, second = accuracy(model, BATCHES), accuracy(model, BATCHES)
+
+    assert first == second
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_failing_model_is_left_in_its_mode():
+    model = nn.Linear(3, 2)
+
+    with pytest.raises(RuntimeError):
+        accuracy(model, BATCHES)
+
+    assert model.training
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(DataError, match="empty"):
+        accuracy(nn.Identity(), [])
+
+
+def test_more_classes_than_outputs_is_an_error():
+    x, y = np.zeros((3, 28, 28), np.uint8), np.array([0, 1, 12])
+    data = DataSource(x, y, x, y, name="mine")
+
+    with pytest.raises(DataError, match=r"mine has 13 classes, 'lenet5' has 10 outputs; .*num_classes=13"):
+        check_classes(load_model("lenet5"), data)
+
+    check_classes(load_model("lenet5", model_args={"num_classes": 13}), data)
+    features = DataSource(np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3))
+    check_classes(LoadedModel(nn.Linear(4, 1), (torch.zeros(2, 4),), None, "dense"), features)
