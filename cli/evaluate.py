@@ -8,7 +8,7 @@ import click
 
 from l0prune.cli.loading import load, load_data_for
 from l0prune.cli.options import ModelOptions, common_options, data_option, model_options, threads_option
-from l0prune.cli.output import console, note, percent, show, simple_table, working
+from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
 
@@ -92,4 +92,4 @@ def print_scores(result: dict[str, Any]) -> None:
     """One line a form."""
     metric = result["metric"]
     rows = [(form, percent(score, metric)) for form, score in result[metric].items()]
-    console().print(simple_table(f"{result['model']} on {result['n']} of {result['data']}", ("form", metric), rows))
+    print_table(console(), f"{result['model']} on {result['n']} of {result['data']}", ("form", metric), rows)

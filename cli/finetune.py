@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from l0prune.cli.failures import EXIT_BUDGET_MISSED
 from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import ModelOptions, align_option, common_options, data_option, model_options, threads_option
-from l0prune.cli.output import console, percent, ratio, show, simple_table, size, working
+from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 
 __all__ = ["finetune_command"]
@@ -120,7 +120,7 @@ def print_result(result: dict[str, Any]) -> None:
             for name in ("MACs", "params")
         ),
     ]
-    console().print(simple_table(f"{result['model']}, {result['budget']}", ("", "dense", "final", "ratio"), rows))
+    print_table(console(), f"{result['model']}, {result['budget']}", ("", "dense", "final", "ratio"), rows)
     console().print(f"Next: l0prune shrink {result['run']}", markup=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import click
 
 from l0prune.cli.loading import load
 from l0prune.cli.options import ModelOptions, common_options, model_options, threads_option
-from l0prune.cli.output import console, show, simple_table, size, working
+from l0prune.cli.output import console, print_table, show, size, working
 
 if TYPE_CHECKING:
     from l0prune.flow.channel_flow import ChannelFlow
@@ -131,13 +131,11 @@ def width(side: "Side") -> int:
 
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
-    from rich.markup import escape
-
     out = console()
     shown = [layer for layer in result["layers"] if layer["macs"] or layer["inputs"] is not None]
     rows = [
         (
-            escape(layer["name"]),
+            layer["name"],
             "-" if layer["inputs"] is None else f"{layer['gated_inputs']}/{layer['inputs']}",
             f"{layer['gated_outputs']}/{layer['outputs']}",
             f"{layer['macs'] / result['macs']:.1%}" if layer["macs"] else "-",
@@ -149,10 +147,10 @@ def print_inspection(result: dict[str, Any]) -> None:
     if others:
         share = sum(layer["params"] for layer in others) / result["params"]
         rows.append((f"{len(others)} norms and biases", "", "", "", f"{share:.1%}"))
-    out.print(simple_table(result["model"], ("layer", "inputs gated", "outputs gated", "MACs", "parameters"), rows))
+    print_table(out, result["model"], ("layer", "inputs gated", "outputs gated", "MACs", "parameters"), rows)
     if result["pinned"]:
         pinned = sorted(result["pinned"].items(), key=lambda item: -item[1])
-        out.print(simple_table("Pinned", ("why", "units"), [(escape(why), str(n)) for why, n in pinned]))
+        print_table(out, "Pinned", ("why", "units"), [(why, str(n)) for why, n in pinned])
     floor = result["smallest_reachable"]
     out.print(
         f"{result['n_gates']} units in {result['n_widths']} widths; "

@@ -12,9 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-__all__ = ["console", "note", "percent", "ratio", "show", "simple_table", "size", "working"]
+__all__ = ["console", "note", "percent", "print_table", "ratio", "show", "size", "working"]
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -59,17 +58,19 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(file=stream, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
 
 
-def simple_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
-    """A table whose first column is text and whose other columns are figures."""
+def print_table(out: "Console", title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a title and a table whose first column is text and whose other columns are figures; all of it plain text."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    out.print(table)
 
 
 def size(n: float) -> str:

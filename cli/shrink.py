@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.options import Alignment, common_options, threads_option
-from l0prune.cli.output import console, ratio, show, simple_table, size, working
+from l0prune.cli.output import console, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def print_shrunk(result: dict[str, Any]) -> None:
         for label, key in names
     ]
     out = console()
-    out.print(simple_table(result["run"], ("", "dense", "compact", "ratio"), rows))
+    print_table(out, result["run"], ("", "dense", "compact", "ratio"), rows)
     out.print(
         f"Verified: compact and gated outputs differ by {result['max_rel_diff']:.1e} of the largest at most; "
         f"form {result['form']}.",

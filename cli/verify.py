@@ -7,7 +7,7 @@ import click
 from l0prune.cli.failures import EXIT_ERROR
 from l0prune.cli.loading import load
 from l0prune.cli.options import Alignment, ModelOptions, common_options, model_options, threads_option
-from l0prune.cli.output import console, ratio, show, simple_table, size, working
+from l0prune.cli.output import console, print_table, ratio, show, size, working
 
 __all__ = ["verify_command"]
 
@@ -75,7 +75,7 @@ def print_verification(result: dict[str, Any]) -> None:
         ("seconds", seconds_text(result["seconds"])),
     ]
     rows += [(f"pinned: {why}", str(count)) for why, count in result["pinned"].items()]
-    console().print(simple_table(result["model"], ("", ""), rows))
+    print_table(console(), result["model"], ("", ""), rows)
 
 
 def difference_text(value: float | None) -> str:

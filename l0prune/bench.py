@@ -122,10 +122,11 @@ def _check_numbers(models: Mapping[str, Any], threads: int, batch_size: int | No
 
 def _timing(name: str, seconds: np.ndarray, rows: int, facts: _FileFacts) -> ModelTiming:
     ms = seconds.ravel() * 1e3
-    p50, p90 = (float(value) for value in np.quantile(ms, (0.5, 0.9)))
+    quantiles = tuple(float(value) for value in np.quantile(ms, np.linspace(0, 1, 21)))
+    p50, p90 = quantiles[10], quantiles[18]
     return ModelTiming(
         name=name,
-        latency_ms=Latency(p50=p50, p90=p90, mean=float(ms.mean())),
+        latency_ms=Latency(p50=p50, p90=p90, mean=float(ms.mean()), quantiles=quantiles),
         samples=ms.size,
         throughput_per_s=rows * 1e3 / p50,
         file_bytes=facts.n_bytes,

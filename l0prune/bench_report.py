@@ -18,11 +18,23 @@ _BUSY = 0.1  # share of the time lost to other processes from which the table me
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one run over the whole batch: median, 90 % quantile, mean."""
+    """Milliseconds of one run over the whole batch.
+
+    Attributes:
+        p50: Median.
+        p90: 90 % quantile.
+        mean: Mean.
+        quantiles: Of 0, 5 ... 100 %, so that the distribution can be drawn.
+    """
 
     p50: float
     p90: float
     mean: float
+    quantiles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """A list from a file becomes a tuple."""
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))
 
 
 @dataclass(frozen=True)

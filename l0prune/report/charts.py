@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["budget_chart", "latency_chart", "widths_chart"]
+__all__ = ["budget_chart", "latency_chart", "score_chart", "widths_chart"]
 
-DENSE, COMPACT, ACCENT = "#9aa5b1", "#2f6f9f", "#c0562f"
+DENSE, COMPACT, ACCENT, GREEN = "#9aa5b1", "#2f6f9f", "#c0562f", "#6b8e4e"
 MOST_WIDTHS = 60
 
 
@@ -43,8 +43,8 @@ def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float) -> str:
     axes.set_ylim(0, 1.05)
     multiplier = axes.twinx()
     points = [(step, row["multiplier"]) for step, row in zip(x, rows, strict=True) if row.get("multiplier") is not None]
-    multiplier.plot([p[0] for p in points], [p[1] for p in points], color="#6b8e4e", linewidth=1, label="multiplier")
-    multiplier.set_ylabel("multiplier", color="#6b8e4e")
+    multiplier.plot([p[0] for p in points], [p[1] for p in points], color=GREEN, linewidth=1, label="multiplier")
+    multiplier.set_ylabel("multiplier", color=GREEN)
     multiplier.spines["top"].set_visible(False)
     lines, labels = axes.get_legend_handles_labels()
     more_lines, more_labels = multiplier.get_legend_handles_labels()
@@ -78,25 +78,50 @@ def widths_chart(widths: Sequence[tuple[str, int, int]]) -> str:
     return _data_uri(figure)
 
 
-def latency_chart(latencies_ms: Mapping[str, Sequence[float]]) -> str:
-    """Distribution of the measured latencies of each model.
+def latency_chart(quantiles_ms: Mapping[str, Sequence[float]]) -> str:
+    """Share of runs that were no slower than a latency, for each model.
 
     Args:
-        latencies_ms: Model -> its samples, milliseconds.
+        quantiles_ms: Model -> quantiles of its latencies, milliseconds, evenly spaced from 0 to 100 %.
 
     Returns:
         A data URI.
     """
-    import numpy as np
-
     figure, axes = _new_figure(height=2.6)
-    everything = np.concatenate([np.asarray(values, dtype=float) for values in latencies_ms.values()])
-    edges = np.linspace(*np.percentile(everything, [0, 99]), 80)
-    for (name, values), color in zip(latencies_ms.items(), (DENSE, COMPACT, ACCENT, "#6b8e4e"), strict=False):
-        axes.hist(values, bins=edges, color=color, alpha=0.75, label=f"{name}, median {np.median(values):.3g} ms")
+    for (name, values), color in zip(quantiles_ms.items(), (DENSE, COMPACT, ACCENT, GREEN), strict=False):
+        shares = [100 * index / (len(values) - 1) for index in range(len(values))]
+        axes.plot(values, shares, color=color, linewidth=2, label=name)
+    slowest = max(values[-2] for values in quantiles_ms.values())  # the slowest run of all may be far out
+    axes.set_xlim(0, 1.1 * slowest)
     axes.set_xlabel("latency, ms")
-    axes.set_ylabel("runs")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylabel("runs no slower, %")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _data_uri(figure)
+
+
+def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float) -> str:
+    """Score at the end of each epoch and right after the freeze.
+
+    Args:
+        history: Evaluations of the run: `step`, `when` and `figures`.
+        metric: Name of the score in `figures`.
+        dense: Score of the dense network.
+
+    Returns:
+        A data URI.
+    """
+    figure, axes = _new_figure(height=2.4)
+    points = [(entry["step"], entry["figures"][metric]) for entry in history]
+    axes.plot(
+        [step for step, _ in points], [score for _, score in points], "o-", color=COMPACT, linewidth=1.6, markersize=4
+    )
+    for entry in history:
+        if entry["when"] == "freeze":
+            axes.axvline(entry["step"], color=ACCENT, linewidth=1, linestyle="--", label="freeze")
+    axes.axhline(dense, color=DENSE, linewidth=1, linestyle=":", label="dense")
+    axes.set_xlabel("step")
+    axes.set_ylabel(metric)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _data_uri(figure)
 
 

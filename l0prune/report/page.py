@@ -1,0 +1,219 @@
+"""One self-contained page about a run: figures, pictures, environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l0prune.bench_report import BenchReport
+from l0prune.budget.budget import Budget
+from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
+from l0prune.run_directory import RunDirectory, RunRecord
+
+if TYPE_CHECKING:
+    from l0prune.surgery.plan import SurgeryPlan
+
+__all__ = ["Chart", "SummaryRow", "write_report"]
+
+PACKAGES = ("jinja2", "matplotlib")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One line of the comparison, as text.
+
+    Args:
+        name: What is compared, with its unit.
+        dense: Of the dense network.
+        compact: Of the compact network.
+        ratio: Compact over dense, or empty.
+    """
+
+    name: str
+    dense: str
+    compact: str
+    ratio: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of the page.
+
+    Args:
+        title: Its heading.
+        uri: A data URI.
+    """
+
+    title: str
+    uri: str
+
+
+def write_report(path: Path | str) -> Path:
+    """Write RUN/report.html about a finished run.
+
+    Benchmark and widths are shown where the run has been benchmarked and shrunk.
+
+    Args:
+        path: Directory of the run.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: if jinja2 or matplotlib is not installed.
+        RunDirectoryError: if there is no run, or it has not finished.
+        FileFormatError: if a file of the run cannot be understood.
+    """
+    _require_packages()
+    from jinja2 import Environment, PackageLoader
+
+    run = RunDirectory.open(Path(path))
+    record = run.read()
+    if record.status != "finished" or record.result is None:
+        raise RunDirectoryError(
+            f"{run.path}: the run is {record.status}; finish it with `l0prune finetune --out {run.path} --resume`"
+        )
+    bench = _read_bench(run)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("l0prune.report", "")
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=f"{record.model['spec']}, {record.result['budget']}",
+        lead=_lead(record),
+        summary=_summary(record.result, bench),
+        notes=_notes(run, record.result, bench),
+        charts=_charts(run, record.result, bench),
+        environment=_environment(record, bench),
+        command=shlex.join(("l0prune", *record.argv[1:])),
+    )
+    _replace(run.report, page)
+    return run.report
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"a report needs {' and '.join(missing)}: install them with pip install 'l0prune[report]'")
+
+
+def _lead(record: RunRecord) -> str:
+    return f"Trained on {record.data['spec']} with seed {record.seed}."
+
+
+def _summary(result: Mapping[str, Any], bench: BenchReport | None) -> list[SummaryRow]:
+    unit = " (%)" if result["metric"] == "accuracy" else ""
+    rows = [SummaryRow(f"{result['metric']}{unit}", f"{result['dense']:.2f}", f"{result['final']:.2f}")]
+    for name, key in (("MACs", "macs"), ("parameters", "params")):
+        rows.append(_counted(name, result[f"{key}_before"], result[f"{key}_after"]))
+    if bench is not None:
+        dense, compact = bench["dense"], bench["compact"]
+        rows.append(_counted("ONNX file (bytes)", dense.file_bytes, compact.file_bytes))
+        for quantile in ("p50", "p90"):
+            before, after = getattr(dense.latency_ms, quantile), getattr(compact.latency_ms, quantile)
+            rows.append(
+                SummaryRow(f"latency {quantile} (ms)", f"{before:.3f}", f"{after:.3f}", f"{after / before:.2f}")
+            )
+    return rows
+
+
+def _counted(name: str, before: float, after: float) -> SummaryRow:
+    return SummaryRow(name, f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.2f}" if before else "")
+
+
+def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[str]:
+    notes = [
+        f"Budget {result['budget']}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
+        f"{result['expected_cost']:.4f}; {result['n_open']} of {result['n_gates']} units stayed open."
+    ]
+    if bench is not None:
+        speedup = bench.speedup["compact"]
+        notes.append(
+            f"Speedup in onnxruntime {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
+            "measured in turn."
+        )
+    else:
+        notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
+    return notes
+
+
+def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[Chart]:
+    from l0prune.finetuning.metrics import read_metrics
+    from l0prune.report.charts import budget_chart, latency_chart, score_chart, widths_chart
+
+    charts = []
+    lines = read_metrics(run.metrics) if run.metrics.exists() else []
+    if lines:
+        charts.append(Chart("Cost and target", budget_chart(lines, Budget.parse(result["budget"]).keep)))
+    if result["history"]:
+        charts.append(
+            Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], result["dense"]))
+        )
+    plan = _read_plan(run)
+    if plan is not None:
+        charts.append(Chart("Kept widths", widths_chart(kept_widths(plan))))
+    if bench is not None:
+        charts.append(
+            Chart("Latency", latency_chart({timing.name: timing.latency_ms.quantiles for timing in bench.models}))
+        )
+    return charts
+
+
+def kept_widths(plan: SurgeryPlan) -> list[tuple[str, int, int]]:
+    """(layer, dense width, kept width) of every weight whose outputs were cut."""
+    widths = []
+    for name, cut in plan.tensors.items():
+        if len(cut.dense_shape) > 1 and 0 in cut.kept:
+            kept = sum(stop - start for start, stop in cut.kept[0])
+            widths.append((name.removesuffix(".weight"), cut.dense_shape[0], kept))
+    return widths
+
+
+def _environment(record: RunRecord, bench: BenchReport | None) -> dict[str, str]:
+    shown = {f"{name} (training)": version for name, version in record.versions.items()}
+    if bench is not None:
+        found = bench.environment
+        shown |= {
+            "processor": f"{found.cpu}, {found.instruction_set}, {found.n_cores} cores",
+            "benchmark": f"onnxruntime {found.onnxruntime}, {found.threads} thread(s), batch {found.batch_size}",
+            "system": f"{found.os}, Python {found.python}",
+        }
+    return shown
+
+
+def _read_bench(run: RunDirectory) -> BenchReport | None:
+    if not run.bench.exists():
+        return None
+    return BenchReport.from_json(_read_json(run.bench))
+
+
+def _read_plan(run: RunDirectory) -> SurgeryPlan | None:
+    from l0prune.surgery.plan import SurgeryPlan
+
+    path = run.compact / "surgery.json"
+    return SurgeryPlan.from_json(_read_json(path), source=str(path)) if path.exists() else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{path} is damaged ({error}): run shrink and bench again") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,221 @@
+"""The commands on a tiny task: finetune, shrink, bench, eval, report, and what each prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from tiny_task import network
+
+import l0prune
+from l0prune.cli.main import cli
+
+FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
+QUICK = ["--epochs", "2", "--batch-size", "16", "--align", "1"]
+
+
+def invoke(*args: object) -> Result:
+    """Run a command that must succeed."""
+    result = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def json_of(*args: object) -> dict:
+    """What a command prints with --json: one object and nothing else on stdout."""
+    return json.loads(invoke(*args, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished and shrunk run."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    invoke(*FINETUNE, *QUICK, "--out", out)
+    invoke("shrink", out)
+    return out
+
+
+def test_finetune_meets_the_budget_and_says_so(tmp_path):
+    result = json_of(*FINETUNE, *QUICK, "--out", tmp_path / "run")
+
+    assert result["budget_met"]
+    assert 0.5 < result["hard_cost"] <= 0.6
+    assert result["macs_after"] / result["macs_before"] == pytest.approx(result["hard_cost"])
+    assert result["params_after"] < result["params_before"]
+    assert {"dense", "final", "metric", "run", "model"} <= set(result)
+
+
+def test_finetune_records_what_it_was_asked_for(run):
+    record = json.loads((run / "run.json").read_text())
+
+    assert record["status"] == "finished"
+    assert record["config"]["budget"] == "macs=0.6"
+    assert record["config"]["lr"] > 0
+    assert record["model"]["spec"] == "tiny_task:network"
+    assert record["data"] == {"spec": "tiny_task:data"}
+
+
+def test_finetune_ends_with_a_table_for_people(tmp_path):
+    result = invoke(*FINETUNE, *QUICK, "--out", tmp_path / "run")
+
+    for word in ("accuracy", "MACs", "params", "dense", "final", "l0prune shrink"):
+        assert word in result.stdout
+    assert "learning gates" in result.stderr
+
+
+def test_shrink_writes_a_compact_model_that_computes_what_its_onnx_file_computes(run):
+    from l0prune.onnx_model import onnx_difference
+
+    compact = l0prune.load(run / "compact")
+    x = torch.randn(3, 1, 8, 8)
+
+    assert onnx_difference(run / "onnx" / "compact.onnx", compact, x).max_rel < 1e-5
+
+
+def test_dense_onnx_has_the_original_weights(run):
+    from l0prune.cli.loading import load
+    from l0prune.cli.options import ModelOptions
+    from l0prune.onnx_model import onnx_difference
+
+    dense = load(ModelOptions("tiny_task:network")).model
+
+    assert onnx_difference(run / "onnx" / "dense.onnx", dense, torch.randn(3, 1, 8, 8)).max_rel < 1e-5
+
+
+def test_shrink_says_what_was_saved(run):
+    result = json_of("shrink", run)
+
+    assert result["form"] in {"in-place", "graph"}
+    assert result["max_rel_diff"] < 1e-5
+    assert result["macs_after"] <= 0.6 * result["macs_before"]
+    assert result["params_before"] == sum(p.numel() for p in network()[0].parameters())
+    assert result["params_after"] == sum(p.numel() for p in l0prune.load(run / "compact").parameters())
+    assert result["bytes_after"] == (run / "onnx" / "compact.onnx").stat().st_size
+    assert result["bytes_before"] == (run / "onnx" / "dense.onnx").stat().st_size
+
+
+def test_shrink_leaves_no_drafts(run):
+    assert {path.name for path in run.iterdir()} <= {
+        *("run.json", "metrics.jsonl", "checkpoint", "compact", "onnx", "bench.json", "report.html")
+    }
+
+
+def test_bench_measures_a_run_and_keeps_the_figures(run):
+    result = json_of("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+
+    assert set(result["models"]) == {"dense", "compact"}
+    assert result["models"]["dense"]["latency_ms"]["p50"] > 0
+    assert result["speedup"]["compact"]["low"] <= result["speedup"]["compact"]["ratio"]
+    assert json.loads((run / "bench.json").read_text()) == result
+
+
+def test_bench_measures_files_under_their_names(run):
+    files = [run / "onnx" / "dense.onnx", run / "onnx" / "compact.onnx"]
+
+    result = invoke("bench", *files, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+
+    assert "dense" in result.stdout
+    assert "compact" in result.stdout
+
+
+def test_eval_scores_every_form_alike(run):
+    result = json_of("eval", run)
+
+    scores = result["accuracy"]
+    assert list(scores) == ["dense", "gated", "compact", "onnx"]
+    assert scores["gated"] == scores["compact"] == scores["onnx"]
+    assert result["metric"] == "accuracy"
+    assert result["n"] == 40
+
+
+def test_eval_of_a_model_is_its_accuracy():
+    result = json_of("eval", "tiny_task:network", "--data", "tiny_task:data")
+
+    assert list(result["accuracy"]) == ["dense"]
+    assert 0 <= result["accuracy"]["dense"] <= 100
+
+
+def test_the_report_stands_alone(run):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+
+    page = Path(json_of("report", run)["report"]).read_text()
+
+    assert page.count("data:image/svg+xml") == 4
+    assert "http://" not in page
+    assert "https://" not in page
+    for word in ("accuracy", "MACs", "latency p50", "Kept widths", "processor"):
+        assert word in page
+
+
+def test_a_report_without_its_packages_says_what_to_install(run, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    result = CliRunner().invoke(cli, ["report", str(run)])
+
+    assert result.exit_code == 1
+    assert "pip install 'l0prune[report]'" in result.stderr
+
+
+def test_inspect_says_what_each_layer_costs_and_what_is_pinned():
+    result = json_of("inspect", "tiny_task:network", "--model-arg", "width=6")
+
+    convolution = next(layer for layer in result["layers"] if layer["name"] == "3")
+    assert (convolution["inputs"], convolution["gated_inputs"], convolution["outputs"]) == (6, 6, 6)
+    assert convolution["macs"] == 6 * 6 * 9 * 16
+    assert sum(layer["params"] for layer in result["layers"]) == result["params"]
+    assert sum(layer["macs"] for layer in result["layers"]) == result["macs"]
+    assert result["pinned"]
+    assert result["n_gates"] == 12
+
+
+def test_inspect_prints_tables_for_people():
+    text = invoke("inspect", "tiny_task:network").stdout
+
+    for word in ("inputs gated", "MACs", "Pinned", "units in", "smallest budget"):
+        assert word in text
+
+
+def test_verify_compares_all_three():
+    result = json_of("verify", "tiny_task:network", "--closed", 0.5, "--seed", 3)
+
+    assert result["exact"]
+    assert result["max_rel_diff"] < 1e-4
+    assert result["onnx_max_rel_diff"] < 1e-4
+    contract = {"model", "exact", "max_abs_diff", "max_rel_diff", "onnx_max_rel_diff", "n_gates", "params_before"}
+    assert contract | {"params_after", "prunable_fraction", "form", "pinned", "seconds"} <= set(result)
+
+
+def test_verify_in_double_precision_is_exact_to_nine_digits():
+    result = json_of("verify", "tiny_task:network", "--double", "--no-onnx")
+
+    assert result["max_rel_diff"] < 1e-9
+    assert result["onnx_max_rel_diff"] is None
+
+
+def test_a_network_that_cannot_be_cut_exactly_is_an_error(monkeypatch):
+    from l0prune.verification import VerifyReport
+
+    report = VerifyReport.__dataclass_fields__
+    values = dict.fromkeys(report) | {"exact": False, "max_rel_diff": 0.5, "pinned": {}}
+    monkeypatch.setattr("l0prune.cli.verify.verify_model", lambda *_, **__: {"model": "m", **values})
+
+    result = CliRunner().invoke(cli, ["verify", "m", "--json"])
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["exact"] is False
+    assert result.stderr.startswith("error: m: the cut network differs")
+
+
+def test_a_missed_budget_has_its_own_exit_code(monkeypatch, tmp_path):
+    figures = {"budget_met": False, "hard_cost": 0.7}
+    monkeypatch.setattr("l0prune.cli.finetune.begin", lambda *_, **__: figures)
+
+    result = CliRunner().invoke(cli, [*FINETUNE, "--out", str(tmp_path / "run"), "--json"])
+
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == figures
