@@ -26,7 +26,7 @@ def finer_alignments(align: int) -> list[int]:
 class Alignment:
     """Multiples of `align` for every dimension of a network.
 
-    A dimension is aligned if it keeps a multiple of `align` indices, or all it has. A dimension with fewer than `align`
+    A dimension is aligned if it keeps a multiple of `align` indices, or all it has. A dimension with no more than `align`
     indices is held to the largest halving of `align` that leaves it a choice.
 
     Args:
@@ -109,7 +109,7 @@ class Alignment:
 
 
 def _reachable_multiple(align: int, total: int) -> int:
-    if total >= align:
+    if total > align:
         return align
     return next((step for step in finer_alignments(align) if 2 * step <= total), 1)
 

@@ -33,25 +33,26 @@ class _Moves:
 class CountSearch:
     """Looks for counts of high value whose cost lies in the window (keep - tolerance, keep].
 
-    The value of a selection is the sum of (score - threshold) over its open gates.
+    The value of a selection is how little capacity its widths lose against the counts that the ranking wants.
 
     Args:
         widths: gates by width.
         keep: upper bound of the cost, fraction of dense.
         tolerance: width of the window, > 0.
-        threshold: score at which keeping a gate is worth nothing.
+        wanted: counts that the ranking of the gates wants, shape `(n_widths,)`.
+        threshold: score between the open and the closed gates.
     """
 
-    def __init__(self, widths: Widths, keep: float, tolerance: float, threshold: float) -> None:
+    def __init__(self, widths: Widths, keep: float, tolerance: float, *, wanted: IntArray, threshold: float) -> None:
         self.widths = widths
         self.keep = keep
         self.low = keep - tolerance
-        self._kept = widths.kept_scores(threshold)
+        self._values = widths.capacities(wanted, threshold)
+        self._first = widths.starts[:-1] + np.arange(widths.n)
 
     def value(self, counts: IntArray) -> float:
-        """Sum of (score - threshold) over the open gates."""
-        starts = self.widths.starts[:-1]
-        return float((self._kept[starts + counts] - self._kept[starts]).sum())
+        """Value of the counts, at most 0, which is the value of the wanted ones."""
+        return float(self._values[self._first + counts].sum())
 
     def fits(self, counts: IntArray) -> bool:
         """Whether the cost is at or under the bound."""
@@ -175,7 +176,6 @@ class CountSearch:
             return None
         shape = tuple(len(grid) for grid in grids)
         total = int(np.prod(shape, dtype=np.int64))
-        starts = self.widths.starts[:-1, None]
         best: tuple[tuple[float, int, float], IntArray] | None = None
         size = max(1, _BATCH_ELEMENTS // (len(self.widths.flat.ungated) + self.widths.n))
         for begin in range(0, total, size):
@@ -188,7 +188,7 @@ class CountSearch:
                 continue
             batch, cost = batch[:, allowed], cost[allowed]
             short = np.where(cost > self.low, 0.0, self.keep - cost)
-            value = (self._kept[starts + batch] - self._kept[starts]).sum(axis=0)
+            value = self._values[self._first[:, None] + batch].sum(axis=0)
             misaligned = alignment.n_misaligned(batch)
             winner = int(np.lexsort((-value, misaligned, short))[0])
             rank = (float(short[winner]), int(misaligned[winner]), -float(value[winner]))
@@ -213,5 +213,5 @@ class CountSearch:
         legal = ((kept >= self.widths.required[:, None]) | (change >= 0)).all(axis=0)
         which, new = which[legal], new[legal]
         cost = self.widths.cost_of_moves(counts, which, new)
-        starts = self.widths.starts[which]
-        return _Moves(which, new, cost, self._kept[starts + new] - self._kept[starts + counts[which]])
+        first = self._first[which]
+        return _Moves(which, new, cost, self._values[first + new] - self._values[first + counts[which]])

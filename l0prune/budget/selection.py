@@ -36,7 +36,7 @@ def select_open(
     """The best-ranked gates whose exact cost is at or under the budget, and within `tolerance` of it where reachable.
 
     Without alignment the gates are ranked together and the lowest are closed until the cost fits. With alignment each
-    width is then rounded to a multiple of `align`, losing as little score as possible. Where no such widths land in
+    width is then rounded to a multiple of `align`, losing as little capacity as possible (`Widths.capacities`). Where no such widths land in
     (keep - tolerance, keep], as few widths as possible take a finer alignment: align / 2, ... down to 1.
 
     Args:
@@ -64,7 +64,7 @@ def select_open(
     least = smallest_counts(widths)
     _require_feasible(widths, costs, budget)
     counts, threshold = _best_ranked(widths, least, budget.keep)
-    search = CountSearch(widths, budget.keep, tolerance, threshold)
+    search = CountSearch(widths, budget.keep, tolerance, wanted=counts, threshold=threshold)
     exact = _landed(search, counts, full_grids(widths.sizes), Alignment(widths, 1, counts))
     alignment = Alignment(widths, align, counts)
     if alignment.align > 1 and alignment.n_misaligned(exact):
@@ -114,7 +114,7 @@ def align_open(
         return widths.best_gates(raised)
     least = smallest_counts(widths)
     _require_feasible(widths, costs, keep)
-    search = CountSearch(widths, keep, keep, _threshold(widths, is_open))
+    search = CountSearch(widths, keep, keep, wanted=counts, threshold=_threshold(widths, is_open))
     for step in finer_alignments(alignment.align):
         nearby = Alignment(widths, step, counts)
         ends = (nearby.rounded(counts, up=False), nearby.rounded(counts, up=True))
@@ -183,6 +183,8 @@ def _aligned(
     widths = search.widths
     rounded = _nearest(search, alignment, start)
     rounded = np.maximum(rounded, np.where(least > 0, alignment.rounded(least, up=True), 0))
+    if not widths.covers(rounded):
+        rounded = np.maximum(rounded, least)  # a required dimension too small for any multiple
     landed = search.reduce(rounded, alignment.grids)
     if search.fits(landed):
         landed = _landed(search, landed, alignment.grids, alignment)
@@ -203,11 +205,11 @@ def _aligned(
         short = 0.0 if cost > search.low else search.keep - cost
         return short, int(alignment.n_misaligned(counts)), -search.value(counts)
 
-    return min((counts for counts in candidates if search.fits(counts)), key=rank)
+    return min((counts for counts in candidates if search.fits(counts) and widths.covers(counts)), key=rank)
 
 
 def _nearest(search: CountSearch, alignment: Alignment, counts: IntArray) -> IntArray:
-    """Each width rounded up or down, whichever loses less score."""
+    """Each width rounded up or down, whichever loses less capacity."""
     low, high = alignment.rounded(counts, up=False), alignment.rounded(counts, up=True)
     result = counts.copy()
     for width in range(len(counts)):

@@ -101,9 +101,26 @@ class Widths:
         rank[self.order] = np.arange(len(self.order)) - self.starts[self.of_gate[self.order]]
         return np.asarray(rank < counts[self.of_gate])
 
-    def kept_scores(self, threshold: float) -> FloatArray:
-        """Running sum of (score - threshold) over the ranked gates with a leading 0."""
-        return np.concatenate([[0.0], np.cumsum(self.scores[self.order] - threshold)])
+    def capacities(self, counts: IntArray, threshold: float) -> FloatArray:
+        """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
+
+        What a width can represent is taken to grow with the logarithm of its open gates, as in a divergence: with r the
+        gates kept over those in `counts`, a width of n gates is worth -n (r - 1 - log r). So taking a fifth from a width
+        costs little, emptying one that the ranking wants costs most, and adding to one is hardly rewarded. Gates count
+        by how far they rank above `threshold`, from a quarter (never wanted) to one.
+        """
+        distance = np.clip(self.scores[self.order] - threshold, -30.0, 30.0)
+        worth = 0.25 + 0.75 / (1.0 + np.exp(-distance))
+        values = np.zeros(len(worth) + self.n)
+        for width, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            kept = np.concatenate([[0.0], np.cumsum(worth[start:stop])])
+            wanted = kept[counts[width]]
+            if wanted > 0:
+                share = np.maximum(kept, 0.1) / wanted
+                values[start + width : stop + width + 1] = -wanted * (share - 1.0 - np.log(share))
+            else:
+                values[start + width : stop + width + 1] = -0.01 * kept
+        return values
 
 
 def _checked(name: str, values: npt.ArrayLike, n_gates: int) -> npt.NDArray[Any]:
