@@ -76,7 +76,7 @@ def test_one_model_alone_has_no_speedup(files):
 def test_a_report_survives_json_and_refuses_what_it_does_not_know(files):
     report = benchmark({"a": files["narrow"], "b": files["narrow"]}, **QUICK)
     value = json.loads(json.dumps(report.to_json()))
-    assert value["models"]["b"]["latency_ms"].keys() == {"p50", "p90", "mean"}
+    assert value["models"]["b"]["latency_ms"].keys() == {"p50", "p90", "mean", "quantiles"}
     assert BenchReport.from_json(value) == report
     with pytest.raises(FileFormatError, match="version 2"):
         BenchReport.from_json({**value, "version": 2})
