@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_weights_are_loaded(tmp_path):
     assert loaded.weights == path
 
 
-@pytest.mark.parametrize("options", [{"weights": "bundled"}, {"pretrained": True}])
+@pytest.mark.parametrize("options", [{"weights": "bundled"}, {"weights": Path("bundled")}, {"pretrained": True}])
 def test_bundled_weights_are_loaded_by_name(options):
     assert load_model("digits_resnet", **options).weights == bundled_weights("digits_resnet")
 

@@ -91,7 +91,7 @@ def load_model(
     _check_weights_source(spec, weights, pretrained)
     if pretrained and spec in models.names():
         weights, pretrained = BUNDLED, False
-    path = bundled_weights(spec) if weights == BUNDLED else Path(weights) if weights is not None else None
+    path = bundled_weights(spec) if str(weights) == BUNDLED else Path(weights) if weights is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = _build(
