@@ -10,7 +10,7 @@ import click
 from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
-from l0prune.cli.options import BUNDLED, ModelOptions, common_options, threads_option
+from l0prune.cli.options import BUNDLED, ModelOptions, common_options
 from l0prune.cli.output import console, note, percent, print_table, ratio, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
@@ -22,7 +22,7 @@ __all__ = ["demo_command", "run_demo"]
 REQUEST = FinetuneRequest(
     ModelOptions("digits_resnet", weights=Path(BUNDLED)),
     "digits",
-    FinetuneOptions("macs=0.4", epochs=4.0, batch_size=64),
+    FinetuneOptions("macs=0.4", epochs=4.0, batch_size=32, recovery_lr=0.02),
 )
 BENCH = BenchOptions(min_seconds=3.0)
 
@@ -31,13 +31,16 @@ BENCH = BenchOptions(min_seconds=3.0)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True, help="Directory of the run."
 )
-@threads_option
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads torch may use.")
 @common_options
-def demo_command(out: Path, as_json: bool) -> None:
+def demo_command(out: Path, threads: int, as_json: bool) -> None:
     """Take the bundled network through finetune, shrink, bench, eval and report.
 
     Everything it needs is in the package; it takes under a minute on two cores. An earlier demo in --out is replaced.
     """
+    import torch
+
+    torch.set_num_threads(threads)
     with working():
         result = run_demo(out)
     show(result, as_json, lambda: print_demo(result))

@@ -36,12 +36,13 @@ class LineProgress:
         self._seconds_between_lines = seconds_between_lines
         self._last_line = 0.0
         self._phase = ""
-        self._done = self._total = 0
+        self._done = self._total = self._shown = 0
         self._figures: dict[str, float] = {}
 
     def start(self, phase: str, total: int) -> None:
         """Say that a phase of `total` steps begins."""
-        self._phase, self._total, self._done = TITLES.get(phase, phase), total, 0
+        self._phase, self._total = TITLES.get(phase, phase), total
+        self._done = self._shown = 0
         self._figures = {}
         self._last_line = time.monotonic()
         self.message(f"{self._phase}: {total} steps")
@@ -55,7 +56,7 @@ class LineProgress:
 
     def finish(self) -> None:
         """Write where the phase ended."""
-        if self._phase and self._done:
+        if self._phase and self._done > self._shown:
             self._line()
         self._phase = ""
 
@@ -65,6 +66,7 @@ class LineProgress:
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
+        self._shown = self._done
         self.message(f"{self._phase}: {self._done}/{self._total}  {figures_text(self._figures)}".rstrip())
 
 
