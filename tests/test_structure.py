@@ -131,7 +131,7 @@ def test_an_unknown_name_says_which_exist():
 
 def test_the_version_is_the_same_everywhere():
     in_pyproject = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    in_changelog = re.search(r"^## \[?(\d[^\] ]*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    in_changelog = re.search(r"^## \[?([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
     assert in_pyproject is not None
     assert in_changelog is not None

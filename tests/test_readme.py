@@ -1,0 +1,59 @@
+"""The README keeps its word: its code runs, its commands exist, and so do the names it lists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_task import data, network
+from torch.nn import functional as F
+
+import l0prune
+from l0prune.cli.main import cli
+from l0prune.models import names
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+CODE = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = re.findall(r"^    l0prune (.+)$", README, re.MULTILINE)
+
+
+def test_the_code_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    arrays = data()
+    images = torch.from_numpy(arrays["x_train"]).float().div(255).unsqueeze(1)
+    loader = list(zip(images.split(16), torch.from_numpy(arrays["y_train"]).split(16), strict=True))
+    model = network()[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    names_at_hand = {"l0prune": l0prune, "F": F, "model": model, "x": loader[0][0], "loader": loader, "epochs": 2}
+    names_at_hand["optimizer"] = optimizer
+
+    assert len(CODE) == 3
+    for block in CODE:
+        exec(compile(block, "README.md", "exec"), names_at_hand)
+
+    printed = capsys.readouterr().out
+    assert "Speedup(ratio=" in printed
+    assert "True" in printed
+    assert (tmp_path / "compact" / "surgery.json").exists()
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_can_be_read(line):
+    name, *args = shlex.split(line)
+
+    context = cli.commands[name].make_context(name, args)
+
+    assert context.params
+
+
+def test_every_command_is_shown():
+    assert {line.split()[0] for line in COMMANDS} == set(cli.commands)
+
+
+def test_the_models_named_exist():
+    listed = re.search(r"\*\*MODEL\*\* is a name from the package \((.*?)\)", README, re.DOTALL)
+
+    assert listed is not None
+    assert set(re.findall(r"`(\w+)`", listed[1])) <= set(names())
