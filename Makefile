@@ -23,8 +23,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(INSTALLED_MODELS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt timm transformers
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps timm
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt transformers pyyaml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps torchvision
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	cp tests/torchvision_beside_cpu_torch.py $$site && \
+	echo 'import torchvision_beside_cpu_torch' > $$site/torchvision_beside_cpu_torch.pth
 	touch $@
 
 demo: $(INSTALLED) ## prune, cut, export and measure the bundled network (under a minute)
