@@ -1,6 +1,6 @@
 # Every target works from a fresh clone: the first one used creates .venv with the tested versions of constraints.txt.
 #   make PYTHON=python3.12 demo                                            another interpreter
-#   make PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' demo   where pip would fetch a CUDA build of torch
+#   make PIP_ARGS='--extra-index-url URL' demo    where pip would fetch a CUDA build of torch: the index of CPU builds
 
 PYTHON ?= python3
 PIP_ARGS ?=
