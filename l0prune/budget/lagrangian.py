@@ -1,5 +1,6 @@
-"""The budget as an inequality constraint on the expected cost: a moving target and a multiplier that follows it."""
+"""The budget as an inequality constraint on the expected cost: a target that ramps down, a multiplier that follows."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,92 +10,157 @@ from l0prune.errors import ConfigError
 
 __all__ = ["Constraint", "ConstraintConfig"]
 
+_SMALLEST_LEVEL, _LARGEST_LEVEL = 1e-3, 1e6
+_TREND_DECAY = 0.8
+
 
 @dataclass(frozen=True)
 class ConstraintConfig:
-    """Settings of the constraint.
+    """Settings of the target's ramp and the multiplier's controller; the defaults suit 300 to 5000 steps.
 
     Attributes:
         ramp: share of the steps in which the target goes down from the initial cost to the budget, in [0, 1].
-        proportional: gain of the multiplier on the violation itself, >= 0.
-        integral: gain of the multiplier on the summed violation, per step, >= 0.
+        smoothness: shape of the ramp, in [0, 1]: 0 is linear, 1 is a cosine, between them their blend.
+        initial_multiplier: where the multiplier's level starts, > 0.
+        gain: how fast the logarithm of the multiplier grows with the violation, >= 0.
+        lookahead: steps by which the violation is extrapolated along its trend, >= 0.
+        integral_time: share of the steps after which a steady violation has moved the level as far as it moves the
+            multiplier at once, > 0.
+        slack: the multiplier is zero where the extrapolated cost is this far under the target, > 0.
     """
 
-    ramp: float = 0.65
-    proportional: float = 100.0
-    integral: float = 1.0
+    ramp: float = 0.7
+    smoothness: float = 0.5
+    initial_multiplier: float = 5.0
+    gain: float = 100.0
+    lookahead: float = 20.0
+    integral_time: float = 0.1
+    slack: float = 0.01
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 <= self.ramp <= 1:
-            raise ConfigError(f"constraint ramp is {self.ramp}; expected a share of the steps in [0, 1]")
-        if not (self.proportional >= 0 and self.integral >= 0):
-            raise ConfigError(f"constraint gains are {self.proportional} and {self.integral}; expected numbers >= 0")
+        for name in ("ramp", "smoothness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number in [0, 1]")
+        for name in ("gain", "lookahead"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number >= 0")
+        for name in ("initial_multiplier", "integral_time", "slack"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number > 0")
 
 
 class Constraint:
     """Keeps the expected cost at or under a target that ramps down to the budget.
 
+    The multiplier is `level * exp(gain * (violation + lookahead * trend))`, where the level integrates the violation
+    multiplicatively. Working with its logarithm makes the controller indifferent to the scale of the task loss: it finds
+    a multiplier of 0.1 or 1000 in about the same time. The trend term lets go of the gates before they overshoot, since
+    a gate that has closed hardly hears the task loss any more; and the multiplier is zero as soon as the cost is
+    under the target by `slack`, so that nothing but the task loss moves gates then.
+
     Args:
         keep: final target, fraction of the dense cost, in (0, 1].
         steps: steps of the gate phase, >= 1.
-        config: gains and ramp.
+        config: ramp and controller.
+
+    Raises:
+        ConfigError: if `keep` or `steps` is out of range.
+
+    Source: inequality constraints on gates with multipliers that restart when feasible: Gallego-Posada et al. (2022),
+    arXiv:2208.04425; proportional and integral terms for multipliers: Sohrabi et al. (2024), nuPI, arXiv:2406.04558.
+    The multiplicative form and the trend term are this project's.
     """
 
     def __init__(self, keep: float, steps: int, config: ConstraintConfig | None = None) -> None:
         if not 0 < keep <= 1:
-            raise ConfigError(f"constraint keep is {keep}; expected a fraction of the dense cost in (0, 1]")
+            raise ConfigError(f"constraint keep is {keep!r}; expected a fraction of the dense cost in (0, 1]")
         if steps < 1:
-            raise ConfigError(f"constraint steps is {steps}; expected 1 or more")
-        self.keep = keep
-        self.steps = steps
+            raise ConfigError(f"constraint steps is {steps!r}; expected 1 or more")
+        self.keep = float(keep)
+        self.steps = int(steps)
         self.config = ConstraintConfig() if config is None else config
         self.multiplier = 0.0
+        """Weight of the expected cost in the loss, >= 0; zero before the first `step`."""
+        self.expected_cost = 1.0
+        """Expected cost at the last `step`, fraction of dense."""
         self.hard_cost = 1.0
-        self._integral = 0.0
+        """Cost after thresholding at the last `step`, fraction of dense."""
         self._step = 0
         self._initial_cost = 1.0
+        self._log_level = math.log(self.config.initial_multiplier)
+        self._violation = 0.0
+        self._trend = 0.0
 
     @property
     def target(self) -> float:
-        """Target of the current step, fraction of the dense cost, in [keep, 1]."""
+        """Target of the current step, fraction of the dense cost; `keep` once the ramp is over."""
         ramp_steps = self.config.ramp * self.steps
-        progress = 1.0 if self._step >= ramp_steps else self._step / ramp_steps
-        return self._initial_cost + (min(self.keep, self._initial_cost) - self._initial_cost) * progress
+        if self._step >= ramp_steps or self._initial_cost <= self.keep:
+            return self.keep
+        time = self._step / ramp_steps
+        cosine = (1 - math.cos(math.pi * time)) / 2
+        progress = self.config.smoothness * cosine + (1 - self.config.smoothness) * time
+        return self._initial_cost + (self.keep - self._initial_cost) * progress
 
     def penalty(self, expected_cost: Tensor) -> Tensor:
-        """What to add to the loss: multiplier * (expected cost - target), a scalar."""
+        """What to add to the loss: multiplier * (expected cost - target), a scalar, negative while under the target.
+
+        Args:
+            expected_cost: scalar, fraction of dense, differentiable in the gates.
+        """
         return self.multiplier * (expected_cost - self.target)
 
     def step(self, expected_cost: float, hard_cost: float) -> None:
-        """Move target and multiplier on by one step.
+        """Move target and multiplier on by one step; call it after the gates have moved.
 
         Args:
             expected_cost: expected cost of the gates, fraction of dense.
-            hard_cost: cost after thresholding, fraction of dense; reported, not acted on.
+            hard_cost: cost after thresholding, fraction of dense; kept for reports, not acted on.
         """
         if self._step == 0:
             self._initial_cost = expected_cost
         self._step += 1
         violation = expected_cost - self.target
-        self._integral = max(0.0, self._integral + self.config.integral * violation)
-        self.multiplier = max(0.0, self._integral + self.config.proportional * violation)
-        self.hard_cost = hard_cost
+        self._trend = _TREND_DECAY * self._trend + (1 - _TREND_DECAY) * (violation - self._violation)
+        self._violation = violation
+        self._log_level += self.config.gain * violation / (self.config.integral_time * self.steps)
+        self._log_level = min(max(self._log_level, math.log(_SMALLEST_LEVEL)), math.log(_LARGEST_LEVEL))
+        ahead = violation + self.config.lookahead * self._trend
+        self.multiplier = 0.0
+        if ahead >= -self.config.slack:
+            self.multiplier = math.exp(min(self._log_level + self.config.gain * ahead, math.log(_LARGEST_LEVEL)))
+        self.expected_cost, self.hard_cost = float(expected_cost), float(hard_cost)
 
     def state_dict(self) -> dict[str, float]:
-        """Everything that changes, as plain numbers."""
+        """Everything that changes from step to step, as plain numbers; with it the next steps repeat exactly."""
         return {
             "step": float(self._step),
             "multiplier": self.multiplier,
-            "integral": self._integral,
+            "log_level": self._log_level,
+            "violation": self._violation,
+            "trend": self._trend,
             "initial_cost": self._initial_cost,
+            "expected_cost": self.expected_cost,
             "hard_cost": self.hard_cost,
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            ConfigError: if a number is missing or left over; nothing has changed then.
+        """
+        if set(state) != set(self.state_dict()):
+            wrong = ", ".join(sorted(set(state) ^ set(self.state_dict())))
+            raise ConfigError(
+                f"the constraint's state has missing or unknown keys: {wrong}; was it saved by this version?"
+            )
         self._step = int(state["step"])
-        self.multiplier = state["multiplier"]
-        self._integral = state["integral"]
-        self._initial_cost = state["initial_cost"]
-        self.hard_cost = state["hard_cost"]
+        self.multiplier = float(state["multiplier"])
+        self._log_level = float(state["log_level"])
+        self._violation = float(state["violation"])
+        self._trend = float(state["trend"])
+        self._initial_cost = float(state["initial_cost"])
+        self.expected_cost = float(state["expected_cost"])
+        self.hard_cost = float(state["hard_cost"])
