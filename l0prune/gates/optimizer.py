@@ -36,14 +36,14 @@ class GateOptimizerConfig:
             raise ConfigError(f"gate betas are {self.betas!r}; expected two numbers in [0, 1)")
 
     def learning_rate(self, steps: int) -> float:
-        """`lr`, or else clip(60 / steps, 0.002, 0.05): a gate can cross its range a few times, and not random-walk.
+        """`lr`, or else clip(60 / steps, 0.002, 0.3): a gate can cross its range a few times, and not random-walk.
 
         Args:
             steps: optimizer steps in which the gates are trained, >= 1.
         """
         if self.lr is not None:
             return self.lr
-        return min(max(60.0 / max(steps, 1), 0.002), 0.05)
+        return min(max(60.0 / max(steps, 1), 0.002), 0.3)
 
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> torch.optim.Adam:
         """The optimizer over `parameters` for a phase of `steps` steps."""
