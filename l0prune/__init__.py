@@ -27,7 +27,7 @@ _EXPORTS = {
     "verify": "l0prune.verification",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> Any:
