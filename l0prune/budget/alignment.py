@@ -27,7 +27,7 @@ class Alignment:
     """Multiples of `align` for every dimension of a network.
 
     A dimension is aligned if it keeps a multiple of `align` indices, or all it has. A dimension with no more than `align`
-    indices is held to the largest halving of `align` that leaves it a choice.
+    indices is held to multiples of a quarter of it, or less where that leaves it no choice.
 
     Args:
         widths: gates by width, and the dimensions they live in.
@@ -109,9 +109,11 @@ class Alignment:
 
 
 def _reachable_multiple(align: int, total: int) -> int:
+    """The multiple a dimension of `total` indices is held to: below one block, a quarter of one is as good."""
     if total > align:
         return align
-    return next((step for step in finer_alignments(align) if 2 * step <= total), 1)
+    quarter = max(1, align // 4) if align % 4 == 0 else 1
+    return next((step for step in finer_alignments(quarter) if 2 * step <= total), 1)
 
 
 def full_grids(sizes: npt.NDArray[np.int64]) -> list[Grid]:
