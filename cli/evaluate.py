@@ -11,6 +11,7 @@ from l0prune.cli.options import ModelOptions, common_options, data_option, model
 from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
+from l0prune.errors import ConfigError
 
 __all__ = ["eval_command", "evaluate_run"]
 
@@ -30,7 +31,7 @@ def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, as
         if Path(model.spec).is_dir():
             result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size)
         elif data_spec is None:
-            raise click.UsageError("--data is missing")
+            raise ConfigError(f"{model.spec}: there is no such run; a model needs --data SPEC to be scored on")
         else:
             result = evaluate_model(model, data_spec, batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))

@@ -191,15 +191,15 @@ def noting_the_end(run: "RunDirectory") -> "Iterator[None]":
 
 def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     """What a finished run is remembered by, plain JSON values."""
-    flow = prepared.gated.flow
+    macs = prepared.gated.flow.dense_cost("macs")
     metric = prepared.task.metric
     return {
         **result.to_json(),
         "metric": metric,
         "dense": prepared.dense_score,
         "final": result.evaluation[metric],
-        "macs_before": flow.dense_cost("macs"),
-        "macs_after": flow.dense_cost("macs") * prepared.gated.hard_cost("macs"),
+        "macs_before": round(macs),
+        "macs_after": round(macs * prepared.gated.hard_cost("macs")),
         "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),
         "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
     }

@@ -267,9 +267,9 @@ def test_dense_weights_that_changed_since(tmp_path):
     refused(["shrink", str(out)], str(path), "original weights")
 
 
-def test_a_run_that_is_not_there():
-    for command in ("shrink", "bench", "report"):
-        refused([command, "no-such-run"], "no-such-run")
+@pytest.mark.parametrize("command", ["shrink", "bench", "eval", "report"])
+def test_a_run_that_is_not_there(command):
+    refused([command, "no-such-run"], "no-such-run")
 
 
 def test_bench_of_a_run_that_is_not_shrunk(run):

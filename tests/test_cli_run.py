@@ -1,6 +1,8 @@
 """The commands on a tiny task: finetune, shrink, bench, eval, report, and what each prints."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,20 @@ def test_shrink_writes_a_compact_model_that_computes_what_its_onnx_file_computes
     x = torch.randn(3, 1, 8, 8)
 
     assert onnx_difference(run / "onnx" / "compact.onnx", compact, x).max_rel < 1e-5
+
+
+def test_a_compact_model_is_loaded_with_torch_numpy_and_safetensors_alone(run):
+    others = ["scipy", "onnx", "onnxruntime", "onnxscript", "torch_pruning", "accelerate", "click", "rich"]
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({others})
+import torch, l0prune
+print(tuple(l0prune.load({str(run / "compact")!r})(torch.zeros(3, 1, 8, 8)).shape))
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stdout == "(3, 4)\n", done.stderr
 
 
 def test_dense_onnx_has_the_original_weights(run):
