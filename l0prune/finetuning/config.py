@@ -27,7 +27,7 @@ class OptimizerDefaults:
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerDefaults(lr=0.01, recovery_lr=0.05, weight_decay=5e-4),
+    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.05, weight_decay=2e-4),
     "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
 }
 PRECISIONS = ("no", "bf16", "fp16")
@@ -77,7 +77,7 @@ class FinetuneConfig:
 
     epochs: float = 6.0
     warmup_fraction: float = 0.0
-    gate_fraction: float = 0.5
+    gate_fraction: float = 0.25
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
     optimizer: str = "sgd"
@@ -90,12 +90,12 @@ class FinetuneConfig:
     momentum: float = 0.9
     grad_clip: float | None = None
     gate_lr: float | None = None
-    distillation: float = 0.7
-    distillation_temperature: float = 2.0
+    distillation: float = 0.9
+    distillation_temperature: float = 4.0
     ema_decay: float | None = None
     gate_decision: str = "soft"
     gate_floor: float = 0.1
-    recalibration_batches: int = 0
+    recalibration_batches: int = 20
     align: int = 4
     seed: int = 0
     mixed_precision: str = "no"
