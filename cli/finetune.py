@@ -12,10 +12,25 @@ from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import ModelOptions, align_option, common_options, data_option, model_options, threads_option
 from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
 
 __all__ = ["finetune_command"]
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
+DEFAULTS = FinetuneConfig()
+WARMUP_EPOCHS, _, _ = DEFAULTS.phase_epochs
+
+
+def with_default(text: str, value: object) -> str:
+    """Help text with the default the library has, as click writes it."""
+    return f"{text}  [default: {value:g}]" if isinstance(value, float) else f"{text}  [default: {value}]"
+
+
+def by_optimizer(text: str, name: str) -> str:
+    """Help text with the default of each optimizer."""
+    return with_default(
+        text, ", ".join(f"{getattr(rates, name):g} {optimizer}" for optimizer, rates in OPTIMIZERS.items())
+    )
 
 
 @click.command("finetune")
@@ -25,14 +40,24 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; needs no other option.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--epochs", type=POSITIVE, help="Passes over the training data, recovery included.  [default: 6]")
-@click.option("--warmup-epochs", type=click.FloatRange(min=0), help="Of these, with all gates open.  [default: 0]")
-@click.option("--gate-epochs", type=POSITIVE, help="Of these, learning the gates.  [default: a quarter]")
+@click.option(
+    "--epochs", type=POSITIVE, help=with_default("Passes over the training data, recovery included.", DEFAULTS.epochs)
+)
+@click.option(
+    "--warmup-epochs", type=click.FloatRange(min=0), help=with_default("Of these, with all gates open.", WARMUP_EPOCHS)
+)
+@click.option(
+    "--gate-epochs",
+    type=POSITIVE,
+    help=with_default("Of these, learning the gates.", f"{DEFAULTS.gate_fraction:g} of them"),
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Inputs a step.")
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="Optimizer of the weights.  [default: sgd]")
-@click.option("--lr", type=POSITIVE, help="Peak learning rate while gates are learned.  [default: the optimizer's]")
-@click.option("--recovery-lr", type=POSITIVE, help="Peak learning rate of the recovery.  [default: the optimizer's]")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Decay of matrices.  [default: the optimizer's]")
+@click.option(
+    "--optimizer", type=click.Choice(list(OPTIMIZERS)), help=with_default("Of the weights.", DEFAULTS.optimizer)
+)
+@click.option("--lr", type=POSITIVE, help=by_optimizer("Peak learning rate while gates are learned.", "lr"))
+@click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
+@click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
 @click.option("--grad-clip", type=POSITIVE, help="Largest norm of the gradient.  [default: no limit]")
 @click.option("--augment/--no-augment", default=None, help="Crop and mirror images.  [default: those in colour]")
 @click.option(
@@ -42,12 +67,22 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Let the dense network teach by its outputs.",
 )
-@click.option("--distillation-weight", type=click.FloatRange(0, 1), help="Share of its teaching.  [default: 0.9]")
-@click.option("--distillation-temperature", type=POSITIVE, help="Temperature of its outputs.  [default: 4]")
+@click.option(
+    "--distillation-weight",
+    type=click.FloatRange(0, 1),
+    help=with_default("Share of its teaching in the loss.", DEFAULTS.distillation),
+)
+@click.option(
+    "--distillation-temperature", type=POSITIVE, help=with_default("Of its outputs.", DEFAULTS.distillation_temperature)
+)
 @click.option("--gate", default="hard-concrete", show_default=True, metavar="NAME", help="Distribution of the gates.")
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
 @click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")
-@click.option("--recalibration-batches", type=click.IntRange(min=0), help="For BatchNorm after the cut.  [default: 20]")
+@click.option(
+    "--recalibration-batches",
+    type=click.IntRange(min=0),
+    help=with_default("For BatchNorm after the cut.", DEFAULTS.recalibration_batches),
+)
 @align_option("auto")
 @click.option(
     "--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
@@ -56,7 +91,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--log-every", type=click.IntRange(min=1), help="Steps between lines of metrics.jsonl.  [default: 20]")
+@click.option(
+    "--log-every",
+    type=click.IntRange(min=1),
+    help=with_default("Steps between lines of metrics.jsonl.", DEFAULTS.log_every),
+)
 @threads_option
 @common_options
 @click.pass_context
