@@ -126,7 +126,19 @@ def _load_graph(path: Path) -> nn.Module:
         module = load_exported_program(path).module(check_guards=False)
     except ModelSpecError as error:
         raise FileFormatError(f"{error} Or run shrink again.") from error
-    return GraphModel(module, module.graph)
+    model = GraphModel(module, module.graph)
+    _tie_(model)
+    return model
+
+
+def _tie_(model: nn.Module) -> None:
+    """Parameters that lie in the same memory become one parameter, as they were when they were saved."""
+    first: dict[int, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        known = first.setdefault(parameter.data_ptr(), parameter) if parameter.numel() else parameter
+        if known is not parameter and known.shape == parameter.shape:
+            path, _, leaf = name.rpartition(".")
+            model.get_submodule(path)._parameters[leaf] = known
 
 
 def _check_manifest(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -124,9 +124,19 @@ class GatedModel(nn.Module):
         if not self.flow.norms:
             return functional_call(self.model, weights, args, kwargs)
         masks = extended[self._n_consumed :].detach().ne(0).split(self._lengths[len(self.flow.consumers) :])
-        sites = {(site.kind, site.order): mask for site, mask in zip(self.flow.norms, masks, strict=True)}
-        with MaskedNorms(sites):
+        with self._masked_norms(masks):
             return functional_call(self.model, weights, args, kwargs)
+
+    def _masked_norms(self, masks: Sequence[Tensor]) -> MaskedNorms:
+        called = self.flow.captured.norms
+        by_weight: dict[int, Tensor | None] = {id(_tensor(self.model, name)): None for name in called.weights}
+        by_order: dict[tuple[str, int], Tensor] = {}
+        for site, mask in zip(self.flow.norms, masks, strict=True):
+            if site.weight is None:
+                by_order[site.kind, site.order] = mask
+            else:
+                by_weight[id(_tensor(self.model, site.weight))] = mask
+        return MaskedNorms(by_weight, by_order, called.n_others)
 
     def _gated_weights(self, factors: Tensor) -> dict[str, Tensor]:
         """Consumers multiplied by their gates along the contracting dimension."""

@@ -1,7 +1,7 @@
 """Normalisation over the open units only, without touching the model: calls are intercepted during the forward pass.
 
 A LayerNorm over a gated dimension takes its mean and variance over the units that are open; that is what the smaller
-LayerNorm of the compact model computes. Sites are told apart by the order of their calls, checked by their width.
+LayerNorm of the compact model computes. Calls are known by their weight; those without one by their order.
 """
 
 from __future__ import annotations
@@ -10,24 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from l0prune.errors import TraceError
+from l0prune.flow.norm_calls import KIND_OF, norm_weight
 
 __all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
 
 Mask = Tensor
-
-_KIND_OF: dict[Callable[..., Any], str] = {
-    F.layer_norm: "layer_norm",
-    torch.layer_norm: "layer_norm",
-    F.group_norm: "group_norm",
-    torch.group_norm: "group_norm",
-    F.rms_norm: "rms_norm",
-    torch.rms_norm: "rms_norm",
-}
 
 
 def masked_layer_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -94,57 +85,94 @@ def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor
 
 
 class MaskedNorms(TorchFunctionMode):
-    """Inside this block, the normalisations listed in `masks` use masked statistics.
+    """Inside this block, the normalisations that have a mask use masked statistics.
 
     Args:
-        masks: (kind, order of the call among its kind) -> mask over the normalised units, bool, shape `(C,)`.
+        by_weight: id of a norm's weight -> mask over the normalised units, bool, shape `(C,)`; None for a norm without.
+        by_order: (kind, position among the calls of its kind whose weight is not in `by_weight`) -> mask.
+        n_others: Kind -> number of those calls in the traced forward pass.
 
     Raises:
-        TraceError: a call normalises another width than the traced one: the forward pass took another path.
+        TraceError: the forward pass took another path than the traced one: a call normalises another width, or the number
+            of calls that are known by their order only is another.
     """
 
-    def __init__(self, masks: Mapping[tuple[str, int], Tensor]) -> None:
+    def __init__(
+        self,
+        by_weight: Mapping[int, Mask | None],
+        by_order: Mapping[tuple[str, int], Mask],
+        n_others: Mapping[str, int],
+    ) -> None:
         super().__init__()
-        self._masks = masks
+        self._by_weight = by_weight
+        self._by_order = by_order
+        self._n_others = n_others
         self._calls: dict[str, int] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Count the calls of each kind and replace the listed ones."""
+        """Replace the calls that have a mask."""
         kwargs = kwargs or {}
-        kind = _KIND_OF.get(func)
-        if kind is None:
+        kind = KIND_OF.get(func)
+        mask = None if kind is None else self._mask(kind, norm_weight(args, kwargs))
+        if kind is None or mask is None:
             return func(*args, **kwargs)
+        return _masked_call(kind, mask, *args, **kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        """Leave the block; see that as many norms were called as were traced."""
+        super().__exit__(kind, *rest)
+        for name in {name for name, _ in self._by_order} if kind is None else ():
+            found, expected = self._calls.get(name, 0), self._n_others.get(name, 0)
+            if found != expected:
+                raise TraceError(
+                    f"the forward pass calls {name} without a weight {found} times, the traced one {expected} times, so they "
+                    "cannot be told apart; trace the model as it is trained, or pin these layers with ignore="
+                )
+
+    def _mask(self, kind: str, weight: Tensor | None) -> Mask | None:
+        if weight is not None and id(weight) in self._by_weight:
+            return self._by_weight[id(weight)]
         order = self._calls.get(kind, 0)
         self._calls[kind] = order + 1
-        mask = self._masks.get((kind, order))
-        if mask is None:
-            return func(*args, **kwargs)
-        return _masked_call(kind, order, mask, *args, **kwargs)
+        return self._by_order.get((kind, order))
 
 
 def _masked_call(
     kind: str,
-    order: int,
-    mask: Tensor,
+    mask: Mask,
     input: Tensor,  # noqa: A002 - the name torch gives it
     shape: Any = None,
     weight: Tensor | None = None,
     bias: Any = None,
     eps: float | None = None,
+    *_: Any,
     **options: Any,
 ) -> Tensor:
     width = input.shape[1] if kind == "group_norm" else input.shape[-1]
     if width != len(mask):
         raise TraceError(
-            f"{kind} number {order} of the forward pass normalises {width} units, the traced one {len(mask)}: the model "
-            "takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+            f"a {kind} of the forward pass normalises {width} units, the traced one {len(mask)}: the model takes another "
+            "path than when it was traced; trace it with inputs of the kind it is trained on"
         )
-    weights = mask.to(input.dtype)
+    # Statistics of half precision numbers are taken in single precision, as torch's own norms do.
+    x = input.float() if input.dtype in _HALF else input
+    weights = mask.to(x.dtype)
     if kind == "rms_norm":
         # rms_norm(input, normalized_shape, weight, eps): the fourth positional argument is eps.
-        return masked_rms_norm(input, weights, weight, bias if eps is None else eps)
-    if kind == "group_norm":
-        return masked_group_norm(input, weights, weight, bias, 1e-5 if eps is None else eps)
-    return masked_layer_norm(input, weights, weight, bias, 1e-5 if eps is None else eps)
+        eps = bias if eps is None else eps
+        out = masked_rms_norm(x, weights, weight, torch.finfo(input.dtype).eps if eps is None else eps)
+    elif kind == "group_norm":
+        out = masked_group_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+    else:
+        out = masked_layer_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+    return out if _norms_stay_single(input) else out.to(input.dtype)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _norms_stay_single(x: Tensor) -> bool:
+    """Whether torch's own norm of this half precision tensor would return single precision: autocast on a GPU."""
+    return x.dtype in _HALF and x.device.type == "cuda" and torch.is_autocast_enabled("cuda")

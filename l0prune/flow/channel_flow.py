@@ -43,12 +43,14 @@ class NormSite:
     Attributes:
         node: Name of the graph node.
         kind: "layer_norm", "rms_norm" or "group_norm" (one group).
-        order: Which call of its kind in the forward pass it is, from zero.
+        weight: Name of its weight, by which the call is known; None if it has none or a computed one.
+        order: Without a weight: which of the calls of its kind without one it is, from zero.
         gates: Gate of every index, shape `(size,)`, -1 where not gated.
     """
 
     node: str
     kind: str
+    weight: str | None
     order: int
     gates: GateArray
 

@@ -12,10 +12,13 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 import l0prune.flow.rules  # noqa: F401 - registers the rules
+from l0prune.flow.norm_calls import KIND_OF
 from l0prune.flow.op import NoRuleError, Op, Origin, Result, node_shape, rule_for
 from l0prune.flow.tracker import Labels, Tracker
 
 __all__ = ["Followed", "follow", "tensor_names"]
+
+_NORMS = frozenset(KIND_OF.values())
 
 
 @dataclass(eq=False)
@@ -63,10 +66,15 @@ def follow(
     origins: dict[Node, Origin] = {}
     names = tensor_names(program)
     ignored = tuple(ignore)
-    constants = frozenset(program.graph_signature.inputs_to_lifted_tensor_constants.values())
+    signature = program.graph_signature
+    constants = frozenset(signature.inputs_to_lifted_tensor_constants.values())
+    transient = frozenset(signature.non_persistent_buffers)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            _place(followed, origins, node, names.get(node.name), aliases, ignored, constants)
+            name = names.get(node.name)
+            _place(followed, node, name, aliases, ignored)
+            if name is not None and name not in constants:  # a constant of the code cannot be scaled in the model
+                _give_origin(origins, node, aliases.get(name, name), saved=name not in transient)
         elif node.op == "call_function":
             followed.nodes[node] = _apply(followed, origins, node)
         elif node.op == "output":
@@ -75,15 +83,7 @@ def follow(
     return followed
 
 
-def _place(
-    followed: Followed,
-    origins: dict[Node, Origin],
-    node: Node,
-    name: str | None,
-    aliases: dict[str, str],
-    ignored: tuple[str, ...],
-    constants: frozenset[str],
-) -> None:
+def _place(followed: Followed, node: Node, name: str | None, aliases: dict[str, str], ignored: tuple[str, ...]) -> None:
     try:
         shape = node_shape(node)
     except NoRuleError:
@@ -94,20 +94,29 @@ def _place(
     name = aliases.get(name, name)
     if name not in followed.tensors:
         followed.tensors[name] = followed.tracker.fresh_labels(shape)
-        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignored):
+        known_as = [name, *(other for other, first in aliases.items() if first == name)]
+        if any(n == prefix or n.startswith(f"{prefix}.") for n in known_as for prefix in ignored):
             followed.tracker.pin_all(followed.tensors[name], "ignored by name")
     followed.nodes[node] = followed.tensors[name]
-    if name not in constants:  # a constant of the code cannot be scaled in the model
-        origins[node] = Origin(name, tuple(range(len(shape))))
+
+
+def _give_origin(origins: dict[Node, Origin], node: Node, name: str, *, saved: bool) -> None:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        scalable = saved and (value.is_floating_point() or value.is_complex())
+        origins[node] = Origin(name, tuple(range(value.dim())), scalable)
 
 
 def _apply(followed: Followed, origins: dict[Node, Origin], node: Node) -> Result:
     if node.target is operator.getitem:
         return _getitem(followed, node)
+    op = Op(node, followed.tracker, followed.nodes, origins)
     rule = rule_for(node.target)
     if rule is not None:
+        if op.name in _NORMS:
+            followed.tracker.count_norm(op.name, op.name_of(op.arg("weight")))
         try:
-            return rule(Op(node, followed.tracker, followed.nodes, origins))
+            return rule(op)
         except NoRuleError:
             pass
     return _without_rule(followed, node)

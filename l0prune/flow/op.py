@@ -25,10 +25,17 @@ class NoRuleError(Exception):
 
 @dataclass(frozen=True)
 class Origin:
-    """A tensor that is a parameter up to the order of its dimensions: dimension i of the tensor is `dims[i]` of it."""
+    """A tensor that is a parameter up to the order of its dimensions: dimension i of the tensor is `dims[i]` of it.
+
+    Attributes:
+        parameter: Name of the parameter or buffer.
+        dims: Its dimension for each dimension of the tensor.
+        scalable: Whether multiplying it by gates is kept: not so for integers, nor for buffers that are not saved.
+    """
 
     parameter: str
     dims: tuple[int, ...]
+    scalable: bool = True
 
 
 def register(*names: str) -> Callable[[Rule], Rule]:
@@ -137,11 +144,18 @@ class Op:
         return node_shape(self.node if node is None else node)
 
     def origin(self, node: Any) -> Origin | None:
-        """The parameter a tensor is, up to the order of its dimensions."""
-        return self._origins.get(node)
+        """The parameter a tensor is, up to the order of its dimensions, if gates can multiply it."""
+        origin = self._origins.get(node)
+        return origin if origin is not None and origin.scalable else None
+
+    def name_of(self, node: Any) -> str | None:
+        """Name of the parameter or buffer that a node hands on as it is."""
+        origin = self._origins.get(node)
+        return origin.parameter if origin is not None and node.op == "placeholder" else None
 
     def set_origin(self, source: Any, dims: Sequence[int]) -> None:
         """The output is `source` with its dimensions in the order `dims`."""
         origin = self._origins.get(source)
         if origin is not None:
-            self._origins[self.node] = Origin(origin.parameter, tuple(origin.dims[d] for d in dims))
+            order = tuple(origin.dims[d] for d in dims)
+            self._origins[self.node] = Origin(origin.parameter, order, origin.scalable)

@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from l0prune.flow.costs import Dimension
+from l0prune.flow.memory import aliased
 from l0prune.flow.op import op_name
 
 __all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
@@ -42,7 +43,10 @@ def removable_dimensions(
     gate_group: npt.NDArray[np.int64],
     inputs: frozenset[str],
 ) -> tuple[Dimension, ...]:
-    """Mark the dimensions that may close entirely.
+    """Mark the dimensions that may close entirely, each alone and all of them together.
+
+    Of parallel branches without a shortcut between input and output, one has to stay: the last in the order of `dimensions`
+    is not removable then.
 
     Args:
         graph: The exported graph.
@@ -75,13 +79,18 @@ def removable_dimensions(
                     owners.append(node)
                     rows.append(groups_of(gates))
     table = np.array(rows, dtype=bool).reshape(len(rows), n_groups + 1)
+
+    def survives_without(closed: npt.NDArray[np.bool_]) -> bool:
+        dead = {owners[i] for i in np.flatnonzero(~(table & ~closed).any(axis=1))}
+        return _survives(branch_states(order, dead, live))
+
     result = []
+    all_closed = np.zeros(n_groups + 1, dtype=bool)
     for dimension in dimensions:
-        removable = False
-        if dimension.n_ungated == 0:
-            closed = groups_of(dimension.gates)
-            dead = {owners[i] for i in np.flatnonzero(~(table & ~closed).any(axis=1))}
-            removable = _survives(branch_states(order, dead, live))
+        closed = groups_of(dimension.gates)
+        removable = dimension.n_ungated == 0 and survives_without(closed) and survives_without(all_closed | closed)
+        if removable:
+            all_closed |= closed
         result.append(replace(dimension, removable=removable))
     return tuple(result)
 
@@ -97,13 +106,29 @@ def dead_nodes(graph: Graph, nodes: dict[str, list], kept: npt.NDArray[np.bool_]
 
 
 def input_dependent(graph: Graph, inputs: frozenset[str]) -> frozenset[Node]:
-    """Nodes with a tensor that depends on the placeholders named `inputs`."""
+    """Nodes with a tensor that depends on the placeholders named `inputs`, also where it was written into them in place."""
     dependent: set[Node] = set()
-    for node in graph.nodes:
-        reached = node.name in inputs if node.op == "placeholder" else any(s in dependent for s in node.all_input_nodes)
-        if reached and not isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt)):
-            dependent.add(node)
+    n_before = -1
+    while n_before != len(dependent):
+        n_before = len(dependent)
+        for node in graph.nodes:
+            reached = node.name in inputs or any(source in dependent for source in node.all_input_nodes)
+            if reached and not isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt)):
+                dependent.add(node)
+                dependent |= _written_by(node)
     return frozenset(dependent)
+
+
+def _written_by(node: Node) -> set[Node]:
+    """The tensors that an in-place op changes: its operand, and what that is a view of."""
+    written = [source for source, is_write in aliased(node) if is_write]
+    found: set[Node] = set()
+    while written:
+        source = written.pop()
+        if source not in found and source.op == "call_function":
+            found.add(source)
+            written += [base for base, _ in aliased(source)]
+    return found
 
 
 def branch_states(order: Iterable[Node], dead: set[Node], live: frozenset[Node]) -> dict[Node, State]:

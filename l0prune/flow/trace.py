@@ -13,7 +13,8 @@ from l0prune.flow.capture import Captured, capture
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
-from l0prune.flow.removable import removable_dimensions
+from l0prune.flow.norm_calls import NormCalls
+from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units, solve
 from l0prune.model_call import ExampleInputs
@@ -55,6 +56,7 @@ def trace_program(
     choices: dict[str, int] = {}
     for _ in range(MAX_PASSES):
         followed = follow(captured.program, aliases=aliases, ignore=ignore, choices=choices)
+        _pin_uncalled_norms(followed, captured.norms)
         units = solve(followed)
         stuck = [
             split
@@ -66,6 +68,16 @@ def trace_program(
         for split in stuck:
             choices[split.key] = choices.get(split.key, 0) + 1
     return _assemble(captured, followed, units, aliases)
+
+
+def _pin_uncalled_norms(followed: Followed, called: NormCalls) -> None:
+    """Norms of the graph that an ordinary forward pass does not show (compiled code) cannot get masked statistics."""
+    tracker = followed.tracker
+    for use in tracker.norms:
+        n_others = tracker.n_other_norms.get(use.kind, 0)
+        seen = n_others == called.n_others.get(use.kind, 0) if use.weight is None else use.weight in called.weights
+        if not seen:
+            tracker.pin(use.ids, "normalised inside compiled code")
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:
@@ -103,7 +115,7 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
     for norm in followed.tracker.norms:
         gates = units.gates(norm.ids)
         if gates is not None:
-            norms.append(NormSite(norm.node, norm.kind, norm.order, gates))
+            norms.append(NormSite(norm.node, norm.kind, norm.weight, norm.order, gates))
     dimensions = _dimensions(tensors)
     groups = gate_groups(dimensions, units.n_gates)
     return ChannelFlow(
@@ -140,9 +152,10 @@ def _side(gates: IdArray) -> Side:
 
 
 def _macs_terms(captured: Captured, followed: Followed, units: Units) -> tuple[CostTerm, ...]:
+    batched = _batched_nodes(captured)
     terms = []
     for product in followed.tracker.multiplications:
-        coefficient = product.coefficient / captured.batch_size
+        coefficient = product.coefficient / (captured.batch_size if product.node in batched else 1)
         sides = []
         for ids in product.sides:
             gates = units.gates(ids)
@@ -152,6 +165,17 @@ def _macs_terms(captured: Captured, followed: Followed, units: Units) -> tuple[C
                 sides.append(_side(gates))
         terms.append(CostTerm(product.name, coefficient, tuple(sides)))
     return tuple(terms)
+
+
+def _batched_nodes(captured: Captured) -> frozenset[str]:
+    """Nodes whose work grows with the batch; others (a table of position weights, say) do theirs once a call."""
+    graph = captured.program.graph
+    if not captured.dynamic_batch:
+        return frozenset(
+            n.name for n in input_dependent(graph, frozenset(captured.program.graph_signature.user_inputs))
+        )
+    shapes = {node.name: getattr(node.meta.get("val"), "shape", ()) for node in graph.nodes}
+    return frozenset(name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape))
 
 
 def _params_terms(

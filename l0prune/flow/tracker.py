@@ -30,19 +30,27 @@ class Consumption:
 
 @dataclass(frozen=True, eq=False)
 class NormUse:
-    """A normalisation whose statistics span the units `ids`; `order` counts calls of its kind in the forward pass."""
+    """A normalisation whose statistics span the units `ids`.
+
+    `weight` names its weight; where that is None, `order` counts the calls of its kind without one.
+    """
 
     node: str
     kind: str
+    weight: str | None
     order: int
     ids: IdArray
 
 
 @dataclass(frozen=True, eq=False)
 class Multiplication:
-    """Multiply-accumulates of one node: `coefficient` times the product of the counts of the `sides`."""
+    """Multiply-accumulates of one node: `coefficient` times the product of the counts of the `sides`.
+
+    `name` is that of the module, for people; `node` that of the graph node.
+    """
 
     name: str
+    node: str
     coefficient: float
     sides: tuple[IdArray, ...]
 
@@ -69,15 +77,17 @@ class Tracker:
     pins: list[tuple[IdArray, str]] = field(default_factory=list)
     consumptions: list[Consumption] = field(default_factory=list)
     norms: list[NormUse] = field(default_factory=list)
+    norm_weights: set[str] = field(default_factory=set)
+    n_other_norms: dict[str, int] = field(default_factory=dict)
     multiplications: list[Multiplication] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
 
-    def count_call(self, kind: str) -> int:
-        """Position of this call among the calls of its kind in the forward pass, from zero."""
-        order = self.calls.get(kind, 0)
-        self.calls[kind] = order + 1
-        return order
+    def count_norm(self, kind: str, weight: str | None) -> None:
+        """A normalisation is called, with the named weight, or as one more of its kind without one."""
+        if weight is not None:
+            self.norm_weights.add(weight)
+        else:
+            self.n_other_norms[kind] = self.n_other_norms.get(kind, 0) + 1
 
     def fresh(self, n: int) -> IdArray:
         """`n` new ids, shape `(n,)`."""

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from l0prune.errors import EquivalenceError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.memory import aliased
 from l0prune.flow.op import op_name
 from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
 
@@ -45,7 +46,7 @@ def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[
             constants[node] = _evaluate(graph, node, constants)
     for node in [n for n in graph.graph.nodes if n not in states]:
         _feed_constants(graph, node, constants, dead)
-    _remove_unused(graph)
+    _remove_unused(graph, states)
 
 
 def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> Tensor:
@@ -101,6 +102,7 @@ def _feed_constants(graph: GraphModule, node: Node, constants: dict[Node, Tensor
     fed = [source for source in node.all_input_nodes if source in constants]
     if not fed:
         return
+    writes_into_constant = any(is_write and source in constants for source, is_write in aliased(node))
     for source in fed:
         name = f"dropped_{source.name}"
         if not hasattr(graph, name):
@@ -109,24 +111,24 @@ def _feed_constants(graph: GraphModule, node: Node, constants: dict[Node, Tensor
             replacement = graph.graph.get_attr(name)
         replacement.meta["val"] = source.meta["val"]
         node.replace_input_with(source, replacement)
-    _out_of_place(node)
+    if writes_into_constant:
+        _out_of_place(node)
 
 
 def _out_of_place(node: Node) -> None:
     """`constant += live` would write into the constant: use the op that returns a new tensor."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
-        packet = getattr(torch.ops.aten, op_name(target).rstrip("_"))
-        node.target = getattr(packet, target._overloadname)
+    packet = getattr(torch.ops.aten, op_name(node.target).rstrip("_"))
+    node.target = getattr(packet, node.target._overloadname)  # type: ignore[union-attr]
 
 
-def _remove_unused(graph: GraphModule) -> None:
-    """Erase nodes whose result nothing uses, and the tensors only they used."""
+def _remove_unused(graph: GraphModule, states: dict[Node, State]) -> None:
+    """Erase nodes whose result nothing uses, and the tensors only they used; a live op that writes in place stays."""
     n_gone = -1
     while n_gone:
         n_gone = 0
         for node in reversed(list(graph.graph.nodes)):
-            if node.op == "call_function" and not node.users:
+            writes = any(is_write for _, is_write in aliased(node)) and node not in states
+            if node.op == "call_function" and not node.users and not writes:
                 graph.graph.erase_node(node)
                 n_gone += 1
     used_by_calls = {node for node in graph.graph.nodes if node.users}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l0prune.errors import EquivalenceError
 from l0prune.model_call import evaluation_mode, output_tensors
@@ -38,12 +40,17 @@ def random_like(args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int) -> 
             return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         return value
 
-    return tuple(redraw(v) for v in args), {k: redraw(v) for k, v in kwargs.items()}
+    redrawn: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(redraw, (args, kwargs))
+    return redrawn
 
 
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
-    """Compare in evaluation mode; a shape that differs or a value that is not finite counts as infinitely far."""
+    """Compare in evaluation mode.
+
+    Equal infinities (masked scores) are equal. A shape that differs, or an infinity or NaN in one output only, counts as
+    infinitely far. Where the reference itself yields NaN nothing can be said: both differences are then NaN.
+    """
     with evaluation_mode(reference):
         expected = output_tensors(reference(*args, **kwargs))
     with evaluation_mode(other):
@@ -54,15 +61,30 @@ def compare(reference: nn.Module, other: nn.Module, args: tuple[Any, ...], kwarg
     for position, (a, b) in enumerate(zip(actual, expected, strict=True)):
         if a.shape != b.shape:
             return Difference(float("inf"), float("inf"), position)
-        if b.numel() == 0:
-            continue
-        absolute = float((a.double() - b.double()).abs().max())
-        relative = absolute / max(float(b.double().abs().max()), 1e-30)
-        if not torch.isfinite(a).all():
-            absolute = relative = float("inf")
+        absolute, relative = _distance(_real(a), _real(b))
+        if math.isnan(relative):
+            return Difference(absolute, relative, position)
         if relative >= worst.max_rel:
             worst = Difference(absolute, relative, position)
     return worst
+
+
+def _real(x: Tensor) -> Tensor:
+    """As float64 numbers; complex ones as pairs."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()
+
+
+def _distance(a: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Largest absolute difference, and the same relative to the largest finite value of the reference."""
+    if reference.isnan().any():
+        return math.nan, math.nan
+    finite = a.isfinite() & reference.isfinite()
+    if not (finite | (a == reference)).all():
+        return math.inf, math.inf
+    if not finite.any():
+        return 0.0, 0.0
+    absolute = float((a - reference)[finite].abs().max())
+    return absolute, absolute / max(float(reference[finite].abs().max()), 1e-30)
 
 
 def require_equal(difference: Difference, tolerance: float, what: str) -> None:
@@ -71,6 +93,11 @@ def require_equal(difference: Difference, tolerance: float, what: str) -> None:
     Raises:
         EquivalenceError: with the difference, the tolerance and the output it was found in.
     """
+    if math.isnan(difference.max_rel):
+        raise EquivalenceError(
+            f"output {difference.output} of the gated model holds NaN on the example inputs, so that {what} outputs cannot be "
+            "compared; pass example_inputs the model is made for"
+        )
     if not difference.max_rel <= tolerance:
         raise EquivalenceError(
             f"{what} outputs differ by {difference.max_rel:.1e} relative to the largest (tolerance {tolerance:.0e}) at output "

@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from l0prune.flow.op import op_name
 
 __all__ = ["GraphModel"]
 
-_TRAINING_ARGUMENT = {"batch_norm": "training", "dropout": "train", "alpha_dropout": "train", "feature_dropout": "train",
-                      "instance_norm": "use_input_stats"}  # fmt: skip
+_NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
+_TRAINING_ARGUMENT = {**_NORMS, "dropout": "train", "alpha_dropout": "train", "feature_dropout": "train",
+                      "feature_alpha_dropout": "train", "rrelu": "training"}  # fmt: skip
+_SWITCHED = "l0prune_switched_to_training"
 
 
 class GraphModel(GraphModule):
     """A GraphModule whose `train()` and `eval()` work: `training` arguments of the ops follow the mode.
 
-    Batch statistics are only switched on where the norm has running statistics to fall back on in evaluation mode.
+    Batch statistics are only switched on where the norm has running statistics to fall back on in evaluation mode; ops
+    that were captured in training mode stay in it. Buffers that are not persistent in `root` stay so, and copies keep
+    the attributes of the original.
+
+    Args:
+        root: Module with the tensors the graph refers to.
+        graph: The graph.
     """
+
+    def __init__(self, root: nn.Module, graph: Graph) -> None:
+        super().__init__(root, graph)
+        _keep_transient(root, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        """A copy with everything, also what GraphModule's own copies leave behind."""
+        copied: GraphModel = super().__deepcopy__(memo)  # type: ignore[assignment]
+        _keep_transient(self, copied)
+        for name, value in self.__dict__.items():
+            if name not in copied.__dict__:
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        return copied
 
     def train(self, mode: bool = True) -> GraphModel:
         """Set the mode of every module and of every op that depends on it."""
         nn.Module.train(self, mode)
         changed = False
         for node in self.graph.nodes:
-            argument = _TRAINING_ARGUMENT.get(op_name(node.target)) if node.op == "call_function" else None
-            if argument is not None and _switchable(node):
-                changed |= _set_argument(node, argument, mode)
+            argument = _training_argument(node)
+            if argument is None:
+                continue
+            if mode and _set_argument(node, argument, value=True):
+                node.meta[_SWITCHED] = changed = True
+            elif not mode and node.meta.pop(_SWITCHED, False):
+                changed |= _set_argument(node, argument, value=False)
         if changed:
             self.recompile()
         return self
 
 
-def _switchable(node: torch.fx.Node) -> bool:
-    """Norms without running statistics use batch statistics in either mode."""
-    if op_name(node.target) not in ("batch_norm", "instance_norm"):
-        return True
-    return op_name(node.target) == "batch_norm" and node.args[3] is not None
+def _keep_transient(source: nn.Module, target: nn.Module) -> None:
+    """Buffers of `target` that are not persistent in `source` are not persistent there either."""
+    modules = dict(target.named_modules())
+    for path, module in source.named_modules():
+        if path in modules:
+            own = modules[path]
+            own._non_persistent_buffers_set |= module._non_persistent_buffers_set & own._buffers.keys()
 
 
-def _set_argument(node: torch.fx.Node, name: str, value: Any) -> bool:
+def _training_argument(node: Node) -> str | None:
+    """Name of the argument that follows the mode; None for ops that do not depend on it."""
+    if node.op != "call_function":
+        return None
+    name = op_name(node.target).rstrip("_")
+    if name in _NORMS and node.args[3] is None:
+        return None  # no running mean: batch statistics in either mode
+    return _TRAINING_ARGUMENT.get(name)
+
+
+def _set_argument(node: Node, name: str, *, value: bool) -> bool:
     """Set an argument of an op by its schema name; says whether it changed."""
     for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name != name:

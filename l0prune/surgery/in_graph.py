@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import op_name
+from l0prune.flow.op import node_shape, op_name
 from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
@@ -41,10 +41,10 @@ def cut_in_graph(
     graph = GraphModel(module, module.graph)
     _replace_tensors(graph, flow, tensors, plan)
     rewriter = _Rewriter(flow, keep, graph)
-    drop_dead_branches(graph, flow, np.append(keep, True))
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             rewriter.rewrite(node)
+    drop_dead_branches(graph, flow, np.append(keep, True))
     graph.graph.lint()
     graph.recompile()
     graph.train(mode=False)
@@ -60,7 +60,7 @@ def _replace_tensors(graph: GraphModule, flow: ChannelFlow, tensors: dict[str, T
             dense = tensors.get(known, tensor)
             value = plan.compact_tensor(known, dense)
             new[known] = (
-                nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+                nn.Parameter(value, requires_grad=dense.requires_grad) if isinstance(tensor, nn.Parameter) else value
             )
         path, _, leaf = name.rpartition(".")
         owner = graph.get_submodule(path)
@@ -146,6 +146,23 @@ def _reshape_freely(r: _Rewriter, node: Node) -> None:
         r.set(node, "sizes", r.sizes(sizes, gates[dim : dim + len(sizes)]))
 
 
+def _squeeze(r: _Rewriter, node: Node) -> None:
+    """Only dimensions of the dense model's size one go, not those of which one index is left."""
+    source = node.args[0]
+    gates = r.gates(source)
+    if all(g is None for g in gates):
+        return
+    shape = node_shape(source)
+    dims: Any = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
+    chosen = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    gone = sorted(d for d in chosen if shape[d] == 1)
+    if gone:
+        r.replace(node, aten.squeeze.dims, source, gone)
+    else:
+        node.replace_all_uses_with(source)  # type: ignore[arg-type]
+        r.graph.graph.erase_node(node)
+
+
 def _expand(r: _Rewriter, node: Node) -> None:
     gates = r.gates(node)
     if any(g is not None for g in gates):
@@ -159,7 +176,8 @@ def _slice(r: _Rewriter, node: Node) -> None:
     if gates is None:
         return
     if op_name(node.target) == "narrow":
-        start, stop, step = r.argument(node, "start"), r.argument(node, "start") + r.argument(node, "length"), 1
+        start = r.argument(node, "start") % len(gates)
+        stop, step = start + r.argument(node, "length"), 1
     else:
         start, stop, step = r.argument(node, "start"), r.argument(node, "end"), r.argument(node, "step")
     kept = r.mask(gates)
@@ -235,6 +253,7 @@ def _creation(r: _Rewriter, node: Node) -> None:
 _HANDLERS: dict[str, Callable[[_Rewriter, Node], None]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _reshape),
     **dict.fromkeys(("unflatten",), _reshape_freely),
+    "squeeze": _squeeze,
     **dict.fromkeys(("expand", "broadcast_to"), _expand),
     **dict.fromkeys(("slice", "narrow"), _slice),
     **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), _split),

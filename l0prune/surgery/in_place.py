@@ -13,7 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.trace import aliases_of
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, TensorCut, named_tensors, to_indices
 
 __all__ = ["apply_attributes_", "apply_plan_", "cut_in_place"]
@@ -45,39 +45,38 @@ _IN: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
 """Module type -> torch-pruning function for its input dimension."""
 
 
-def cut_in_place(
-    model: nn.Module, plan: SurgeryPlan, flow: ChannelFlow | None = None, attributes: tuple[AttributeChange, ...] = ()
-) -> nn.Module:
+def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
     """A compact copy of `model`, of the same class.
 
     Args:
         model: The dense model; it is not changed.
-        plan: What stays of each tensor, and what is folded into it.
-        flow: Trace of the model, for shared tensors.
-        attributes: Integers of modules to change.
+        plan: What stays of each tensor, what is folded into it, and the integers of modules to change.
 
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
     compact = copy.deepcopy(model)
-    apply_plan_(compact, plan, {} if flow is None else flow.aliases)
-    apply_attributes_(compact, (*plan.attributes, *attributes))
+    apply_plan_(compact, plan)
+    apply_attributes_(compact, plan.attributes)
     return compact
 
 
-def apply_plan_(model: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> None:
-    """Cut the modules of `model`: their own integers first, then every tensor as the plan says."""
-    dense = {
-        name: tensor.detach().clone() for name, tensor in named_tensors(model).items() if _touched(name, plan, aliases)
-    }
+def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
+    """Cut the modules of `model`: their own integers first, then every tensor as the plan says.
+
+    Tensors that modules share stay shared, and frozen parameters stay frozen.
+    """
+    aliases = aliases_of(model)
+    cut: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model).items():
+        if name not in aliases and _touched(name, plan):
+            value = plan.compact_tensor(name, tensor)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            cut[name] = nn.Parameter(value, requires_grad=tensor.requires_grad) if is_parameter else value
     for path, module in model.named_modules():
         _cut_module(module, dict(_cuts_of(path, module, plan, aliases)))
-    shared: dict[str, Tensor] = {}
-    for name, tensor in dense.items():
-        known = aliases.get(name, name)
-        if known not in shared:
-            shared[known] = plan.compact_tensor(known, tensor)
-        _set_tensor(model, name, shared[known])
+    for name in [*cut, *(name for name, known in aliases.items() if known in cut)]:
+        _set_tensor(model, name, cut[aliases.get(name, name)])
 
 
 def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
@@ -86,9 +85,8 @@ def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) ->
         setattr(model.get_submodule(change.module), change.attribute, change.compact)
 
 
-def _touched(name: str, plan: SurgeryPlan, aliases: dict[str, str]) -> bool:
-    known = aliases.get(name, name)
-    return known in plan.tensors or any(parameter == known for parameter, _ in plan.folds)
+def _touched(name: str, plan: SurgeryPlan) -> bool:
+    return name in plan.tensors or any(parameter == name for parameter, _ in plan.folds)
 
 
 def _cuts_of(path: str, module: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> list[tuple[str, TensorCut]]:
@@ -147,10 +145,7 @@ def _cut_grouped(module: nn.modules.conv._ConvNd, cuts: dict[str, TensorCut]) ->
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    if leaf in owner._parameters:
-        old = owner._parameters[leaf]
-        if not (isinstance(value, nn.Parameter)):
-            value = nn.Parameter(value, requires_grad=old is None or old.requires_grad)
+    if isinstance(value, nn.Parameter):
         owner._parameters[leaf] = value
     else:
         owner._buffers[leaf] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
 from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.attributes import find_attributes
@@ -109,25 +111,35 @@ def shrink(
     in_graph_only = form == "graph" or _has_empty_dimension(plan)
     candidates: list[Any] = [] if in_graph_only else [_in_place]
     candidates += [] if form == "in-place" else [_in_graph]
-    difference = Difference(float("inf"), float("inf"), 0)
     tolerance = _tolerance(gated.model)
     compact: nn.Module | None = None
+    difference, failure = Difference(math.inf, math.inf, 0), None
     for candidate in candidates:
         made = candidate(gated, plan, keep)
         if made is None:
             continue
         compact, used = made
         try:
-            difference = _difference(reference, compact, args, kwargs)
-        except Exception:
-            if candidate is candidates[-1]:
-                raise
-            continue  # the class has sizes in its code that no attribute holds: the graph has none
+            difference, failure = _difference(reference, compact, args, kwargs), None
+        except L0PruneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - in place: the class has sizes in its code; the graph has none
+            difference, failure = Difference(math.inf, math.inf, 0), error
         if difference.max_rel <= tolerance:
             plan = used
             break
     if compact is None:
         raise ConfigError("the model cannot be cut in place; use form='graph' or leave it open")
+    if failure is not None:
+        reason = (str(failure).splitlines() or [""])[0]
+        raise EquivalenceError(
+            f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); "
+            + (
+                "leave form open, or use form='graph'"
+                if form == "in-place"
+                else "please report the model: this must not happen"
+            )
+        ) from failure
     require_equal(difference, tolerance, "shrunk and gated")
     record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
     object.__setattr__(compact, _RECORD, record)
@@ -201,9 +213,9 @@ def _in_place(
     try:
         attributes = find_attributes(gated.flow, gated.model, keep)
         plan = replace(plan, attributes=attributes, form="in-place")
-        return cut_in_place(gated.model, plan, gated.flow), plan
-    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
-        return None  # a module that cannot be copied or has no settable sizes
+        return cut_in_place(gated.model, plan), plan
+    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
+        return None
 
 
 def _in_graph(gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]) -> tuple[nn.Module, SurgeryPlan]:
@@ -234,7 +246,8 @@ def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tu
             return value
         return value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
 
-    return tuple(fit(v) for v in args), {k: fit(v) for k, v in kwargs.items()}
+    fitted: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(fit, (args, kwargs))
+    return fitted
 
 
 def _tolerance(model: nn.Module) -> float:
@@ -243,7 +256,9 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _difference(reference: nn.Module, compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
-    """The worse of the differences on the given inputs and on noise."""
+    """The worse of the differences on the given inputs and on noise; on the given ones alone where noise gives NaN."""
     given = compare(reference, compact, args, kwargs)
     noise = compare(reference, compact, *random_like(args, kwargs, seed=1))
-    return max(given, noise, key=lambda d: d.max_rel)
+    return (
+        given if math.isnan(noise.max_rel) or math.isnan(given.max_rel) else max(given, noise, key=lambda d: d.max_rel)
+    )

@@ -38,4 +38,4 @@ def count_multiplications(op: Op, dims: Sequence[tuple[int, IdArray | None]]) ->
         else:
             sides.append(ids)
     name = op.module or op.node.name
-    op.tracker.multiplications.append(Multiplication(name, coefficient, tuple(sides)))
+    op.tracker.multiplications.append(Multiplication(name, op.node.name, coefficient, tuple(sides)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from l0prune.flow.memory import written_later
 from l0prune.flow.op import NoRuleError, Op, Result, register
 from l0prune.flow.tracker import IdArray, Labels
 
@@ -84,6 +85,8 @@ def slice_(op: Op) -> Labels:
     start, end, step = op.arg("start"), op.arg("end"), op.arg("step")
     if not all(bound is None or isinstance(bound, int) for bound in (start, end, step)):
         raise NoRuleError
+    if step not in (None, 1) and written_later(op.node):
+        op.tracker.pin(labels[dim], "every so many of it are written in place")
     labels[dim] = labels[dim][start:end:step]  # type: ignore[index]
     return labels
 
@@ -96,6 +99,7 @@ def narrow(op: Op) -> Labels:
     if labels[dim] is not None:
         if not (isinstance(start, int) and isinstance(length, int)):
             raise NoRuleError
+        start += len(labels[dim]) if start < 0 else 0  # type: ignore[arg-type]
         labels[dim] = labels[dim][start : start + length]  # type: ignore[index]
     return labels
 

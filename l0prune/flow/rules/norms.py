@@ -16,9 +16,11 @@ def _tie_affine(op: Op, ids: IdArray | None, *names: str) -> None:
 
 
 def _record(op: Op, kind: str, ids: IdArray | None) -> None:
-    order = op.tracker.count_call(kind)
+    """The walk has counted this call already: of those without a weight it is the last so far."""
     if ids is not None:
-        op.tracker.norms.append(NormUse(op.node.name, kind, order, ids))
+        weight = op.name_of(op.arg("weight"))
+        order = op.tracker.n_other_norms[kind] - 1 if weight is None else 0
+        op.tracker.norms.append(NormUse(op.node.name, kind, weight, order, ids))
 
 
 @register("batch_norm", "instance_norm")
@@ -37,7 +39,6 @@ def layer_norm(op: Op) -> Labels:
     labels = op.labels(op.arg("input"))
     n_dims = len(op.arg("normalized_shape"))
     if n_dims > 1:
-        op.tracker.count_call("layer_norm")
         for ids in labels[-n_dims:]:
             op.tracker.pin(ids, "statistics are taken over it together with other dimensions")
         return _pin_affine(op, labels)
@@ -76,7 +77,6 @@ def group_norm(op: Op) -> Labels:
     if groups == 1:
         _record(op, "group_norm", labels[1])
         return labels
-    op.tracker.count_call("group_norm")
     if labels[1] is not None:
         op.tracker.tie_rows(labels[1].reshape(groups, -1))
     return labels

@@ -1,0 +1,70 @@
+"""Which normalisations a forward pass calls: known by their weight tensor, or by the order of their calls if they have none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["KIND_OF", "NormCalls", "RecordNorms", "norm_weight"]
+
+KIND_OF: dict[Callable[..., Any], str] = {
+    F.layer_norm: "layer_norm",
+    torch.layer_norm: "layer_norm",
+    F.group_norm: "group_norm",
+    torch.group_norm: "group_norm",
+    F.rms_norm: "rms_norm",
+    torch.rms_norm: "rms_norm",
+}
+"""Functions that normalise over a dimension of units, and the op each becomes in an exported graph."""
+
+
+@dataclass(frozen=True)
+class NormCalls:
+    """The normalisations of one forward pass.
+
+    Attributes:
+        weights: Names of the parameters or buffers that serve as their weights.
+        n_others: Kind -> number of calls without a weight, or with one that was computed.
+    """
+
+    weights: frozenset[str] = frozenset()
+    n_others: dict[str, int] = field(default_factory=dict)
+
+
+def norm_weight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The weight of a call of any of the functions in `KIND_OF`: their third argument."""
+    weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+    return weight if isinstance(weight, Tensor) else None
+
+
+class RecordNorms(TorchFunctionMode):
+    """Inside this block, calls of normalisations are written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[str, Tensor | None]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Write the call down and make it."""
+        kwargs = kwargs or {}
+        if func in KIND_OF:
+            self._calls.append((KIND_OF[func], norm_weight(args, kwargs)))
+        return func(*args, **kwargs)
+
+    def calls(self, model: nn.Module) -> NormCalls:
+        """What was called, with the names that `model` has for the weights."""
+        names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        found = [(kind, names.get(id(weight))) for kind, weight in self._calls]
+        return NormCalls(
+            frozenset(name for _, name in found if name is not None),
+            dict(Counter(kind for kind, name in found if name is None)),
+        )

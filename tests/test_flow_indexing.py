@@ -1,0 +1,116 @@
+"""Rules of look-ups: what is looked up by position or data stays, the other dimensions keep their units."""
+
+import pytest
+import torch
+from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from torch import nn
+
+LOOKED_UP = "indexed by position"
+TOKENS = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+
+
+def net_with(function, n_out: int = 4) -> Net:
+    """`up` makes 4 features of 3 at every one of 5 positions, `function` sees them."""
+    return Net(lambda net, x: net.head(function(net.up(x))), up=nn.Linear(3, 4), head=nn.Linear(n_out, 2))
+
+
+def test_an_embedding_loses_features_and_no_words():
+    net = nn.Sequential(nn.Embedding(11, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    flow = assert_cut_exactly(net, TOKENS)
+
+    assert gates(flow, "0.weight", 1) == gates(flow, "2.weight", 1) == list(range(6))
+    assert gates(flow, "0.weight", 0) is None
+    assert flow.pinned["a vocabulary: rows are looked up by data"] == 11
+
+
+OF_POSITIONS = {
+    "list": lambda y: y[:, [3, 0, 0, 1]],
+    "tensor of two dimensions": lambda y: y[:, torch.tensor([[0, 1], [2, 2]])].sum(2),
+    "index_select": lambda y: y.index_select(1, torch.tensor([2, 0, 1])),
+    "select": lambda y: y[:, 2],
+    "select from the end": lambda y: y[:, -1],
+    "unbind": lambda y: y.unbind(1)[1] + y.unbind(1)[3],
+    "two indices apart": lambda y: y[:, :, None].expand(-1, -1, 2, -1)[:, [0, 1], [1, 0]],
+    "two indices": lambda y: y[[0, 1], [2, 3]],
+}
+
+
+@pytest.mark.parametrize("name", OF_POSITIONS)
+def test_positions_may_be_looked_up(name):
+    flow = assert_cut_exactly(net_with(OF_POSITIONS[name]), inputs(3, 5, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) == gates(flow, "head.weight", 1) == [0, 1, 2, 3]
+
+
+def test_indices_apart_put_the_result_first():
+    net = Net(lambda net, x: net.head(net.up(x)[[0, 1], :, [2, 0]]), up=nn.Conv1d(3, 4, 1), head=nn.Linear(4, 2))
+
+    flow = assert_cut_exactly(net, inputs(3, 3, 5), forms=["graph"])
+
+    assert flow.n_gates == 4
+
+
+OF_UNITS = {
+    "list": (lambda y: y[..., [3, 0, 0, 1]], 4, LOOKED_UP),
+    "index_select": (lambda y: y.index_select(2, torch.tensor([2, 0, 1])), 3, LOOKED_UP),
+    "select": (
+        lambda y: y[..., 2:].select(-1, 1)[..., None].expand(-1, -1, 4),
+        4,
+        "one index is selected by its number",
+    ),
+    "unbind": (lambda y: torch.stack(y.unbind(-1)[::-1], -1), 4, "unbound into separate tensors"),
+}
+
+
+@pytest.mark.parametrize("name", OF_UNITS)
+def test_units_that_are_looked_up_are_pinned(name):
+    function, n_out, reason = OF_UNITS[name]
+
+    flow = traced(net_with(function, n_out), inputs(3, 5, 3))
+
+    assert gates(flow, "up.weight", 0) is None
+    assert flow.pinned[reason] > 0
+
+
+def test_indices_with_units_of_their_own_are_pinned():
+    """Positions looked up by a number computed from units."""
+    net = Net(
+        lambda net, x: net.head(net.table[net.up(x).argmax(1) % 7]).sum(1),
+        up=nn.Linear(3, 4),
+        table=nn.Parameter(torch.empty(7, 6)),
+        head=nn.Linear(6, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(3, 5, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) is None
+    assert gates(flow, "table", 1) == gates(flow, "head.weight", 1) == list(range(6))
+    assert gates(flow, "table", 0) is None
+
+
+def test_a_table_of_position_biases_keeps_its_rows():
+    """Relative position biases: rows looked up, then heads carried to the scores."""
+
+    def function(net: Net, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).reshape(-1, 5, 2, 4).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        places = (torch.arange(5)[:, None] - torch.arange(5)[None] + 4).view(-1)
+        bias = net.table[places].view(5, 5, 2).permute(2, 0, 1).unsqueeze(0)
+        scores = (q @ k.transpose(-2, -1) + bias).softmax(-1)
+        return net.out((scores @ v).transpose(1, 2).reshape(-1, 5, 8))
+
+    net = Net(
+        function,
+        q=nn.Linear(3, 8),
+        k=nn.Linear(3, 8),
+        v=nn.Linear(3, 8),
+        table=nn.Parameter(torch.empty(9, 2)),
+        out=nn.Linear(8, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 3))
+
+    assert flow.n_gates == 2
+    assert gates(flow, "table", 1) == [0, 1]
+    assert gates(flow, "table", 0) is None
+    assert gates(flow, "q.weight", 0) == gates(flow, "out.weight", 1) == [0] * 4 + [1] * 4

@@ -1,0 +1,97 @@
+"""Rules of ops along a dimension: a dimension of units they run along is pinned, the others pass."""
+
+import pytest
+import torch
+from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from torch import nn
+
+REDUCTIONS = {
+    "mean": lambda x, d: x.mean(d),
+    "sum": lambda x, d: x.sum(d),
+    "amax": lambda x, d: x.amax(d),
+    "max": lambda x, d: x.max(d).values,
+    "min": lambda x, d: x.min(d)[0],
+    "var": lambda x, d: x.var(d),
+    "std": lambda x, d: x.std(d, unbiased=False),
+    "prod": lambda x, d: x.prod(d),
+    "linalg_vector_norm": lambda x, d: torch.linalg.vector_norm(x, dim=d),
+    "logsumexp": lambda x, d: x.logsumexp(d),
+    "var_mean": lambda x, d: torch.var_mean(x, d)[0],
+    "median": lambda x, d: x.median(d).values,
+}
+AREA = {
+    "softmax": lambda x, d: x.softmax(d),
+    "log_softmax": lambda x, d: x.log_softmax(d),
+    "cumsum": lambda x, d: x.cumsum(d),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_a_reduction_over_positions_keeps_units_and_one_over_units_pins_them(name):
+    reduce = REDUCTIONS[name]
+    positions = Net(lambda net, x: net.head(reduce(net.up(x), 1)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+    units = Net(lambda net, x: net.head(reduce(net.up(x), -1)), up=nn.Linear(3, 4), head=nn.Linear(5, 2))
+
+    flow = assert_cut_exactly(positions, inputs(2, 5, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) == gates(flow, "head.weight", 1) == [0, 1, 2, 3]
+    assert traced(units, inputs(2, 5, 3)).pinned[f"reduced by {name}"] == 4
+
+
+@pytest.mark.parametrize("name", AREA)
+def test_an_op_along_positions_keeps_units_and_one_along_units_pins_them(name):
+    def net(dim: int) -> nn.Module:
+        return Net(lambda net, x: net.head(AREA[name](net.up(x), dim)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    flow = assert_cut_exactly(net(1), inputs(2, 5, 3), forms=["graph"])
+
+    assert flow.n_gates == 4
+    assert traced(net(-1), inputs(2, 5, 3)).pinned[f"{name} runs along it"] == 4
+
+
+def test_a_reduced_dimension_of_size_one_stays_where_it_was():
+    net = Net(
+        lambda net, x: net.head(net.up(x) - net.up(x).mean((2, 3), keepdim=True)),
+        up=nn.Conv2d(3, 4, 1),
+        head=nn.Conv2d(4, 2, 1),
+    )
+
+    assert assert_cut_exactly(net, inputs(2, 3, 4, 4)).n_gates == 4
+
+
+def test_several_dimensions_are_reduced_at_once():
+    net = Net(lambda net, x: net.head(net.up(x).mean((-1, 2))), up=nn.Conv2d(3, 4, 1), head=nn.Linear(4, 2))
+
+    assert assert_cut_exactly(net, inputs(2, 3, 4, 4)).n_gates == 4
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum, torch.max, torch.linalg.vector_norm])
+def test_a_reduction_of_everything_pins_everything(reduce):
+    net = Net(lambda net, x: net.head(net.up(x)) * reduce(net.up(x)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    assert traced(net, inputs(2, 3)).n_gates == 0
+
+
+def test_centring_units_pins_them():
+    net = Net(
+        lambda net, x: net.head(net.up(x) - net.up(x).mean(-1, keepdim=True)), up=nn.Linear(3, 4), head=nn.Linear(4, 2)
+    )
+
+    assert traced(net, inputs(2, 3)).pinned["reduced by mean"] == 4
+
+
+@pytest.mark.parametrize("pick", [torch.max, torch.min, torch.maximum])
+def test_the_larger_of_two_tensors_ties_them(pick):
+    net = Net(
+        lambda net, x: net.head(pick(net.a(x), net.b(x))), a=nn.Linear(3, 4), b=nn.Linear(3, 4), head=nn.Linear(4, 2)
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3))
+
+    assert gates(flow, "a.weight", 0) == gates(flow, "b.weight", 0) == [0, 1, 2, 3]
+
+
+def test_the_place_of_the_largest_position_is_one_number_a_unit():
+    net = Net(lambda net, x: net.head(net.up(x).argmax(1).to(x.dtype)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    assert assert_cut_exactly(net, inputs(2, 5, 3), forms=["graph"]).n_gates == 4

@@ -1,0 +1,84 @@
+"""Rules of pooling and resampling: they mix positions and leave channels alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_case import Net, assert_cut_exactly, inputs, traced
+from torch import nn
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+OPS = {
+    "max_pool1d": (1, lambda y: F.max_pool1d(y, 2)),
+    "max_pool2d": (2, lambda y: F.max_pool2d(y, 3, 2, 1, ceil_mode=True)),
+    "max_pool2d with indices": (2, lambda y: F.max_pool2d(y, 2, return_indices=True)[0]),
+    "max_pool3d": (3, lambda y: F.max_pool3d(y, 2)),
+    "avg_pool2d": (2, lambda y: F.avg_pool2d(y, 2)),
+    "adaptive_avg_pool1d": (1, lambda y: F.adaptive_avg_pool1d(y, 2)),
+    "adaptive_avg_pool2d": (2, lambda y: F.adaptive_avg_pool2d(y, (2, 1))),
+    "adaptive_max_pool2d": (2, lambda y: F.adaptive_max_pool2d(y, 1)),
+    "nearest": (2, lambda y: F.interpolate(y, scale_factor=2)),
+    "nearest-exact": (2, lambda y: F.interpolate(y, scale_factor=2, mode="nearest-exact")),
+    "linear": (1, lambda y: F.interpolate(y, scale_factor=2, mode="linear")),
+    "bilinear": (2, lambda y: F.interpolate(y, size=(7, 5), mode="bilinear", align_corners=True)),
+    "bicubic": (2, lambda y: F.interpolate(y, size=(7, 5), mode="bicubic")),
+    "antialiased": (2, lambda y: F.interpolate(y, size=(3, 3), mode="bilinear", antialias=True)),
+    "trilinear": (3, lambda y: F.interpolate(y, scale_factor=2, mode="trilinear")),
+    "reflection": (2, lambda y: F.pad(y, (1, 1, 2, 1), mode="reflect")),
+    "replication": (1, lambda y: F.pad(y, (1, 2), mode="replicate")),
+    "zeros": (2, lambda y: F.pad(y, (1, 1, 0, 2))),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_channels_pass_through(name):
+    n_space, function = OPS[name]
+    convolution = CONVOLUTIONS[n_space]
+    net = Net(lambda net, x: net.head(function(net.up(x))), up=convolution(3, 4, 1), head=convolution(4, 2, 1))
+
+    flow = assert_cut_exactly(net, inputs(2, 3, *[4] * n_space), forms=["graph"])
+
+    assert flow.n_gates == 4
+    assert flow.unknown_ops == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (lambda y: F.avg_pool1d(y, 3, 1, 1), "avg_pool1d"),
+        (lambda y: F.max_pool2d(y, 3, 1, 1), "max_pool2d"),  # of three dimensions: channels, height, width
+        (lambda y: F.interpolate(y, size=4), "upsample_nearest1d"),
+    ],
+    ids=["pool", "pool without a batch", "resample"],
+)
+def test_units_that_are_mixed_like_positions_are_pinned(function, op):
+    net = Net(lambda net, x: net.head(function(net.up(x))), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    flow = traced(net, inputs(2, 5, 3))
+
+    assert flow.n_gates == 0
+    assert flow.pinned[f"{op} mixes along it"] == 4
+
+
+def test_local_response_norm_mixes_channels_and_pins_them():
+    net = Net(
+        lambda net, x: net.head(F.local_response_norm(net.up(x), 3)), up=nn.Conv2d(3, 4, 1), head=nn.Conv2d(4, 2, 1)
+    )
+
+    assert traced(net, inputs(2, 3, 4, 4)).n_gates == 0
+
+
+def test_a_u_net_joins_what_it_kept():
+    def function(net: Net, x: torch.Tensor) -> torch.Tensor:
+        kept = torch.relu(net.first(x))
+        deep = torch.relu(net.deep(F.max_pool2d(kept, 2)))
+        return net.last(torch.cat([kept, net.up(deep), F.interpolate(deep, scale_factor=2)], 1))
+
+    net = Net(
+        function,
+        first=nn.Conv2d(3, 4, 3, padding=1),
+        deep=nn.Conv2d(4, 6, 3, padding=1),
+        up=nn.ConvTranspose2d(6, 5, 2, 2),
+        last=nn.Conv2d(15, 2, 1),
+    )
+
+    assert assert_cut_exactly(net, inputs(2, 3, 4, 4)).n_gates == 4 + 6 + 5

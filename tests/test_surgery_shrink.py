@@ -1,0 +1,182 @@
+"""Shrinking as a whole: what counts as equal, what is refused, what the result carries."""
+
+import math
+
+import pytest
+import torch
+from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, random_gates, traced
+from torch import nn
+
+import l0prune
+from l0prune.errors import ConfigError, EquivalenceError
+from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
+from l0prune.surgery.shrink import absorb_, shrink, surgery_of
+
+
+def half_open(net: nn.Module, x):
+    flow = traced(net, x)
+    return gated_at(net, flow, random_gates(flow))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def constant(*values: float) -> nn.Module:
+    return Net(lambda net, x: torch.tensor(values, dtype=torch.float64))
+
+
+def compared(reference: nn.Module, other: nn.Module) -> Difference:
+    return compare(reference, other, (inputs(2, 3),), {})
+
+
+def test_the_difference_is_relative_to_the_largest_value():
+    assert compared(constant(1.0, -4.0), constant(1.5, -4.0)) == Difference(0.5, 0.125, 0)
+
+
+def test_equal_infinities_are_equal_and_others_are_infinitely_far():
+    masked = constant(1.0, -math.inf)
+
+    assert compared(masked, constant(1.0, -math.inf)).max_rel == 0.0
+    assert compared(masked, constant(1.25, -math.inf)).max_rel == 0.25
+    assert compared(masked, constant(1.0, math.inf)).max_rel == math.inf
+    assert compared(masked, constant(1.0, 0.0)).max_rel == math.inf
+    assert compared(constant(1.0, 0.0), masked).max_rel == math.inf
+    assert compared(constant(-math.inf), constant(-math.inf)).max_rel == 0.0
+
+
+def test_nan_is_never_equal():
+    assert compared(constant(1.0, 2.0), constant(1.0, math.nan)).max_rel == math.inf
+    assert math.isnan(compared(constant(1.0, math.nan), constant(1.0, math.nan)).max_rel)
+    with pytest.raises(EquivalenceError, match="output 0 of the gated model holds NaN"):
+        require_equal(Difference(math.nan, math.nan, 0), 1e-9, "shrunk and gated")
+
+
+def test_outputs_of_other_shapes_or_numbers_are_infinitely_far():
+    assert compared(constant(1.0, 2.0), constant(1.0)).max_rel == math.inf
+    assert compared(Net(lambda net, x: (x, x)), Net(lambda net, x: x)).max_rel == math.inf
+
+
+def test_the_worst_output_is_named():
+    reference, other = Net(lambda net, x: {"a": x, "b": x}), Net(lambda net, x: {"a": x, "b": x + 1})
+
+    assert compared(reference, other).output == 1
+
+
+def test_complex_outputs_are_compared_in_both_parts():
+    reference, other = Net(lambda net, x: torch.complex(x, x)), Net(lambda net, x: torch.complex(x, x + 1))
+
+    assert compared(reference, other).max_abs == pytest.approx(1.0)
+
+
+def test_noise_replaces_floating_point_inputs_however_deep():
+    x, tokens = torch.ones(2, 3), torch.ones(2, dtype=torch.int64)
+
+    (pair, words), options = random_like(([x, x], tokens), {"mask": x}, seed=0)
+
+    assert not torch.equal(pair[0], x)
+    assert torch.equal(words, tokens)
+    assert options["mask"].shape == x.shape
+
+
+def test_a_model_for_positive_inputs_is_compared_on_the_inputs_it_was_traced_with():
+    net = Net(lambda net, x: net.head(torch.relu(net.up(x.log()))), up=nn.Linear(6, 8), head=nn.Linear(8, 4))
+    x = inputs(2, 6).exp()
+    gated = half_open(net, x)
+
+    assert difference(shrink(gated)(x), gated(x)) < EXACT
+    with pytest.raises(EquivalenceError, match=r"holds NaN on the example inputs, .* pass example_inputs"):
+        shrink(gated, example_inputs=-x)
+
+
+def test_masked_scores_are_compared():
+    net = Net(lambda net, x: net.body(x).masked_fill(torch.arange(4) > 1, -math.inf), body=plain())
+    x = inputs(2, 6)
+
+    assert shrink(half_open(net, x))(x)[:, 2:].isinf().all()
+
+
+def test_a_wrong_cut_is_an_error_that_says_how_far_it_is_off(monkeypatch):
+    gated = half_open(plain(), inputs(2, 6))
+    monkeypatch.setattr("l0prune.surgery.plan.SurgeryPlan.fold", lambda self, name, tensor: tensor)
+
+    with pytest.raises(EquivalenceError, match=r"shrunk and gated outputs differ by \d.*tolerance 1e-09.*at output 0"):
+        shrink(gated)
+
+
+def test_gates_that_are_not_frozen_take_their_test_time_values():
+    net, x = plain(), inputs(2, 6)
+    gated = l0prune.inject(net, traced(net, x))
+    with torch.no_grad():
+        gated.gates.log_alpha[:3] = -8
+
+    compact = shrink(gated)
+
+    assert compact[0].out_features == 5
+    assert difference(compact(x), gated.eval()(x)) < EXACT
+    assert not gated.frozen
+
+
+def test_the_record_says_what_was_done():
+    gated = half_open(plain(), inputs(2, 6))
+
+    record = surgery_of(shrink(gated))
+
+    assert record.form == "in-place"
+    assert record.difference.max_rel < EXACT
+    assert record.dynamic_batch
+    assert torch.equal(torch.from_numpy(record.values).float(), gated.gate_values())
+    assert record.plan.folds == {}
+
+
+def test_a_model_without_a_record_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"this Linear carries no surgery record; pass the model that l0prune.shrink returned"
+    ):
+        surgery_of(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"form": "small"}, "form is 'small'"), ({"align": 0}, "align is 0")])
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        shrink(half_open(plain(), inputs(2, 6)), **options)
+
+
+def test_widths_are_rounded_to_multiples():
+    net, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)), inputs(2, 6)
+    flow = traced(net, x)
+    gated = gated_at(net, flow, torch.tensor([0.5] * 9 + [0.0] * 7))
+
+    compact = shrink(gated, align=4)
+
+    assert compact[0].out_features in (8, 12)
+    assert int((gated.gate_values() != 0).sum()) == 9  # the gated model keeps its gates
+
+
+def test_a_model_without_units_is_copied():
+    net, x = nn.Linear(6, 4), inputs(2, 6)
+    gated = half_open(net, x)
+
+    compact = shrink(gated)
+
+    assert gated.n_gates == 0
+    assert n_parameters(compact) == n_parameters(net)
+    assert torch.equal(compact(x), net(x))
+
+
+def test_absorbing_writes_back_what_was_trained():
+    net, x = plain(), inputs(2, 6)
+    gated = half_open(net, x)
+    kept = gated.gate_values() != 0
+    compact = shrink(gated)
+    with torch.no_grad():
+        for parameter in compact.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+
+    absorb_(gated, compact)
+
+    assert difference(gated(x), compact(x)) < EXACT
+    assert torch.equal(gated.gate_values(), kept.float())
+    assert torch.equal(net[0].weight[kept], compact[0].weight)
+    assert net[2].weight[:, ~kept].abs().sum() == 0
+    assert difference(shrink(gated)(x), compact(x)) < EXACT  # the same cut again
