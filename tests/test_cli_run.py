@@ -1,6 +1,7 @@
 """The commands on a tiny task: finetune, shrink, bench, eval, report, and what each prints."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,17 @@ def test_shrink_says_what_was_saved(run):
     assert result["params_after"] == sum(p.numel() for p in l0prune.load(run / "compact").parameters())
     assert result["bytes_after"] == (run / "onnx" / "compact.onnx").stat().st_size
     assert result["bytes_before"] == (run / "onnx" / "dense.onnx").stat().st_size
+
+
+def test_shrink_rounds_widths_when_asked(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+
+    result = json_of("shrink", other, "--align", 4)
+
+    state = l0prune.load(other / "compact").state_dict()
+    assert result["align"] == 4
+    assert {state["0.weight"].shape[0] % 4, state["3.weight"].shape[0] % 4} == {0}
+    assert result["max_rel_diff"] < 1e-5
 
 
 def test_shrink_leaves_no_drafts(run):
