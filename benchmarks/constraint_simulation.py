@@ -105,6 +105,7 @@ def simulate(
     noise: float = 4.0,
     seed: int = 0,
     best_loss: float = 1.0,
+    gate_lr: float | None = None,
     config: ConstraintConfig | None = None,
 ) -> Outcome:
     """One run of `steps` steps.
@@ -117,10 +118,11 @@ def simulate(
         noise: standard deviation of the task gradient over its mean; ResNet-20 on CIFAR-10 has 3 to 4.5 at batch 128.
         seed: of the gates and the gradient noise.
         best_loss: what `lost` is relative to.
+        gate_lr: learning rate of the gates; None is the library's rule.
         config: of the constraint.
     """
     bank = GateBank(network.n_gates, seed=seed)
-    optimizer = GateOptimizerConfig().build(bank.parameters(), steps)
+    optimizer = GateOptimizerConfig(lr=gate_lr).build(bank.parameters(), steps)
     constraint = Constraint(keep, steps, config)
     generator = torch.Generator().manual_seed(seed + 1)
     weight = torch.tensor(network.importance * TASK_LOSS, dtype=torch.float32)
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.7, 0.5, 0.25])
     parser.add_argument("--scale", type=float, nargs="+", default=[0.1, 1.0, 10.0, 100.0])
     parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 4.0, 10.0])
+    parser.add_argument("--gate-lr", type=float, default=None, help="Learning rate of the gates. [library's rule]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,7 +172,16 @@ def main() -> None:
     print("steps  keep  noise  scale |    end   hard   below  above | undecided   lost  multiplier")
     for steps, keep, noise, scale in itertools.product(options.steps, options.keep, options.noise, options.scale):
         best = network.best_loss(keep)
-        run = simulate(network, keep=keep, steps=steps, scale=scale, noise=noise, seed=options.seed, best_loss=best)
+        run = simulate(
+            network,
+            keep=keep,
+            steps=steps,
+            scale=scale,
+            noise=noise,
+            seed=options.seed,
+            best_loss=best,
+            gate_lr=options.gate_lr,
+        )
         print(
             f"{steps:5d}  {keep:.2f}  {noise:5.1f}  {scale:5g} | {run.end:+.3f} {run.hard:+.3f}  {run.below:+.3f} "
             f"{run.above:+.3f} |     {run.ambiguous:.3f}  {run.lost:.3f}  {run.multiplier:10.3g}",

@@ -11,6 +11,7 @@ from l0prune.errors import ConfigError
 __all__ = ["Constraint", "ConstraintConfig"]
 
 _SMALLEST_LEVEL, _LARGEST_LEVEL = 1e-3, 1e6
+_LARGEST_BOOST = 100.0
 _TREND_DECAY = 0.8
 
 
@@ -54,10 +55,11 @@ class Constraint:
     """Keeps the expected cost at or under a target that ramps down to the budget.
 
     The multiplier is `level * exp(gain * (violation + lookahead * trend))`, where the level integrates the violation
-    multiplicatively. Working with its logarithm makes the controller indifferent to the scale of the task loss: it finds
-    a multiplier of 0.1 or 1000 in about the same time. The trend term lets go of the gates before they overshoot, since
-    a gate that has closed hardly hears the task loss any more; and the multiplier is zero as soon as the cost is
-    under the target by `slack`, so that nothing but the task loss moves gates then.
+    multiplicatively, and the factor beside it is at most 100. Working with its logarithm makes the controller
+    indifferent to the scale of the task loss: it finds a multiplier of 0.1 or 1000 in about the same time. The trend
+    term lets go of the gates before they overshoot, since a gate that has closed hardly hears the task loss any more;
+    and the multiplier is zero as soon as the cost is under the target by `slack`, so that nothing but the task loss
+    moves gates then.
 
     Args:
         keep: final target, fraction of the dense cost, in (0, 1].
@@ -122,6 +124,8 @@ class Constraint:
             self._initial_cost = expected_cost
         self._step += 1
         violation = expected_cost - self.target
+        if self._step == 1:
+            self._violation = violation
         self._trend = _TREND_DECAY * self._trend + (1 - _TREND_DECAY) * (violation - self._violation)
         self._violation = violation
         self._log_level += self.config.gain * violation / (self.config.integral_time * self.steps)
@@ -129,7 +133,8 @@ class Constraint:
         ahead = violation + self.config.lookahead * self._trend
         self.multiplier = 0.0
         if ahead >= -self.config.slack:
-            self.multiplier = math.exp(min(self._log_level + self.config.gain * ahead, math.log(_LARGEST_LEVEL)))
+            boost = min(self.config.gain * ahead, math.log(_LARGEST_BOOST))
+            self.multiplier = math.exp(min(self._log_level + boost, math.log(_LARGEST_LEVEL)))
         self.expected_cost, self.hard_cost = float(expected_cost), float(hard_cost)
 
     def state_dict(self) -> dict[str, float]:
