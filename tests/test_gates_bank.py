@@ -134,7 +134,7 @@ def test_bank_arguments_out_of_range_are_refused(kwargs):
         GateBank(**{"n_gates": 2, **kwargs})
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, 0.3), (300, 0.2), (3000, 0.02), (10**6, 0.002)])
+@pytest.mark.parametrize(("steps", "expected"), [(1, 0.3), (300, 0.1), (1000, 0.05), (3000, 0.02), (10**6, 0.002)])
 def test_gate_learning_rate_follows_the_number_of_steps(steps, expected):
     assert GateOptimizerConfig().learning_rate(steps) == pytest.approx(expected)
     assert GateOptimizerConfig(lr=0.1).learning_rate(steps) == 0.1

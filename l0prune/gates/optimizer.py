@@ -36,14 +36,18 @@ class GateOptimizerConfig:
             raise ConfigError(f"gate betas are {self.betas!r}; expected two numbers in [0, 1)")
 
     def learning_rate(self, steps: int) -> float:
-        """`lr`, or else clip(60 / steps, 0.002, 0.3): a gate can cross its range a few times, and not random-walk.
+        """`lr`, or else 60 / steps in [0.002, 0.05]: a gate can cross its range a few times, and not random-walk.
+
+        In phases shorter than 600 steps 30 / steps, at most 0.3: faster gates would decide on noise, slower ones not at
+        all (benchmarks/constraint_simulation.py).
 
         Args:
             steps: optimizer steps in which the gates are trained, >= 1.
         """
         if self.lr is not None:
             return self.lr
-        return min(max(60.0 / max(steps, 1), 0.002), 0.3)
+        steps = max(steps, 1)
+        return max(0.002, min(60.0 / steps, max(0.05, 30.0 / steps), 0.3))
 
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> torch.optim.Adam:
         """The optimizer over `parameters` for a phase of `steps` steps."""
