@@ -84,6 +84,7 @@ class ChannelFlow:
         dimensions: All distinct dimensions with gates; those not `removable` must not vanish.
         gate_group: Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width.
         pinned: Reason -> number of units that could not be gated.
+        unreached: Reason, with the op in brackets -> number of parameters that no gate can remove for it.
         unknown_ops: Ops without a rule that touched units -> number of uses.
         aliases: Other names of shared tensors -> the name used here.
         parameters: Names of the trainable tensors among `tensors`.
@@ -101,6 +102,7 @@ class ChannelFlow:
     dimensions: tuple[Dimension, ...]
     gate_group: GateArray
     pinned: dict[str, int]
+    unreached: dict[str, int]
     unknown_ops: dict[str, int]
     aliases: dict[str, str]
     parameters: frozenset[str]

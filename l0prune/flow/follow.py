@@ -78,6 +78,7 @@ def follow(
         elif node.op == "call_function":
             followed.nodes[node] = _apply(followed, origins, node)
         elif node.op == "output":
+            followed.tracker.op = ""
             for source in node.all_input_nodes:
                 _pin_result(followed.tracker, followed.nodes.get(source), "model output")
     return followed
@@ -111,6 +112,7 @@ def _apply(followed: Followed, origins: dict[Node, Origin], node: Node) -> Resul
     if node.target is operator.getitem:
         return _getitem(followed, node)
     op = Op(node, followed.tracker, followed.nodes, origins)
+    followed.tracker.op = op.name
     rule = rule_for(node.target)
     if rule is not None:
         if op.name in _NORMS:

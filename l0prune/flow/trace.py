@@ -17,6 +17,7 @@ from l0prune.flow.norm_calls import NormCalls
 from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units, solve
+from l0prune.flow.unreached import unreached_parameters
 from l0prune.model_call import ExampleInputs
 
 __all__ = ["aliases_of", "trace", "trace_program"]
@@ -132,6 +133,9 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         ),
         gate_group=groups,
         pinned=units.pinned,
+        unreached=unreached_parameters(
+            {name: labels for name, labels in followed.tensors.items() if name in parameters}, sizes, units
+        ),
         unknown_ops=followed.unknown,
         aliases=aliases,
         parameters=parameters,

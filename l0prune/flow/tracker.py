@@ -68,13 +68,15 @@ class Split:
 class Tracker:
     """Collects what the rules find out, in the order of the graph.
 
-    `choices` says, for each ambiguous view (by key), which candidate axis to take; the default is the outermost.
+    `choices` says, for each ambiguous view (by key), which candidate axis to take; the default is the outermost. `op` names
+    the op whose rule is writing; pins carry it.
     """
 
     choices: dict[str, int] = field(default_factory=dict)
     n_ids: int = 0
     ties: list[tuple[IdArray, IdArray]] = field(default_factory=list)
-    pins: list[tuple[IdArray, str]] = field(default_factory=list)
+    pins: list[tuple[IdArray, str, str]] = field(default_factory=list)
+    op: str = ""
     consumptions: list[Consumption] = field(default_factory=list)
     norms: list[NormUse] = field(default_factory=list)
     norm_weights: set[str] = field(default_factory=set)
@@ -106,7 +108,7 @@ class Tracker:
     def pin(self, ids: IdArray | None, reason: str) -> None:
         """Units that can never be removed, and why."""
         if ids is not None and ids.size:
-            self.pins.append((ids.ravel(), reason))
+            self.pins.append((ids.ravel(), reason, self.op))
 
     def pin_all(self, labels: Labels, reason: str) -> None:
         """Pin every dimension of a tensor."""

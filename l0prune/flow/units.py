@@ -28,12 +28,16 @@ class Units:
         gate_of_id: Gate of each id, shape `(n_ids,)`, -1 where the unit cannot be gated.
         pinned: Reason -> number of units that cannot be gated for that reason (the first reason found).
         pinned_splits: Keys of ambiguous views all of whose units came out pinned.
+        reasons: Every reason with the op that gave it.
+        reason_of_id: Number of the reason each id is pinned for, shape `(n_ids,)`, -1 where it is not pinned.
     """
 
     n_gates: int
     gate_of_id: IdArray
     pinned: dict[str, int]
     pinned_splits: tuple[str, ...]
+    reasons: tuple[str, ...]
+    reason_of_id: IdArray
 
     def gates(self, ids: IdArray | None) -> IdArray | None:
         """Gate of every index of a dimension; None if none of them is gated."""
@@ -54,16 +58,22 @@ def solve(followed: Followed) -> Units:
     n_units = int(unit.max()) + 1 if unit.size else 0
     pinned = np.zeros(n_units, dtype=bool)
     reasons: Counter[str] = Counter()
-    for ids, reason in tracker.pins:
+    why = np.full(n_units, -1, dtype=np.int64)
+    known: dict[str, int] = {}
+    for ids, reason, op in tracker.pins:
         new = np.unique(unit[ids])
         new = new[~pinned[new]]
         pinned[new] = True
         reasons[reason] += len(new)
+        why[new] = known.setdefault(f"{reason} ({op})" if op else reason, len(known))
     consumed = np.zeros(n_units, dtype=bool)
     for consumption in tracker.consumptions:
         consumed[unit[consumption.ids]] = True
-    _pin_units(pinned, np.flatnonzero(~consumed & ~pinned), UNCONSUMED, reasons)
-    _pin_units(pinned, _sole_units(followed, unit, pinned), SOLE, reasons)
+    for reason in (UNCONSUMED, SOLE):
+        new = np.flatnonzero(~consumed & ~pinned) if reason == UNCONSUMED else _sole_units(followed, unit, pinned)
+        pinned[new] = True
+        reasons[reason] += len(new)
+        why[new] = known.setdefault(reason, len(known))
     exhausted = tuple(split.key for split in tracker.splits if pinned[unit[split.ids]].all())
     gate_of_unit = np.where(pinned, -1, np.cumsum(~pinned) - 1)
     return Units(
@@ -71,12 +81,9 @@ def solve(followed: Followed) -> Units:
         gate_of_id=gate_of_unit[unit].astype(np.int64),
         pinned={reason: count for reason, count in reasons.items() if count and reason != NO_UNIT},
         pinned_splits=exhausted,
+        reasons=tuple(known),
+        reason_of_id=why[unit],
     )
-
-
-def _pin_units(pinned: npt.NDArray[np.bool_], units: npt.NDArray[np.intp], reason: str, reasons: Counter[str]) -> None:
-    pinned[units] = True
-    reasons[reason] += len(units)
 
 
 def _sole_units(followed: Followed, unit: IdArray, pinned: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
