@@ -1,12 +1,14 @@
 """Normalisation over the open units only, without touching the model: calls are intercepted during the forward pass.
 
 A LayerNorm over a gated dimension takes its mean and variance over the units that are open; that is what the smaller
-LayerNorm of the compact model computes. Calls are known by their weight; those without one by their order.
+LayerNorm of the compact model computes. Hand-written norms are made of means and variances: these are taken over the open
+units too. Calls are known by their weight; those without one by their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from l0prune.errors import TraceError
-from l0prune.flow.norm_calls import KIND_OF, norm_weight
+from l0prune.flow.norm_calls import KIND_OF, norm_weight, statistic_kind
 
-__all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
+__all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm", "masked_statistic"]
 
 Mask = Tensor
 
@@ -84,6 +86,40 @@ def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor
     return out if bias is None else out + bias.view(per_channel)
 
 
+def masked_statistic(
+    kind: str, x: Tensor, mask: Mask, dims: Sequence[int], *, keepdim: bool = False, correction: float = 1
+) -> Tensor:
+    """Mean, sum, variance or standard deviation over the open units.
+
+    Args:
+        kind: "mean", "sum", "var" or "std".
+        x: Any shape, floating-point.
+        mask: True for open and False for closed units, shape `(C,)`.
+        dims: What to reduce; exactly one of these dimensions has length C.
+        keepdim: Leave reduced dimensions with length one.
+        correction: Subtracted from the number of elements a variance is divided by.
+
+    Returns:
+        The statistic; closed units count neither in the sum nor in the number of elements.
+    """
+    dims = [d % x.dim() for d in dims]
+    (along,) = (d for d in dims if x.shape[d] == len(mask))
+    shape = [1] * x.dim()
+    shape[along] = -1
+    closed = ~mask.view(shape)
+    opened = x.masked_fill(closed, 0)
+    if kind == "sum":
+        return opened.sum(dims, keepdim=keepdim)
+    others = math.prod(x.shape[d] for d in dims if d != along)
+    count = mask.sum().clamp_min(1) * others
+    mean = opened.sum(dims, keepdim=True) / count
+    if kind == "mean":
+        return mean if keepdim else mean.squeeze(dims)
+    square = (x - mean).masked_fill(closed, 0).square().sum(dims, keepdim=keepdim)
+    variance = square / (count - correction).clamp_min(0)
+    return variance if kind == "var" else variance.sqrt()
+
+
 class MaskedNorms(TorchFunctionMode):
     """Inside this block, the normalisations that have a mask use masked statistics.
 
@@ -115,6 +151,10 @@ class MaskedNorms(TorchFunctionMode):
         """Replace the calls that have a mask."""
         kwargs = kwargs or {}
         kind = KIND_OF.get(func)
+        statistic = statistic_kind(func, args, kwargs) if kind is None else None
+        if statistic is not None:
+            mask = self._mask(statistic, None)
+            return func(*args, **kwargs) if mask is None else _statistic_call(statistic, mask, *args, **kwargs)
         mask = None if kind is None else self._mask(kind, norm_weight(args, kwargs))
         if kind is None or mask is None:
             return func(*args, **kwargs)
@@ -168,6 +208,32 @@ def _masked_call(
     else:
         out = masked_layer_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
     return out if _norms_stay_single(input) else out.to(input.dtype)
+
+
+def _statistic_call(kind: str, mask: Mask, *args: Any, **kwargs: Any) -> Tensor:
+    """Read the arguments of `mean(x, dim, keepdim)`, `var(x, dim, unbiased, keepdim)` and their relatives."""
+    names = ("input", "dim", "unbiased", "keepdim") if kind in ("var", "std") else ("input", "dim", "keepdim")
+    options = {**dict(zip(names, args, strict=False)), **kwargs}
+    x = options["input"] if "input" in options else options["self"]
+    given: Any = options.get("dim", options.get("axis"))
+    dims = [given] if isinstance(given, int) else list(given)
+    if sum(x.shape[d] == len(mask) for d in dims) != 1:
+        raise TraceError(
+            f"a {kind} of the forward pass runs over dimensions of lengths {[x.shape[d] for d in dims]}, the traced one over "
+            f"{len(mask)} units: the model takes another path than when it was traced; trace it with inputs of the kind it is "
+            "trained on"
+        )
+    dtype = options.get("dtype") or x.dtype
+    correction = options.get("correction", None if options.get("unbiased", True) else 0)
+    out = masked_statistic(
+        kind,
+        x.float() if dtype in _HALF else x.to(dtype),
+        mask,
+        dims,
+        keepdim=bool(options.get("keepdim", options.get("keepdims", False))),
+        correction=1 if correction is None else correction,
+    )
+    return out.to(dtype)
 
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -118,12 +118,17 @@ def test_a_single_unit_repeated_over_a_dimension_pins_both():
     assert flow.pinned["a single unit is broadcast over a dimension"] == 1
 
 
-def test_repetition_over_the_batch_keeps_units_and_over_units_pins_them():
+def test_repetition_over_the_batch_keeps_units_and_along_a_dimension_of_one_pins_it():
     along_batch = Net(lambda net, x: net.head(net.up(x).repeat(2, 1)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
-    along_units = Net(lambda net, x: net.head(net.up(x).repeat(1, 2)), up=nn.Linear(3, 4), head=nn.Linear(8, 2))
+    single = Net(
+        lambda net, x: net.head(net.up(x)[:, :1].repeat(1, 5)) + net.tail(net.up(x)),
+        up=nn.Linear(3, 4),
+        head=nn.Linear(5, 2),
+        tail=nn.Linear(4, 2),
+    )
 
     assert assert_cut_exactly(along_batch, inputs(2, 3)).n_gates == 4
-    assert traced(along_units, inputs(2, 3)).pinned["copied along it"] == 4
+    assert gates(assert_cut_exactly(single, inputs(2, 3)), "up.weight", 0) == [-1, 0, 1, 2]
 
 
 @pytest.mark.parametrize(("move", "name"), [(lambda x, d: x.roll(1, d), "roll"), (lambda x, d: x.flip(d), "flip")])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, random_gates, traced
 from torch import nn
 
@@ -180,3 +181,16 @@ def test_absorbing_writes_back_what_was_trained():
     assert torch.equal(net[0].weight[kept], compact[0].weight)
     assert net[2].weight[:, ~kept].abs().sum() == 0
     assert difference(shrink(gated)(x), compact(x)) < EXACT  # the same cut again
+
+
+def test_a_model_that_normalises_in_single_precision_is_held_to_single_precision():
+    net = Net(
+        lambda net, x: net.head(F.rms_norm(net.up(x).float(), (300,)).to(x)),
+        up=nn.Linear(3, 300),
+        head=nn.Linear(300, 2),
+    )
+    flow = traced(net, inputs(50, 3))
+
+    compact = shrink(gated_at(net, flow, random_gates(flow)))
+
+    assert 1e-9 < surgery_of(compact).difference.max_rel < 1e-5

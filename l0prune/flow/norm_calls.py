@@ -1,4 +1,7 @@
-"""Which normalisations a forward pass calls: known by their weight tensor, or by the order of their calls if they have none."""
+"""Which normalisations a forward pass calls: known by their weight tensor, or by the order of their calls if they have none.
+
+Means, sums and variances along a dimension are what hand-written normalisations are made of, and are known by their order.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["KIND_OF", "NormCalls", "RecordNorms", "norm_weight"]
+__all__ = ["KIND_OF", "STATISTICS", "NormCalls", "RecordNorms", "norm_weight", "statistic_kind"]
 
 KIND_OF: dict[Callable[..., Any], str] = {
     F.layer_norm: "layer_norm",
@@ -24,14 +27,35 @@ KIND_OF: dict[Callable[..., Any], str] = {
 }
 """Functions that normalise over a dimension of units, and the op each becomes in an exported graph."""
 
+STATISTICS: dict[Callable[..., Any], str] = {
+    Tensor.mean: "mean",
+    torch.mean: "mean",
+    Tensor.sum: "sum",
+    torch.sum: "sum",
+    Tensor.var: "var",
+    torch.var: "var",
+    Tensor.std: "std",
+    torch.std: "std",
+}
+"""Functions that reduce over a dimension of units, and the op each becomes in an exported graph."""
+
+
+def statistic_kind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """The kind of a call that reduces along given dimensions; None for one over everything, and for other functions."""
+    kind = STATISTICS.get(func)
+    if kind is None:
+        return None
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    return None if dims is None or isinstance(dims, bool) or dims in ((), []) else kind
+
 
 @dataclass(frozen=True)
 class NormCalls:
-    """The normalisations of one forward pass.
+    """The normalisations and statistics of one forward pass.
 
     Attributes:
         weights: Names of the parameters or buffers that serve as their weights.
-        n_others: Kind -> number of calls without a weight, or with one that was computed.
+        n_others: Kind -> number of calls without a weight (statistics have none), or with one that was computed.
     """
 
     weights: frozenset[str] = frozenset()
@@ -58,6 +82,8 @@ class RecordNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in KIND_OF:
             self._calls.append((KIND_OF[func], norm_weight(args, kwargs)))
+        elif (kind := statistic_kind(func, args, kwargs)) is not None:
+            self._calls.append((kind, None))
         return func(*args, **kwargs)
 
     def calls(self, model: nn.Module) -> NormCalls:

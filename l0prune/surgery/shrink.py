@@ -26,7 +26,7 @@ from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
 __all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
 
 TOLERANCE = {torch.float64: 1e-9}
-"""Largest relative difference allowed between gated and compact outputs, by dtype; 1e-4 for the others."""
+"""Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; 1e-4 for the others."""
 
 _RECORD = "_l0prune_surgery"
 
@@ -111,7 +111,7 @@ def shrink(
     in_graph_only = form == "graph" or _has_empty_dimension(plan)
     candidates: list[Any] = [] if in_graph_only else [_in_place]
     candidates += [] if form == "in-place" else [_in_graph]
-    tolerance = _tolerance(gated.model)
+    tolerance = _tolerance(gated)
     compact: nn.Module | None = None
     difference, failure = Difference(math.inf, math.inf, 0), None
     for candidate in candidates:
@@ -250,9 +250,18 @@ def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tu
     return fitted
 
 
-def _tolerance(model: nn.Module) -> float:
-    first = next(model.parameters(), None)
-    return 1e-4 if first is None else TOLERANCE.get(first.dtype, 1e-4)
+def _tolerance(gated: GatedModel) -> float:
+    """By the coarsest numbers that gated units are computed in: some models cast their norms to single precision."""
+    dtypes = {parameter.dtype for parameter in gated.model.parameters()}
+    for node in gated.flow.captured.program.graph.nodes:
+        value = node.meta.get("val")
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and any(gates is not None for gates in gated.flow.nodes.get(node.name, []))
+        ):
+            dtypes.add(value.dtype)
+    return max((TOLERANCE.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
 
 
 def _difference(reference: nn.Module, compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:

@@ -1,6 +1,7 @@
 """What each family of ATen ops does to unit ids: one file a family; importing this package registers them all."""
 
 from l0prune.flow.rules import (
+    attention,
     convolution,
     indexing,
     joining,
@@ -14,6 +15,7 @@ from l0prune.flow.rules import (
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "indexing",
     "joining",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.tracker import Labels
 
@@ -110,18 +112,32 @@ def expand(op: Op) -> Labels:
 
 @register("repeat", "tile")
 def repeat(op: Op) -> Labels:
-    """Copies along dimensions; a dimension of units may not be copied."""
+    """The whole tensor again and again along dimensions: an index goes with all its copies."""
     x = op.arg("self")
     labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
     new = len(out_shape) - len(shape)
     out: Labels = [None] * new
     for d, ids in enumerate(labels):
-        if shape[d] != out_shape[d + new]:
-            op.tracker.pin(ids, "copied along it")
+        if ids is None:
+            out.append(None)
+        elif shape[d] == 1 and out_shape[d + new] != 1:
+            op.tracker.pin(ids, "a single unit is broadcast over a dimension")
             out.append(None)
         else:
-            out.append(ids)
+            out.append(np.tile(ids, out_shape[d + new] // shape[d]))
     return out
+
+
+@register("repeat_interleave")
+def repeat_interleave(op: Op) -> Labels:
+    """Every index several times in a row, as key heads for the query heads that share them."""
+    labels, repeats, dim = op.labels(op.arg("self")), op.arg("repeats"), op.arg("dim")
+    if not isinstance(repeats, int) or dim is None:
+        raise NoRuleError
+    dim %= len(labels)
+    if labels[dim] is not None:
+        labels[dim] = np.repeat(labels[dim], repeats)  # type: ignore[arg-type]
+    return labels
 
 
 @register("flip", "roll")

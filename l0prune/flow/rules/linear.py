@@ -1,4 +1,4 @@
-"""Matrix products: linear layers, matmul with parameters or activations, attention."""
+"""Matrix products: linear layers, matmul with parameters or activations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.contraction import contract, count_multiplications
 from l0prune.flow.tracker import Labels
 
-__all__: list[str] = []
+__all__ = ["SCORES"]
 
 SCORES = "attention scores contract it without a parameter"
 
@@ -79,35 +79,3 @@ def _broadcast(op: Op, k: int, size: int, tensors: tuple[tuple[Labels, tuple[int
         result = labels[-k] if first else op.tracker.tie(result, labels[-k])
         first = False
     return result
-
-
-@register("scaled_dot_product_attention")
-def attention(op: Op) -> Labels:
-    """Softmax attention: heads (all leading dimensions) are tied over q, k, v; v's features flow through."""
-    query, key, value, mask = op.arg("query"), op.arg("key"), op.arg("value"), op.arg("attn_mask")
-    q, k, v = op.labels(query), op.labels(key), op.labels(value)
-    shapes = [op.shape(t) for t in (query, key, value)]
-    if len({len(shape) for shape in shapes}) != 1 or len({shape[:-2] for shape in shapes}) != 1:
-        raise NoRuleError  # grouped-query attention with unequal head counts
-    op.tracker.tie(q[-1], k[-1])
-    for ids in (q[-1], k[-1]):
-        op.tracker.pin(ids, SCORES)
-    for ids in (q[-2], k[-2], v[-2]):
-        op.tracker.pin(ids, "attention positions")
-    out: Labels = [op.tracker.tie(op.tracker.tie(a, b), c) if a is not None or b is not None or c is not None else None
-                   for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]  # fmt: skip
-    out += [None, v[-1]]
-    if mask is not None:
-        m_labels, m_shape, out_shape = op.labels(mask), op.shape(mask), op.shape()
-        for ids in m_labels[-2:]:
-            op.tracker.pin(ids, "attention positions")
-        for d in range(3, len(m_shape) + 1):
-            if m_shape[-d] != 1 and (out[-d] is not None or m_labels[-d] is not None):
-                out[-d] = op.tracker.tie(out[-d], m_labels[-d])
-            elif m_shape[-d] == 1 and out_shape[-d] != 1:
-                op.tracker.pin(m_labels[-d], "a single unit is broadcast over a dimension")
-    heads = list(zip(shapes[0][:-2], out[:-2], strict=True))
-    positions = float(shapes[0][-2] * shapes[1][-2])
-    count_multiplications(op, [*heads, (int(positions), None), (shapes[0][-1], None)])
-    count_multiplications(op, [*heads, (int(positions), None), (shapes[2][-1], v[-1])])
-    return out

@@ -1,9 +1,13 @@
-"""Ops along a dimension: reductions, softmax, cumulative sums, sorting. A dimension of units they run along is pinned."""
+"""Ops along a dimension: reductions, softmax, cumulative sums, sorting.
+
+Means, sums and variances over units are taken over the open ones; a dimension of units that others run along is pinned.
+"""
 
 from __future__ import annotations
 
+from l0prune.flow.norm_calls import STATISTICS
 from l0prune.flow.op import NoRuleError, Op, Result, register
-from l0prune.flow.tracker import Labels
+from l0prune.flow.tracker import Labels, NormUse
 
 __all__: list[str] = []
 
@@ -29,11 +33,31 @@ def reduction(op: Op) -> Result:
         reduced = set(range(n))
     else:
         reduced = {d % n for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    for d in reduced:
-        op.tracker.pin(labels[d], f"reduced by {op.name}")
+    if not (dims and op.name in _STATISTICS and _masked(op, labels, reduced)):
+        for d in reduced:
+            op.tracker.pin(labels[d], f"reduced by {op.name}")
     out: Labels = [None if d in reduced else ids for d, ids in enumerate(labels) if keep or d not in reduced]
     value = op.node.meta["val"]
     return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out
+
+
+_STATISTICS = frozenset(STATISTICS.values())
+
+
+def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
+    """Record a statistic over one dimension of units, so that it can be taken over the open ones; says whether it is one.
+
+    During a forward pass the dimension is known by its length, so no other that is reduced with it may be as long.
+    """
+    op.tracker.count_norm(op.name, None)
+    shape = op.shape(op.tensor_args()[0])
+    labelled = [d for d in reduced if labels[d] is not None]
+    if len(labelled) != 1 or sum(shape[d] == shape[labelled[0]] for d in reduced) != 1:
+        return False
+    ids = labels[labelled[0]]
+    order = op.tracker.n_other_norms[op.name] - 1
+    op.tracker.norms.append(NormUse(op.node.name, op.name, None, order, ids))  # type: ignore[arg-type]
+    return True
 
 
 def _two_operands(op: Op) -> Labels:

@@ -1,0 +1,105 @@
+"""Grouped-query attention: a key head and the query heads that share it live or die together."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from torch import nn
+
+WIDTH = 3
+
+
+def heads(x: torch.Tensor, n: int) -> torch.Tensor:
+    return x.unflatten(-1, (n, WIDTH)).transpose(1, 2)
+
+
+def grouped(n_queries: int, n_keys: int, attend, **parts) -> nn.Module:
+    """Attention of `n_queries` heads over `n_keys` key and value heads."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = heads(net.q(x), n_queries), heads(net.k(x), n_keys), heads(net.v(x), n_keys)
+        return net.out(attend(net, q, k, v).transpose(1, 2).flatten(2))
+
+    return Net(
+        forward,
+        q=nn.Linear(4, n_queries * WIDTH),
+        k=nn.Linear(4, n_keys * WIDTH),
+        v=nn.Linear(4, n_keys * WIDTH),
+        out=nn.Linear(n_queries * WIDTH, 4),
+        **parts,
+    )
+
+
+def fused(net, q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def interleaved(net, q, k, v):
+    n = q.shape[1] // k.shape[1]
+    return F.scaled_dot_product_attention(q, k.repeat_interleave(n, 1), v.repeat_interleave(n, 1))
+
+
+def expanded(net, q, k, v):
+    def repeat(x):
+        return x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(x.shape[0], -1, *x.shape[2:])
+
+    return (q @ repeat(k).transpose(-1, -2)).softmax(-1) @ repeat(v)
+
+
+def masked(net, q, k, v):
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+@pytest.mark.parametrize("attend", [fused, masked, interleaved, expanded])
+def test_a_key_head_and_its_query_heads_are_one_unit(attend):
+    flow = assert_cut_exactly(grouped(6, 3, attend), inputs(2, 5, 4), forms=["graph"], seeds=(0, 1))
+
+    assert flow.n_gates == 3
+    assert gates(flow, "k.weight", 0) == gates(flow, "v.weight", 0) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert gates(flow, "q.weight", 0) == gates(flow, "out.weight", 1) == [gate for gate in range(3) for _ in range(6)]
+
+
+@pytest.mark.parametrize("n_keys", [1, 6])
+def test_query_heads_that_all_share_one_key_head_or_none_are_units_of_their_own(n_keys):
+    flow = assert_cut_exactly(grouped(6, n_keys, fused), inputs(2, 5, 4), forms=["graph"], seeds=(0, 1))
+
+    assert flow.n_gates == 6
+    assert (
+        gates(flow, "q.weight", 0) == gates(flow, "out.weight", 1) == [gate for gate in range(6) for _ in range(WIDTH)]
+    )
+
+
+def test_a_bias_that_differs_by_head_goes_with_the_head():
+    def biased(net, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=net.bias, enable_gqa=True)
+
+    net = grouped(6, 3, biased, bias=nn.Parameter(torch.empty(6, 5, 5)))
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 4), forms=["graph"], seeds=(0, 1))
+
+    assert gates(flow, "bias", 0) == [0, 0, 1, 1, 2, 2]
+
+
+def test_copies_of_a_unit_go_with_it():
+    net = Net(
+        lambda net, x: net.head(net.up(x).repeat(1, 3)) + net.tail(net.up(x).repeat_interleave(3, -1)),
+        up=nn.Linear(3, 4),
+        head=nn.Linear(12, 2),
+        tail=nn.Linear(12, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3))
+
+    assert gates(flow, "head.weight", 1) == [0, 1, 2, 3] * 3
+    assert gates(flow, "tail.weight", 1) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_unit_repeated_as_data_say_is_pinned():
+    net = Net(
+        lambda net, x: net.head(net.up(x).repeat_interleave(torch.tensor([1, 2, 1]), -1, output_size=4)),
+        up=nn.Linear(3, 3),
+        head=nn.Linear(4, 2),
+    )
+
+    assert traced(net, inputs(2, 3)).n_gates == 0
