@@ -96,6 +96,7 @@ class GatedModel(nn.Module):
         self.register_buffer("_index", torch.where(flat < 0, flow.n_gates, flat), persistent=False)
         self._lengths = [len(index) for index in indices]
         self._n_consumed = sum(self._lengths[: len(flow.consumers)])
+        self._places = _places(model, {consumer.parameter for consumer in flow.consumers})
 
     @property
     def n_gates(self) -> int:
@@ -121,11 +122,12 @@ class GatedModel(nn.Module):
         z = self.gates()
         extended = torch.cat([z, z.new_ones(1)])[self._index]
         weights = self._gated_weights(extended[: self._n_consumed])
+        placed = {place: weight for name, weight in weights.items() for place in self._places[name]}
         if not self.flow.norms:
-            return functional_call(self.model, weights, args, kwargs)
+            return functional_call(self.model, placed, args, kwargs, tie_weights=False)
         masks = extended[self._n_consumed :].detach().ne(0).split(self._lengths[len(self.flow.consumers) :])
         with self._masked_norms(masks):
-            return functional_call(self.model, weights, args, kwargs)
+            return functional_call(self.model, placed, args, kwargs, tie_weights=False)
 
     def _masked_norms(self, masks: Sequence[Tensor]) -> MaskedNorms:
         called = self.flow.captured.norms
@@ -275,6 +277,22 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
             f"{name!r} is a {type(value).__name__} in this model, a tensor in the traced one; trace it again"
         )
     return value
+
+
+def _places(model: nn.Module, names: set[str]) -> dict[str, tuple[str, ...]]:
+    """Where each of the named tensors is held: one name for every module that holds it.
+
+    `functional_call` with tied weights replaces a tensor under all its names; of a module that has two names itself it
+    would put back the replacement.
+    """
+    places: dict[str, list[str]] = {name: [] for name in names}
+    known = {id(_tensor(model, name)): name for name in names}
+    for path, module in model.named_modules():
+        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            name = known.get(id(tensor))
+            if name is not None:
+                places[name].append(f"{path}.{leaf}" if path else leaf)
+    return {name: tuple(found) for name, found in places.items()}
 
 
 def _check_same_model(model: nn.Module, flow: ChannelFlow) -> None:
