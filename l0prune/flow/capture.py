@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
+from l0prune.flow.op import varies
 from l0prune.model_call import ExampleInputs, evaluation_mode, split_inputs
 
 __all__ = ["Captured", "capture"]
@@ -148,7 +149,7 @@ def _is_dynamic(program: ExportedProgram) -> bool:
     inputs = set(program.graph_signature.user_inputs)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     batched = [value for value in values if isinstance(value, Tensor) and value.dim() > 0]
-    return bool(batched) and all(not isinstance(value.shape[0], int) for value in batched)
+    return bool(batched) and all(varies(value.shape[0]) for value in batched)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from l0prune.flow.tracker import Labels, Tracker
 
-__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "concrete", "node_shape", "op_name", "register", "rule_for"]
+__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "concrete", "node_shape", "op_name", "register", "rule_for",
+           "varies"]  # fmt: skip
 
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = Callable[["Op"], Result]
@@ -74,6 +75,11 @@ def concrete(size: int | torch.SymInt) -> int:
         return size
     hint = size.node.hint
     return int(hint) if hint is not None else -1
+
+
+def varies(size: int | torch.SymInt) -> bool:
+    """Whether a size may be another one than in the example; a symbol that the model fixes to one number may not."""
+    return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 def node_shape(node: Any) -> tuple[int, ...]:

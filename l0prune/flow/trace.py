@@ -14,6 +14,7 @@ from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_grou
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
+from l0prune.flow.op import varies
 from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units, solve
@@ -179,7 +180,7 @@ def _batched_nodes(captured: Captured) -> frozenset[str]:
             n.name for n in input_dependent(graph, frozenset(captured.program.graph_signature.user_inputs))
         )
     shapes = {node.name: getattr(node.meta.get("val"), "shape", ()) for node in graph.nodes}
-    return frozenset(name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape))
+    return frozenset(name for name, shape in shapes.items() if any(varies(size) for size in shape))
 
 
 def _params_terms(
