@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from flow_case import EXACT, Net, difference, gated_at, inputs, random_gates, traced
 from torch import nn
 
+import l0prune
 from l0prune.surgery.shrink import shrink, surgery_of
 
 
@@ -73,6 +74,29 @@ def test_only_buffers_that_were_saved_before_are_saved():
     assert compact.state_dict().keys() == net.state_dict().keys()
     assert copy.deepcopy(compact).state_dict().keys() == net.state_dict().keys()
     assert dict(compact.named_buffers()).keys() == {"kept", "made"}
+
+
+class Shifted(nn.Module):
+    """A table written in the code, along the units."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(x) + torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=x.dtype))
+
+
+def test_a_constant_of_the_code_is_cut_and_no_part_of_the_state_dict(tmp_path):
+    net, x = Shifted(), inputs(2, 6)
+    compact = in_graph(net, x)
+
+    assert [len(b) for b in compact.buffers()] == [len(compact.get_parameter("up.bias"))]
+    assert len(compact.get_parameter("up.bias")) < 4
+    loaded = l0prune.load(l0prune.save(compact, tmp_path / "compact"))
+    for model in (compact, copy.deepcopy(compact), loaded):
+        assert model.state_dict().keys() == net.state_dict().keys()
+        assert difference(model(x), compact(x)) == 0
 
 
 def test_a_copy_is_independent_and_complete():

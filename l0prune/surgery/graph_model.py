@@ -22,8 +22,8 @@ class GraphModel(GraphModule):
     """A GraphModule whose `train()` and `eval()` work: `training` arguments of the ops follow the mode.
 
     Batch statistics are only switched on where the norm has running statistics to fall back on in evaluation mode; ops
-    that were captured in training mode stay in it. Buffers that are not persistent in `root` stay so, and copies keep
-    the attributes of the original.
+    that were captured in training mode stay in it. Buffers that are not persistent in `root` stay so, constants of the
+    code are no part of the state dict, and copies keep the attributes of the original.
 
     Args:
         root: Module with the tensors the graph refers to.
@@ -61,12 +61,13 @@ class GraphModel(GraphModule):
 
 
 def _keep_transient(source: nn.Module, target: nn.Module) -> None:
-    """Buffers of `target` that are not persistent in `source` are not persistent there either."""
+    """Buffers of `target` that are not persistent in `source`, or no buffers there, are not persistent either."""
     modules = dict(target.named_modules())
     for path, module in source.named_modules():
         if path in modules:
             own = modules[path]
-            own._non_persistent_buffers_set |= module._non_persistent_buffers_set & own._buffers.keys()
+            saved = module._buffers.keys() - module._non_persistent_buffers_set
+            own._non_persistent_buffers_set |= own._buffers.keys() - saved
 
 
 def _training_argument(node: Node) -> str | None:
