@@ -71,6 +71,37 @@ def test_layers_know_their_new_sizes():
     assert "in_features=" + str(linear.in_features) in repr(compact)
 
 
+def test_norms_without_weights_know_their_new_sizes():
+    net = nn.Sequential(
+        nn.Conv1d(3, 8, 1),
+        nn.GroupNorm(1, 8, affine=False),
+        nn.Conv1d(8, 8, 1),
+        nn.GroupNorm(4, 8, affine=False),
+        nn.Conv1d(8, 6, 1),
+        nn.InstanceNorm1d(6),
+        nn.Conv1d(6, 5, 1),
+        nn.BatchNorm1d(5, affine=False),
+        nn.Conv1d(5, 8, 1),
+        nn.Flatten(),
+        nn.Linear(8 * 4, 10),
+        nn.LayerNorm(10, elementwise_affine=False),
+        nn.Linear(10, 9),
+        nn.RMSNorm(9, elementwise_affine=False),
+        nn.Linear(9, 2),
+    )
+    x = inputs(2, 3, 4)
+    gated = half_open(net, x)
+
+    compact = shrink(gated, form="in-place")
+
+    assert difference(compact(x), gated(x)) < EXACT
+    widths = [len(compact[i].weight) for i in (0, 2, 4, 6, 10, 12)]
+    assert [compact[1].num_channels, compact[3].num_channels, compact[5].num_features, compact[7].num_features,
+            *compact[11].normalized_shape, *compact[13].normalized_shape] == widths  # fmt: skip
+    assert compact[3].num_groups == widths[1] // 2
+    assert all(width < dense for width, dense in zip(widths, (8, 8, 6, 5, 10, 9), strict=True))
+
+
 def test_numbers_of_heads_are_attributes_that_change():
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -22,6 +22,7 @@ _SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "sp
                    *_PADS}  # fmt: skip
 _SKIPPED = {"training", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels",
             "normalized_shape", "groups", "embedding_dim"}  # fmt: skip
+_NORM_DIMENSION = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_norm": 1}
 
 
 def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_]) -> tuple[AttributeChange, ...]:
@@ -29,8 +30,8 @@ def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bo
 
     A module that reshapes to (batch, positions, heads, head width) with `heads` gated holds the number of heads in some
     integer attribute; every integer of that module with the old value is changed to the new one. Where one old value has
-    several new ones (padding before and after), integers are matched to them in order if there are as many. The result is a
-    guess: the caller verifies what it computes.
+    several new ones (padding before and after), integers are matched to them in order if there are as many. Norms hold
+    their width and number of groups under names of their own. The result is a guess: the caller verifies what it computes.
     """
     wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
     kept = np.append(keep, True)
@@ -50,7 +51,32 @@ def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bo
         matched = news[:1] * len(names) if len(set(news)) == 1 else news
         if len(matched) == len(names):
             changes += [AttributeChange(path, n, old, new) for n, new in zip(names, matched, strict=True) if new != old]
-    return tuple(changes)
+    return (*changes, *_norm_changes(flow, model, kept))
+
+
+def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> list[AttributeChange]:
+    """Widths and groups of norms, also of those without a weight."""
+    changes: dict[tuple[str, str], AttributeChange] = {}
+    for node in flow.captured.program.graph.nodes:
+        name = op_name(node.target) if node.op == "call_function" else ""
+        if name not in _NORM_DIMENSION:
+            continue
+        labels = flow.nodes.get(node.name, [])
+        gates = labels[_NORM_DIMENSION[name]] if labels else None
+        if gates is None:
+            continue
+        old, new = len(gates), int(kept[gates].sum())
+        found: dict[str, tuple[Any, Any]] = {"normalized_shape": ((old,), (new,)), "num_channels": (old, new)}
+        found["num_features"] = (old, new)
+        if name == "group_norm":
+            groups: Any = node.args[1]
+            found["num_groups"] = (groups, new * groups // old if groups > 1 else groups)
+        path = _owner(node)
+        held = vars(model.get_submodule(path))
+        for attribute, (before, after) in found.items():
+            if before != after and held.get(attribute) == before:
+                changes[path, attribute] = AttributeChange(path, attribute, before, after)
+    return list(changes.values())
 
 
 def _owner(node: Node) -> str:
@@ -63,7 +89,13 @@ def _sizes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[t
     """(dense size, compact size) of every output dimension that the cut changes."""
     result: list[Any] = flow.nodes.get(node.name, [])
     parts = result if result and isinstance(result[0], (list, tuple)) else [result]
-    sizes = [(len(gates), int(kept[gates].sum())) for part in parts for gates in part if gates is not None]
+    values = node.meta["val"] if parts is result else [node.meta["val"]]
+    sizes = [
+        (len(gates), int(kept[gates].sum()))
+        for part, value in zip(parts, values, strict=True)
+        for gates, size in zip(part, value.shape, strict=False)
+        if gates is not None and isinstance(size, int)  # not one that grows with the batch: no attribute holds that
+    ]
     return [(old, new) for old, new in sizes if old != new]
 
 
