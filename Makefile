@@ -4,13 +4,14 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+COVERAGE_ARGS ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_MODELS := $(VENV)/.installed-models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint types unit test-slow coverage-models bench-alignment bench-step clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models bench-alignment bench-step clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,6 +57,9 @@ test-slow: $(INSTALLED) ## the tests that take longer than a few seconds each
 
 coverage-models: $(INSTALLED_MODELS) ## cut real architectures from timm, torchvision and transformers
 	$(PYTEST) -n 2 -m models
+
+coverage: $(INSTALLED_MODELS) ## cut every timm family, torchvision and transformers, with ONNX; docs/coverage.md (hours, goes on where it stopped)
+	$(BIN)/python benchmarks/coverage.py $(COVERAGE_ARGS)
 
 bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against the rounding of its widths
 	$(BIN)/python benchmarks/alignment.py
