@@ -104,7 +104,7 @@ def test_a_class_token_is_expanded_over_the_batch():
     assert gates(flow, "token", 2) == gates(flow, "head.weight", 1)
 
 
-def test_a_single_unit_repeated_over_a_dimension_pins_both():
+def test_a_single_unit_repeated_over_a_dimension_is_pinned_and_its_copies_go_with_what_they_meet():
     net = Net(
         lambda net, x: net.head(net.up(x)[:, :1].expand(-1, 4) * net.other(x)),
         up=nn.Linear(3, 5),
@@ -112,9 +112,10 @@ def test_a_single_unit_repeated_over_a_dimension_pins_both():
         head=nn.Linear(4, 2),
     )
 
-    flow = traced(net, inputs(2, 3))
+    flow = assert_cut_exactly(net, inputs(2, 3), forms=["graph"])
 
-    assert flow.n_gates == 0
+    assert flow.n_gates == 4
+    assert gates(flow, "other.weight", 0) == gates(flow, "head.weight", 1) == [0, 1, 2, 3]
     assert flow.pinned["a single unit is broadcast over a dimension"] == 1
 
 

@@ -83,6 +83,7 @@ class Tracker:
     n_other_norms: dict[str, int] = field(default_factory=dict)
     multiplications: list[Multiplication] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
+    unreported: list[IdArray] = field(default_factory=list)
 
     def count_norm(self, kind: str, weight: str | None) -> None:
         """A normalisation is called, with the named weight, or as one more of its kind without one."""
@@ -95,6 +96,12 @@ class Tracker:
         """`n` new ids, shape `(n,)`."""
         ids = np.arange(self.n_ids, self.n_ids + n, dtype=np.int64)
         self.n_ids += n
+        return ids
+
+    def copies(self, n: int) -> IdArray:
+        """`n` new ids for copies of one index: nobody would expect a gate there, but they may go with what they meet."""
+        ids = self.fresh(n)
+        self.unreported.append(ids)
         return ids
 
     def fresh_labels(self, shape: tuple[int, ...]) -> Labels:

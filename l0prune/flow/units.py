@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from l0prune.flow.follow import Followed
-from l0prune.flow.tracker import NO_UNIT, IdArray, Labels
+from l0prune.flow.tracker import NO_UNIT, IdArray, Labels, Tracker
 
 __all__ = ["Units", "solve"]
 
@@ -59,12 +59,14 @@ def solve(followed: Followed) -> Units:
     pinned = np.zeros(n_units, dtype=bool)
     reasons: Counter[str] = Counter()
     why = np.full(n_units, -1, dtype=np.int64)
+    reported = np.zeros(n_units, dtype=bool)
+    reported[unit[_reported_ids(tracker)]] = True
     known: dict[str, int] = {}
     for ids, reason, op in tracker.pins:
         new = np.unique(unit[ids])
         new = new[~pinned[new]]
         pinned[new] = True
-        reasons[reason] += len(new)
+        reasons[reason] += int(reported[new].sum())
         why[new] = known.setdefault(f"{reason} ({op})" if op else reason, len(known))
     consumed = np.zeros(n_units, dtype=bool)
     for consumption in tracker.consumptions:
@@ -72,7 +74,7 @@ def solve(followed: Followed) -> Units:
     for reason in (UNCONSUMED, SOLE):
         new = np.flatnonzero(~consumed & ~pinned) if reason == UNCONSUMED else _sole_units(followed, unit, pinned)
         pinned[new] = True
-        reasons[reason] += len(new)
+        reasons[reason] += int(reported[new].sum())
         why[new] = known.setdefault(reason, len(known))
     exhausted = tuple(split.key for split in tracker.splits if pinned[unit[split.ids]].all())
     gate_of_unit = np.where(pinned, -1, np.cumsum(~pinned) - 1)
@@ -84,6 +86,13 @@ def solve(followed: Followed) -> Units:
         reasons=tuple(known),
         reason_of_id=why[unit],
     )
+
+
+def _reported_ids(tracker: Tracker) -> IdArray:
+    ids = np.ones(tracker.n_ids, dtype=bool)
+    for copies in tracker.unreported:
+        ids[copies] = False
+    return np.flatnonzero(ids)
 
 
 def _sole_units(followed: Followed, unit: IdArray, pinned: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:

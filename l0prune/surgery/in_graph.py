@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,7 @@ class _Rewriter:
 
     def __post_init__(self) -> None:
         self._kept = np.append(self.keep, True)
+        self._scaled: dict[tuple[Node, Fraction], Node] = {}
 
     def mask(self, gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which indices of a dimension stay."""
@@ -99,8 +102,24 @@ class _Rewriter:
             handler(self, node)
 
     def sizes(self, sizes: Any, gates: list[DimensionGates]) -> list[Any]:
-        """A literal shape with the counts of what stays in its gated dimensions."""
-        return [size if g is None else self.count(g) for size, g in zip(sizes, gates, strict=True)]
+        """A shape with the counts of what stays in its gated dimensions; an inferred size stays inferred."""
+        return [size if g is None else self.size(size, g) for size, g in zip(sizes, gates, strict=True)]
+
+    def size(self, size: Any, gates: npt.NDArray[np.int64]) -> Any:
+        """The new size of a gated dimension. One that grows with an input, such as heads times batch, keeps its proportion."""
+        if not isinstance(size, Node):
+            return size if size == -1 else self.count(gates)
+        if any(self.gates(source)[dim] is not None for source, dim in _measured(size) if self.gates(source)):
+            return size  # computed from a dimension that is cut already
+        share = Fraction(self.count(gates), len(gates))
+        if (size, share) not in self._scaled:
+            with self.graph.graph.inserting_after(size):
+                product = self.graph.graph.call_function(operator.mul, (size, share.numerator))
+            with self.graph.graph.inserting_after(product):
+                self._scaled[size, share] = self.graph.graph.call_function(
+                    operator.floordiv, (product, share.denominator)
+                )
+        return self._scaled[size, share]
 
     def argument(self, node: Node, name: str) -> Any:
         """An argument by its schema name, or the schema's default."""
@@ -125,6 +144,15 @@ class _Rewriter:
     def replace(self, node: Node, target: Callable[..., Any], *args: Any) -> None:
         """Turn a node into another call."""
         node.target, node.args, node.kwargs = target, args, {}
+
+
+def _measured(size: Node) -> Iterator[tuple[Node, int]]:
+    """The tensor dimensions that a symbolic size is computed from."""
+    if size.target is aten.sym_size.int:
+        yield size.args[0], size.args[1]  # type: ignore[misc]
+        return
+    for source in size.all_input_nodes:
+        yield from _measured(source)
 
 
 def _reshape(r: _Rewriter, node: Node) -> None:

@@ -48,6 +48,23 @@ def index_select(op: Op) -> Labels:
     return labels
 
 
+@register("gather")
+def gather(op: Op) -> Labels:
+    """Along one dimension indices are chosen by data; the others go side by side with those of the chooser."""
+    x, index = op.arg("self"), op.arg("index")
+    labels, chosen, shape, out_shape = op.labels(x), op.labels(index), op.shape(x), op.shape()
+    dim = op.arg("dim") % max(len(labels), 1)
+    out: Labels = []
+    for d, (ids, others) in enumerate(zip(labels, chosen, strict=True)):
+        if d == dim or shape[d] != out_shape[d]:
+            op.tracker.pin(ids, LOOKED_UP)
+            op.tracker.pin(others, LOOKED_UP)
+            out.append(None)
+        else:
+            out.append(None if ids is None and others is None else op.tracker.tie(ids, others))
+    return out
+
+
 @register("select")
 def select(op: Op) -> Labels:
     """One index of a dimension by its number."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from l0prune.flow.op import NoRuleError, Op, register
@@ -96,18 +98,26 @@ def squeeze(op: Op) -> Labels:
 
 @register("expand", "expand_as", "broadcast_to")
 def expand(op: Op) -> Labels:
-    """Dimensions of size one repeated."""
+    """Dimensions of size one repeated; as many copies of an index are made as what they meet asks for."""
     x = op.arg("self")
     labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
+    symbolic = op.node.meta["val"].shape
     new = len(out_shape) - len(shape)
-    out: Labels = [None] * new
-    for d, ids in enumerate(labels):
-        if shape[d] != out_shape[d + new]:
-            op.tracker.pin(ids, "a single unit is broadcast over a dimension")
-            out.append(None)
-        else:
-            out.append(ids)
+    out: Labels = []
+    for d, size in enumerate(out_shape):
+        before = shape[d - new] if d >= new else 1
+        if before == size:
+            out.append(labels[d - new] if d >= new else None)
+            continue
+        if d >= new:
+            op.tracker.pin(labels[d - new], "a single unit is broadcast over a dimension")
+        out.append(op.tracker.copies(size) if op.name != "expand_as" and not _input_size(symbolic[d]) else None)
     return out
+
+
+def _input_size(size: Any) -> bool:
+    """Whether a size is one of an input of the model, such as the batch."""
+    return not isinstance(size, int) and size.node.expr.is_symbol
 
 
 @register("repeat", "tile")
