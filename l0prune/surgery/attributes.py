@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.op import op_name
 from l0prune.surgery.plan import AttributeChange
 
-__all__ = ["find_attributes"]
+__all__ = ["GUESSES", "find_attributes"]
+
+GUESSES = ("in order", "backwards", "with config")
+"""Ways to match integers to sizes, in the order they are to be tried."""
 
 _PADS = {"pad", "constant_pad_nd"}
 _SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "split_with_sizes", "slice", "narrow",
@@ -25,13 +29,16 @@ _SKIPPED = {"training", "in_channels", "out_channels", "in_features", "out_featu
 _NORM_DIMENSION = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_norm": 1}
 
 
-def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_]) -> tuple[AttributeChange, ...]:
+def find_attributes(
+    flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_], *, guess: str = GUESSES[0]
+) -> tuple[AttributeChange, ...]:
     """Attributes whose value equals a size in the module's own calls that the cut changes.
 
     A module that reshapes to (batch, positions, heads, head width) with `heads` gated holds the number of heads in some
     integer attribute; every integer of that module with the old value is changed to the new one. Where one old value has
-    several new ones (padding before and after), integers are matched to them in order if there are as many. Norms hold
-    their width and number of groups under names of their own. The result is a guess: the caller verifies what it computes.
+    several new ones (padding before and after), integers are matched to them in order if there are as many; or backwards, as
+    layers name their output before their input. A module may also read the integers of its `config`. Norms hold their width
+    and number of groups under names of their own. The result is a guess: the caller verifies what it computes.
     """
     wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
     kept = np.append(keep, True)
@@ -45,13 +52,23 @@ def find_attributes(flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bo
     for (path, old), news in wanted.items():
         names = [
             name
-            for name, value in vars(model.get_submodule(path)).items()
+            for name, value in _integers(model.get_submodule(path), config=guess == "with config")
             if type(value) is int and value == old and name not in _SKIPPED and not name.startswith("_")
         ]
         matched = news[:1] * len(names) if len(set(news)) == 1 else news
+        if guess == "backwards":
+            matched = matched[::-1]
         if len(matched) == len(names):
             changes += [AttributeChange(path, n, old, new) for n, new in zip(names, matched, strict=True) if new != old]
     return (*changes, *_norm_changes(flow, model, kept))
+
+
+def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
+    """Attributes of a module, and on request those of the `config` it holds, as `config.name`."""
+    held = vars(module)
+    yield from held.items()
+    if config and hasattr(held.get("config"), "__dict__"):
+        yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
 
 
 def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> list[AttributeChange]:

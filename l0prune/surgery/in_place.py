@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -80,9 +81,17 @@ def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
 
 
 def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
-    """Set the integers of modules that the cut changes."""
+    """Set the integers of modules that the cut changes; a `config` that several modules share becomes the module's own."""
+    own: set[str] = set()
     for change in changes:
-        setattr(model.get_submodule(change.module), change.attribute, change.compact)
+        holder: Any = model.get_submodule(change.module)
+        inner, _, attribute = change.attribute.rpartition(".")
+        if inner:
+            if change.module not in own:
+                setattr(holder, inner, copy.copy(getattr(holder, inner)))
+                own.add(change.module)
+            holder = getattr(holder, inner)
+        setattr(holder, attribute, change.compact)
 
 
 def _touched(name: str, plan: SurgeryPlan) -> bool:

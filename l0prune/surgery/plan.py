@@ -91,7 +91,10 @@ class TensorCut:
 
 @dataclass(frozen=True)
 class AttributeChange:
-    """An integer (or tuple of integers) of a module that the cut changes, e.g. the number of heads."""
+    """An integer (or tuple of integers) of a module that the cut changes, e.g. the number of heads.
+
+    `attribute` is a name, or `config.name` for an integer of the configuration that the module holds.
+    """
 
     module: str
     attribute: str

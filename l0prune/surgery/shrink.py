@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
 from l0prune.model_call import ExampleInputs, split_inputs
-from l0prune.surgery.attributes import find_attributes
+from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
 from l0prune.surgery.in_graph import cut_in_graph
 from l0prune.surgery.in_place import cut_in_place
@@ -109,7 +110,7 @@ def shrink(
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
     in_graph_only = form == "graph" or _has_empty_dimension(plan)
-    candidates: list[Any] = [] if in_graph_only else [_in_place]
+    candidates: list[Any] = [] if in_graph_only else [partial(_in_place, guess=guess) for guess in GUESSES]
     candidates += [] if form == "in-place" else [_in_graph]
     tolerance = _tolerance(gated)
     compact: nn.Module | None = None
@@ -208,10 +209,13 @@ def _has_empty_dimension(plan: SurgeryPlan) -> bool:
 
 
 def _in_place(
-    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]
+    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], *, guess: str
 ) -> tuple[nn.Module, SurgeryPlan] | None:
+    """Cut with the integers of this guess; None if the first guess has found the same, or the class cannot be cut."""
     try:
-        attributes = find_attributes(gated.flow, gated.model, keep)
+        attributes = find_attributes(gated.flow, gated.model, keep, guess=guess)
+        if guess != GUESSES[0] and attributes == find_attributes(gated.flow, gated.model, keep):
+            return None
         plan = replace(plan, attributes=attributes, form="in-place")
         return cut_in_place(gated.model, plan), plan
     except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes

@@ -1,0 +1,85 @@
+"""Integers of modules that are changed with the cut, where more than one fits."""
+
+import copy
+from types import SimpleNamespace
+
+import torch
+from flow_case import EXACT, difference, gated_at, inputs, random_gates, traced
+from torch import nn
+
+import l0prune
+from l0prune.surgery.shrink import shrink, surgery_of
+
+WIDTH = 6
+
+
+class Layer(nn.Module):
+    """A linear layer as GPT-2 has it: it names its output before its input, and uses the output's width only."""
+
+    def __init__(self, n_out: int, n_in: int):
+        super().__init__()
+        self.n_out = n_out
+        self.n_in = n_in
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x):
+        y = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return y.view(*x.shape[:-1], self.n_out)
+
+
+class Attention(nn.Module):
+    """Heads whose number stands in a configuration that all layers share."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(WIDTH, 3 * config.heads * config.head_width)
+        self.out = nn.Linear(config.heads * config.head_width, WIDTH)
+
+    def forward(self, x):
+        width = self.config.heads * self.config.head_width
+        q, k, v = (
+            part.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
+            for part in (self.qkv(x)[..., :width], self.qkv(x)[..., width : 2 * width], self.qkv(x)[..., 2 * width :])
+        )
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_of_two_integers_that_are_equal_each_gets_its_own_width():
+    net = nn.Sequential(nn.Linear(4, 8), Layer(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = inputs(2, 5, 4)
+    flow = traced(net, x)
+    values = torch.ones(flow.n_gates)
+    values[[0, 1, 2, 8]] = 0
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated, form="in-place")
+
+    assert (compact[1].n_in, compact[1].n_out) == (5, 7)
+    assert difference(compact(x), gated(x)) < EXACT
+
+
+def attending() -> nn.Module:
+    config = SimpleNamespace(heads=4, head_width=3)
+    return nn.Sequential(Attention(config), Attention(config), nn.Linear(WIDTH, 2))
+
+
+def test_a_configuration_that_layers_share_becomes_each_layers_own(tmp_path):
+    net, x = attending(), inputs(2, 5, WIDTH)
+    flow = traced(net, x)
+    values = random_gates(flow)
+    values[:] = 1
+    values[[0, 4, 5]] = 0  # one head of the first layer, two of the second
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated, form="in-place")
+    l0prune.save(compact, tmp_path / "compact")
+    loaded = l0prune.load(tmp_path / "compact", base=copy.deepcopy(net))
+
+    assert [layer.config.heads for layer in compact[:2]] == [3, 2]
+    assert [layer.config.heads for layer in net[:2]] == [4, 4]
+    assert {c.attribute for c in surgery_of(compact).plan.attributes} == {"config.heads"}
+    assert difference(compact(x), gated(x)) < EXACT
+    assert difference(loaded(x), gated(x)) < EXACT
