@@ -66,6 +66,23 @@ def fused(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n, 8))
 
 
+def test_queries_wait_until_fused_keys_and_values_are_split_along_heads():
+    def apart(net: Net, x: torch.Tensor) -> torch.Tensor:
+        batch, n, _ = x.shape
+        k, v = net.kv(x).reshape(batch, n, 2, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        q = net.q(x).reshape(batch, n, 2, 4).transpose(1, 2)
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        return net.out((scores @ v).transpose(1, 2).reshape(batch, n, 8))
+
+    net = Net(apart, q=nn.Linear(5, 8), kv=nn.Linear(5, 16), out=nn.Linear(8, 3))
+
+    flow = assert_cut_exactly(net, inputs(2, 3, 5))
+
+    assert gates(flow, "out.weight", 1) == [0] * 4 + [1] * 4
+    assert gates(flow, "q.weight", 0) == [0] * 4 + [1] * 4
+    assert gates(flow, "kv.weight", 0) == ([0] * 4 + [1] * 4) * 2
+
+
 def test_heads_are_found_in_fused_queries_keys_and_values():
     net = Net(fused, qkv=nn.Linear(5, 24), out=nn.Linear(8, 3))
 

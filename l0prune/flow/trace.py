@@ -16,14 +16,14 @@ from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
 from l0prune.flow.op import varies
 from l0prune.flow.removable import input_dependent, removable_dimensions
-from l0prune.flow.tracker import IdArray
+from l0prune.flow.tracker import INERT, IdArray, Split
 from l0prune.flow.units import Units, solve
 from l0prune.flow.unreached import unreached_parameters
 from l0prune.model_call import ExampleInputs
 
 __all__ = ["aliases_of", "trace", "trace_program"]
 
-MAX_PASSES = 8
+MAX_PASSES = 12
 """Times the graph is walked again with other axes for views that pinned everything."""
 
 
@@ -67,9 +67,20 @@ def trace_program(
         ]
         if not stuck:
             break
-        for split in stuck:
+        for split in _causes(stuck, units):
             choices[split.key] = choices.get(split.key, 0) + 1
     return _assemble(captured, followed, units, aliases)
+
+
+def _causes(stuck: list[Split], units: Units) -> list[Split]:
+    """Views whose axis is wrong by itself; only if there are none, those that met a tensor without units where they went.
+
+    That tensor may have lost its units by the choice of another view: keys that are split along the wrong axis leave the
+    heads of the queries without a partner.
+    """
+    inert = np.array([reason.startswith(INERT) for reason in units.reasons], dtype=bool)
+    causes = [split for split in stuck if not inert[units.reason_of_id[split.ids]].all()]
+    return causes or stuck
 
 
 def _pin_uncalled_norms(followed: Followed, called: NormCalls) -> None:
