@@ -177,3 +177,41 @@ def test_a_picture_that_is_a_parameter_loses_channels_and_nothing_else():
     assert gates(flow, "picture", 1) == gates(flow, "conv.weight", 1)
     assert all(gates(flow, "picture", dim) is None for dim in (0, 2, 3))
     assert flow.pinned["convolved along it"] == 4 + 6
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_units_along_space_pass_a_kernel_of_one_position(groups):
+    net = Net(
+        lambda net, x: net.head(net.mix(torch.stack([net.a(x), net.b(x), net.c(x)], 1)).relu()),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(4, 6),
+        c=nn.Linear(4, 6),
+        mix=nn.Conv1d(3, 3, 1, groups=groups),
+        head=nn.Linear(6, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 4))
+
+    assert gates(flow, "a.weight", 0) == gates(flow, "c.weight", 0) == gates(flow, "head.weight", 1) == list(range(6))
+    mixing = next(term for term in flow.macs_terms if term.name == "mix")
+    assert [len(side.gates) for side in mixing.sides] == [6]
+    assert mixing.coefficient == 3 * 3 / groups
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 1, "stride": 2}, {"kernel_size": 1, "padding": 1}]
+)
+def test_units_along_space_are_pinned_where_the_kernel_moves_them(options):
+    mix = nn.Conv1d(2, 1, **options)
+    net = Net(
+        lambda net, x: net.head(net.mix(torch.stack([net.a(x), net.b(x)], 1)).flatten(1)),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(4, 6),
+        mix=mix,
+        head=nn.Linear(mix(torch.zeros(1, 2, 6)).shape[-1], 2),
+    )
+
+    flow = traced(net, inputs(2, 4))
+
+    assert flow.n_gates == 0
+    assert flow.pinned["convolved along it"] == 6

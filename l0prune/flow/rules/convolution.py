@@ -38,15 +38,13 @@ def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
     x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
     x_labels, w_labels = op.labels(x), op.labels(weight)
     x_shape, w_shape, out_shape = op.shape(x), op.shape(weight), op.shape()
-    n_space = len(w_shape) - 2
     if len(x_shape) != len(w_shape):
         raise NoRuleError  # an input without a batch dimension
     for ids in w_labels[2:]:
         op.tracker.pin(ids, NO_UNIT)
-    for ids in x_labels[2:]:
-        op.tracker.pin(ids, "convolved along it")
-    positions = math.prod((x_shape if transposed else out_shape)[2:]) * math.prod(w_shape[2:])
-    outer = [(out_shape[0], x_labels[0]), (positions, None)]
+    space = _space(op, x_labels[2:], x_shape[2:], w_shape[2:])
+    positions = zip((x_shape if transposed else out_shape)[2:], space, strict=True)
+    outer = [(out_shape[0], x_labels[0]), *positions, (math.prod(w_shape[2:]), None)]
     if groups == 1:
         in_dim, out_dim = (0, 1) if transposed else (1, 0)
         contract(op, x_labels[1], weight, in_dim)
@@ -57,7 +55,25 @@ def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
         count_multiplications(op, [*outer, (x_shape[1] // groups, None), (out_shape[1], out_ids)])
     if bias is not None:
         op.tracker.tie(op.labels(bias)[0], out_ids)
-    return [x_labels[0], out_ids, *([None] * n_space)]
+    return [x_labels[0], out_ids, *space]
+
+
+def _space(op: Op, labels: Labels, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> Labels:
+    """Units along dimensions of space pass where the kernel has one position, taken at every step; elsewhere they are pinned."""
+    out: Labels = []
+    for k, ids in enumerate(labels):
+        alone = kernel[k] == 1 and _at(op.arg("stride"), k) == 1 and _at(op.arg("padding"), k) == 0
+        if alone and op.shape()[2 + k] == sizes[k]:
+            out.append(ids)
+        else:
+            op.tracker.pin(ids, "convolved along it")
+            out.append(None)
+    return out
+
+
+def _at(option: Any, dim: int) -> Any:
+    """A stride or padding along one dimension of space: given for each, or one for all."""
+    return option[dim if len(option) > 1 else 0] if isinstance(option, (list, tuple)) else option
 
 
 def _grouped(op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transposed: bool) -> IdArray | None:
