@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError
 from l0prune.flow.capture import Captured, capture
@@ -190,8 +191,12 @@ def _batched_nodes(captured: Captured) -> frozenset[str]:
         return frozenset(
             n.name for n in input_dependent(graph, frozenset(captured.program.graph_signature.user_inputs))
         )
-    shapes = {node.name: getattr(node.meta.get("val"), "shape", ()) for node in graph.nodes}
-    return frozenset(name for name, shape in shapes.items() if any(varies(size) for size in shape))
+    return frozenset(
+        node.name
+        for node in graph.nodes
+        for value in pytree.tree_leaves(node.meta.get("val"))
+        if any(varies(size) for size in getattr(value, "shape", ()))
+    )
 
 
 def _params_terms(

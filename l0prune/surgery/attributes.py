@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Node
 
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.op import op_name
+from l0prune.flow.op import op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
 __all__ = ["GUESSES", "find_attributes"]
@@ -60,15 +60,27 @@ def find_attributes(
             matched = matched[::-1]
         if len(matched) == len(names):
             changes += [AttributeChange(path, n, old, new) for n, new in zip(names, matched, strict=True) if new != old]
-    return (*changes, *_norm_changes(flow, model, kept))
+    return (*changes, *_norm_changes(flow, model, kept), *_recurrent_changes(flow, model, kept))
 
 
 def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
     """Attributes of a module, and on request those of the `config` it holds, as `config.name`."""
     held = vars(module)
-    yield from held.items()
+    yield from () if isinstance(module, nn.RNNBase) else held.items()
     if config and hasattr(held.get("config"), "__dict__"):
         yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
+
+
+def _recurrent_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> Iterator[AttributeChange]:
+    """Widths of recurrent layers."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            name = f"{path}.weight_hh_l0" if path else "weight_hh_l0"
+            into = f"{path}.weight_ih_l0" if path else "weight_ih_l0"
+            for tensor, attribute in ((name, "hidden_size"), (into, "input_size")):
+                gates = flow.tensors.get(flow.aliases.get(tensor, tensor), (None, None))[1]
+                if gates is not None and not kept[gates].all():
+                    yield AttributeChange(path, attribute, len(gates), int(kept[gates].sum()))
 
 
 def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> list[AttributeChange]:
@@ -111,7 +123,7 @@ def _sizes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[t
         (len(gates), int(kept[gates].sum()))
         for part, value in zip(parts, values, strict=True)
         for gates, size in zip(part, value.shape, strict=False)
-        if gates is not None and isinstance(size, int)  # not one that grows with the batch: no attribute holds that
+        if gates is not None and not varies(size)  # not one that grows with the batch: no attribute holds that
     ]
     return [(old, new) for old, new in sizes if old != new]
 

@@ -14,7 +14,8 @@ __all__ = ["GraphModel"]
 
 _NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
 _TRAINING_ARGUMENT = {**_NORMS, "dropout": "train", "alpha_dropout": "train", "feature_dropout": "train",
-                      "feature_alpha_dropout": "train", "rrelu": "training"}  # fmt: skip
+                      "feature_alpha_dropout": "train", "rrelu": "training",
+                      **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "train")}  # fmt: skip
 _SWITCHED = "l0prune_switched_to_training"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import NoRuleError, Op, register, varies
 from l0prune.flow.tracker import Labels
 
 __all__: list[str] = []
@@ -117,7 +117,7 @@ def expand(op: Op) -> Labels:
 
 def _input_size(size: Any) -> bool:
     """Whether a size is one of an input of the model, such as the batch."""
-    return not isinstance(size, int) and size.node.expr.is_symbol
+    return varies(size) and bool(size.node.expr.is_symbol)
 
 
 @register("repeat", "tile")
