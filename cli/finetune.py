@@ -18,7 +18,7 @@ __all__ = ["finetune_command"]
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 DEFAULTS = FinetuneConfig()
-WARMUP_EPOCHS, _, _ = DEFAULTS.phase_epochs
+WARMUP_EPOCHS, *_ = DEFAULTS.phase_epochs
 
 
 def with_default(text: str, value: object) -> str:
@@ -50,6 +50,13 @@ def by_optimizer(text: str, name: str) -> str:
     "--gate-epochs",
     type=POSITIVE,
     help=with_default("Of these, learning the gates.", f"{DEFAULTS.gate_fraction:g} of them"),
+)
+@click.option(
+    "--settle-epochs",
+    type=click.FloatRange(min=0),
+    help=with_default(
+        "Of these, closing one after another what the cut takes.", f"{DEFAULTS.settle_fraction:g} of them"
+    ),
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Inputs a step.")
 @click.option(

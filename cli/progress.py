@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["BarProgress", "LineProgress", "progress_for_stderr"]
 
 SECONDS_BETWEEN_LINES = 10.0
-TITLES = {"warmup": "warm-up", "gate": "learning gates", "recovery": "recovery"}
+TITLES = {"warmup": "warm-up", "gate": "learning gates", "settle": "closing gates", "recovery": "recovery"}
 
 
 def progress_for_stderr() -> "BarProgress | LineProgress":

@@ -15,7 +15,17 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
-    *("epochs", "warmup_epochs", "gate_epochs", "optimizer", "lr", "recovery_lr", "weight_decay", "grad_clip"),
+    *(
+        "epochs",
+        "warmup_epochs",
+        "gate_epochs",
+        "settle_epochs",
+        "optimizer",
+        "lr",
+        "recovery_lr",
+        "weight_decay",
+        "grad_clip",
+    ),
     *("gate_lr", "ema_decay", "distillation_temperature", "recalibration_batches", "log_every", "seed"),
 )
 
@@ -30,6 +40,7 @@ class FinetuneOptions:
         epochs: Length of the run in passes over the training data.
         warmup_epochs: Passes with all gates open.
         gate_epochs: Passes that learn the gates.
+        settle_epochs: Passes in which the gates that the cut takes close one after another.
         batch_size: Inputs of one step.
         optimizer: "sgd" or "adamw".
         lr: Peak learning rate while gates are learned.
@@ -54,6 +65,7 @@ class FinetuneOptions:
     epochs: float | None = None
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
+    settle_epochs: float | None = None
     batch_size: int = 128
     optimizer: str | None = None
     lr: float | None = None

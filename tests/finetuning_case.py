@@ -12,7 +12,9 @@ from l0prune.finetuning.config import FinetuneConfig
 
 N_CLASSES = 4
 BUDGET = l0prune.Budget("macs", 0.5)
-QUICK = FinetuneConfig(epochs=5, warmup_epochs=0.5, gate_epochs=2, log_every=3, align=1, lr=0.05, recovery_lr=0.05)
+QUICK = FinetuneConfig(
+    epochs=5, warmup_epochs=0.5, gate_epochs=2, settle_epochs=1, log_every=3, align=1, lr=0.05, recovery_lr=0.05
+)
 
 
 class SmallNet(nn.Module):

@@ -91,14 +91,20 @@ def scores_of(net, seed):
     return np.random.default_rng(seed).integers(-6, 7, net.n_gates).astype(np.float32) / 2
 
 
+def salience_of(net, seed, measured):
+    """Skewed, some zero, as gates that training has closed have it; None where nobody measured."""
+    rng = np.random.default_rng(seed)
+    return rng.exponential(size=net.n_gates) ** 3 * (rng.random(net.n_gates) < 0.7) if measured else None
+
+
 seeds = st.integers(0, 2**16)
 keeps = st.floats(0.03, 1.0).map(lambda x: round(x, 2))
 quick = settings(max_examples=60, deadline=None)
 
 
 @quick
-@given(net=nets(), seed=seeds, keep=keeps, align=st.sampled_from([1, 2, 3, 4]))
-def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_does(net, seed, keep, align):
+@given(net=nets(), seed=seeds, keep=keeps, align=st.sampled_from([1, 2, 3, 4]), measured=st.booleans())
+def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_does(net, seed, keep, align, measured):
     scores = scores_of(net, seed)
     reachable = [net.costs.hard(o) for o in net.all_counts(scores) if net.legal(o)]
     if min(reachable) > keep:
@@ -106,7 +112,7 @@ def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_do
             net.select(scores, keep, align=align)
         return
 
-    is_open = net.select(scores, keep, align=align)
+    is_open = net.select(scores, keep, align=align, salience=salience_of(net, seed, measured))
 
     assert is_open.dtype == bool
     assert net.costs.hard(is_open) <= keep
@@ -116,31 +122,37 @@ def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_do
 
 
 @quick
-@given(net=nets(smallest=2, largest=6), seed=seeds, align=st.sampled_from([2, 3]))
-def test_every_dimension_is_aligned_where_some_aligned_selection_lands(net, seed, align):
-    scores = scores_of(net, seed)
+@given(net=nets(smallest=2, largest=6), seed=seeds, align=st.sampled_from([2, 3]), measured=st.booleans())
+def test_every_dimension_is_aligned_where_some_aligned_selection_lands(net, seed, align, measured):
+    scores, salience = scores_of(net, seed), salience_of(net, seed, measured)
     assume(all(dimension.n_ungated + len(dimension.gates) >= align for dimension in net.dimensions))
     goals = [o for o in net.all_counts(scores) if net.legal(o) and net.aligned(o, align) and net.costs.hard(o) > 0]
     keep = net.costs.hard(goals[seed % len(goals)])
 
-    is_open = net.select(scores, keep, align=align)
+    is_open = net.select(scores, keep, align=align, salience=salience)
 
     assert net.aligned(is_open, align)
     assert keep - 0.01 < net.costs.hard(is_open) <= keep
 
 
 @quick
-@given(net=nets(max_widths=5, max_combinations=5000), seed=seeds, keep=keeps, align=st.sampled_from([1, 4]))
-def test_the_best_gates_of_each_width_are_kept_and_the_result_is_repeatable(net, seed, keep, align):
-    scores = scores_of(net, seed)
+@given(
+    net=nets(max_widths=5, max_combinations=5000),
+    seed=seeds,
+    keep=keeps,
+    align=st.sampled_from([1, 4]),
+    measured=st.booleans(),
+)
+def test_the_best_gates_of_each_width_are_kept_and_the_result_is_repeatable(net, seed, keep, align, measured):
+    scores, salience = scores_of(net, seed), salience_of(net, seed, measured)
     try:
-        is_open = net.select(scores, keep, align=align)
+        is_open = net.select(scores, keep, align=align, salience=salience)
     except BudgetInfeasibleError:
         return
     for members in net.members:
         if is_open[members].any() and not is_open[members].all():
             assert scores[members][is_open[members]].min() >= scores[members][~is_open[members]].max()
-    np.testing.assert_array_equal(is_open, net.select(scores.astype(np.float64), keep, align=align))
+    np.testing.assert_array_equal(is_open, net.select(scores.astype(np.float64), keep, align=align, salience=salience))
 
 
 @quick
@@ -254,7 +266,22 @@ def test_rounding_up_opens_the_best_closed_gates():
     assert np.flatnonzero(opened).tolist() == [0, 1, 3, 5]
 
 
-def test_a_large_network_takes_under_a_second():
+def test_units_are_taken_where_the_loss_suffers_least():
+    net = Net([8, 8], [[0], [1]], [(1, (0,)), (1, (1,))])
+    scores = np.full(16, 8.0)
+    scores[[5, 6, 7, 13, 14, 15]] = -8.0
+    salience = np.where(scores > 0, 1.0, 0.0)
+    for cheap, dear in ((0, 1), (1, 0)):
+        weighed = salience.copy()
+        weighed[net.members[cheap]] *= 0.5
+
+        is_open = net.select(scores, 0.75, align=4, salience=weighed)
+
+        assert [int(is_open[net.members[width]].sum()) for width in (cheap, dear)] == [4, 8]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_large_network_takes_under_a_second(measured):
     rng = np.random.default_rng(0)
     sizes = [int(size) for size in rng.choice([256, 384, 512, 640], size=60)]
     dims = [[i] for i in range(60)]
@@ -263,7 +290,7 @@ def test_a_large_network_takes_under_a_second():
     assert net.n_gates > 25_000
     scores = np.clip(rng.normal(0, 4, net.n_gates), -8, 8).astype(np.float32)
     begin = time.process_time()
-    is_open = net.select(scores, 0.5, align=16)
+    is_open = net.select(scores, 0.5, align=16, salience=salience_of(net, 1, measured))
     assert time.process_time() - begin < 1.0
     assert net.aligned(is_open, 16)
     assert 0.49 < net.costs.hard(is_open) <= 0.5
@@ -315,11 +342,13 @@ def test_a_network_without_gates_meets_only_the_whole_budget():
         ({"align": 0}, "align is 0"),
         ({"align": 2.5}, "align is 2.5"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
+        ({"salience": np.ones(3)}, r"salience has shape \(3,\)"),
+        ({"salience": np.full(8, -1.0)}, r"least -1.0; expected 8 finite numbers >= 0"),
     ],
 )
 def test_impossible_arguments_are_refused(change, message):
     net = Net([8], [[0]], [(1, (0,))])
-    arguments = {"scores": np.zeros(8), "groups": net.groups, "align": 1, "tolerance": 0.01, **change}
+    arguments = {"scores": np.zeros(8), "groups": net.groups, "align": 1, "tolerance": 0.01, "salience": None, **change}
     with pytest.raises(ConfigError, match=message):
         select_open(
             arguments["scores"],
@@ -329,4 +358,5 @@ def test_impossible_arguments_are_refused(change, message):
             Budget("macs", 0.5),
             align=arguments["align"],
             tolerance=arguments["tolerance"],
+            salience=arguments["salience"],
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
-from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, learning_rate, plan_phases
+from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, learning_rate, plan_phases
 
 
 def test_a_configuration_survives_json():
@@ -72,25 +72,28 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
 def test_explicit_epochs_override_fractions():
     config = FinetuneConfig(epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5)
 
-    assert config.phase_epochs == (1, 2.5, 6.5)
+    assert config.phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
 
 
 @given(
     epochs=st.floats(1, 50),
     warmup=st.floats(0, 0.4),
     gate=st.floats(0.1, 0.6),
+    settle=st.floats(0, 0.9),
     steps_per_epoch=st.integers(20, 500),
 )
-def test_phases_follow_each_other_and_fill_the_run(epochs, warmup, gate, steps_per_epoch):
-    config = FinetuneConfig(epochs=epochs, warmup_fraction=warmup, gate_fraction=gate)
+def test_phases_follow_each_other_and_fill_the_run(epochs, warmup, gate, settle, steps_per_epoch):
+    config = FinetuneConfig(epochs=epochs, warmup_fraction=warmup, gate_fraction=gate, settle_fraction=settle)
 
     phases = plan_phases(config, steps_per_epoch)
 
     assert phases.total == round(epochs * steps_per_epoch)
     assert phases.gate >= 1
-    assert phases.recovery >= 0
+    assert phases.recovery >= phases.settle
     names = [phases.name_at(step) for step in range(phases.total)]
-    assert names == [WARMUP] * phases.warmup + [GATE] * phases.gate + [RECOVERY] * phases.recovery
+    expected = [WARMUP] * phases.warmup + [GATE] * phases.gate
+    expected += [SETTLE] * phases.settle + [RECOVERY] * phases.recovery
+    assert names == expected
     for name in set(names):
         first, length = phases.extent(name)
         assert names[first : first + length] == [name] * length

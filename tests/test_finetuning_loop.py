@@ -43,7 +43,7 @@ def test_a_run_meets_its_budget_and_keeps_what_the_network_can():
     assert 0 < result.n_open < result.gated.n_gates
     assert result.evaluation["accuracy"] > 0.9
     assert [milestone.when for milestone in result.history] == [
-        *("gate", "gate", "freeze", "recovery", "recovery", "end"),
+        *("gate", "gate", "settle", "freeze", "recovery", "end"),
     ]
 
 
@@ -71,9 +71,9 @@ def test_progress_counts_every_step_of_every_phase(tmp_path):
 
     run(progress=progress, out=tmp_path)
 
-    assert progress.phases == [("warmup", 3), ("gate", 12), ("recovery", 15)]
+    assert progress.phases == [("warmup", 3), ("gate", 12), ("settle", 6), ("recovery", 9)]
     assert progress.done == dict(progress.phases)
-    assert any(text.startswith("froze ") for text in progress.messages)
+    assert any("gates stay open" in text for text in progress.messages)
 
 
 def test_gates_are_open_in_the_warm_up_and_fixed_in_the_recovery(tmp_path):

@@ -13,6 +13,7 @@ from l0prune.budget.widths import Widths
 __all__ = ["CountSearch"]
 
 _REACH = 64
+_TIE_BREAK = 1e-3
 _MAX_FILL = 200
 _PAIR_BATCH = 1024
 _PAIR_BATCHES = 4
@@ -33,7 +34,8 @@ class _Moves:
 class CountSearch:
     """Looks for counts of high value whose cost lies in the window (keep - tolerance, keep].
 
-    The value of a selection is how little capacity its widths lose against the counts that the ranking wants.
+    The value of a selection is how little capacity its widths lose against the counts that the ranking wants; where the
+    gates' salience is known, it is the share of it that stays open, and capacity only decides between equals.
 
     Args:
         widths: gates by width.
@@ -41,17 +43,29 @@ class CountSearch:
         tolerance: width of the window, > 0.
         wanted: counts that the ranking of the gates wants, shape `(n_widths,)`.
         threshold: score between the open and the closed gates.
+        salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`; None if nobody measured it.
     """
 
-    def __init__(self, widths: Widths, keep: float, tolerance: float, *, wanted: IntArray, threshold: float) -> None:
+    def __init__(
+        self,
+        widths: Widths,
+        keep: float,
+        tolerance: float,
+        *,
+        wanted: IntArray,
+        threshold: float,
+        salience: FloatArray | None = None,
+    ) -> None:
         self.widths = widths
         self.keep = keep
         self.low = keep - tolerance
         self._values = widths.capacities(wanted, threshold)
+        if salience is not None and salience.any():
+            self._values = widths.kept_salience(salience) + _TIE_BREAK * self._values / len(widths.scores)
         self._first = widths.starts[:-1] + np.arange(widths.n)
 
     def value(self, counts: IntArray) -> float:
-        """Value of the counts, at most 0, which is the value of the wanted ones."""
+        """Value of the counts; only differences between counts mean something."""
         return float(self._values[self._first + counts].sum())
 
     def fits(self, counts: IntArray) -> bool:

@@ -32,13 +32,14 @@ def select_open(
     *,
     align: int = 1,
     tolerance: float = 0.01,
+    salience: npt.ArrayLike | None = None,
 ) -> BoolArray:
     """The best-ranked gates whose exact cost is at or under the budget, and within `tolerance` of it where reachable.
 
     Without alignment the gates are ranked together and the lowest are closed until the cost fits. With alignment each
-    width is then rounded to a multiple of `align`, losing as little capacity as possible (`Widths.capacities`). Where
-    no such widths land in (keep - tolerance, keep], as few widths as possible take a finer alignment: align / 2, ...
-    down to 1.
+    width is then rounded to a multiple of `align`, losing as little as possible: of the salience where it is given, else
+    of the widths' capacity (`Widths.capacities`). Where no such widths land in (keep - tolerance, keep], as few widths
+    as possible take a finer alignment: align / 2, ... down to 1.
 
     Args:
         scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number. Trained
@@ -49,6 +50,8 @@ def select_open(
         budget: upper bound of the cost.
         align: kept indices of each dimension should be multiples of this, >= 1. A dimension kept whole is always fine.
         tolerance: how far below the budget the cost may end, > 0.
+        salience: estimate of how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`. Ranks saturate:
+            among gates that training left wide open they say little about which width can spare some.
 
     Returns:
         Open gates, shape `(n_gates,)`, bool. Equal arguments give equal results.
@@ -65,7 +68,8 @@ def select_open(
     least = smallest_counts(widths)
     _require_feasible(widths, costs, budget)
     counts, threshold = _best_ranked(widths, least, budget.keep)
-    search = CountSearch(widths, budget.keep, tolerance, wanted=counts, threshold=threshold)
+    measured = None if salience is None else _checked_salience(salience, costs.n_gates)
+    search = CountSearch(widths, budget.keep, tolerance, wanted=counts, threshold=threshold, salience=measured)
     exact = _landed(search, counts, full_grids(widths.sizes), Alignment(widths, 1, counts))
     alignment = Alignment(widths, align, counts)
     if alignment.align > 1 and alignment.n_misaligned(exact):
@@ -123,6 +127,15 @@ def align_open(
         if search.fits(lowered):
             return widths.best_gates(lowered)
     return widths.best_gates(search.reduce(np.maximum(counts, least), full_grids(widths.sizes)))
+
+
+def _checked_salience(salience: npt.ArrayLike, n_gates: int) -> npt.NDArray[np.float64]:
+    values = np.asarray(salience, dtype=np.float64)
+    if values.shape != (n_gates,) or not (np.isfinite(values) & (values >= 0)).all():
+        raise ConfigError(
+            f"salience has shape {values.shape}, least {values.min(initial=0.0)}; expected {n_gates} finite numbers >= 0"
+        )
+    return values
 
 
 def _best_ranked(widths: Widths, least: IntArray, keep: float) -> tuple[IntArray, float]:

@@ -101,6 +101,18 @@ class Widths:
         rank[self.order] = np.arange(len(self.order)) - self.starts[self.of_gate[self.order]]
         return np.asarray(rank < counts[self.of_gate])
 
+    def kept_salience(self, salience: FloatArray) -> FloatArray:
+        """Share of all salience that the best `count` gates of a width hold; laid out as `capacities`.
+
+        Args:
+            salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`.
+        """
+        ordered = salience[self.order] / max(float(salience.sum()), 1e-300)
+        values = np.zeros(len(ordered) + self.n)
+        for width, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            values[start + width + 1 : stop + width + 1] = np.cumsum(ordered[start:stop])
+        return values
+
     def capacities(self, counts: IntArray, threshold: float) -> FloatArray:
         """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
 

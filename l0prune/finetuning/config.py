@@ -27,7 +27,7 @@ class OptimizerDefaults:
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.03, weight_decay=1e-4),
+    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.015, weight_decay=1e-4),
     "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
 }
 PRECISIONS = ("no", "bf16", "fp16")
@@ -42,11 +42,14 @@ class FinetuneConfig:
         epochs: Length of the whole run, > 0; fractions of an epoch are allowed.
         warmup_fraction: Share of `epochs` with all gates open, in [0, 1).
         gate_fraction: Share of `epochs` that trains gates and weights together, in (0, 1]; recovery takes the rest.
+        settle_fraction: Share of `epochs`, taken from the recovery, in which the gates that the cut takes although
+            training left them open close one after another, in [0, 1); 0 cuts them at once.
         warmup_epochs: Length of the warm-up in epochs; overrides `warmup_fraction`.
         gate_epochs: Length of the gate phase in epochs, > 0; overrides `gate_fraction`.
+        settle_epochs: Length of the settling in epochs; overrides `settle_fraction`.
         optimizer: "sgd" (Nesterov momentum) or "adamw".
         lr: Peak learning rate of the weights while gates are trained; None takes the optimizer's own.
-        recovery_lr: Peak learning rate of the recovery; None takes the optimizer's own.
+        recovery_lr: Peak learning rate of settling and recovery, which share one schedule; None takes the optimizer's own.
         lr_ramp: Share of each stretch of training over which its learning rate rises linearly, in [0, 1).
         gate_lr_end: Learning rate at the end of the gate phase as a share of `lr`, in [0, 1] (cosine between them).
         recovery_lr_end: The same for the recovery.
@@ -61,7 +64,9 @@ class FinetuneConfig:
         gate_decision: What an open gate is worth after the freeze: "soft" keeps its trained value (at least
             `gate_floor`), "binary" makes it 1.
         gate_floor: Least value of an open gate under "soft", in (0, 1].
-        recalibration_batches: Batches that re-estimate the BatchNorm statistics after the freeze; 0 leaves them.
+        recalibration_batches: Batches that re-estimate the BatchNorm statistics after the cut; 0 leaves them.
+        salience_batches: Batches that measure how much the loss depends on each gate before the freeze, which decides
+            what rounding to `align` takes; 0 leaves that to the widths' sizes.
         align: The freeze rounds kept widths to multiples of this, >= 1.
         seed: Seed of everything random but the data's order, which belongs to the batches.
         mixed_precision: "no", "bf16" or "fp16" (GPU only).
@@ -78,8 +83,10 @@ class FinetuneConfig:
     epochs: float = 6.0
     warmup_fraction: float = 0.0
     gate_fraction: float = 0.2
+    settle_fraction: float = 0.08
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
+    settle_epochs: float | None = None
     optimizer: str = "sgd"
     lr: float | None = None
     recovery_lr: float | None = None
@@ -96,6 +103,7 @@ class FinetuneConfig:
     gate_decision: str = "soft"
     gate_floor: float = 0.1
     recalibration_batches: int = 20
+    salience_batches: int = 20
     align: int = 4
     seed: int = 0
     mixed_precision: str = "no"
@@ -113,7 +121,8 @@ class FinetuneConfig:
         self._check_range("distillation", 0, 1)
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
         self._check_range("gate_floor", 0, 1, open_low=True)
-        self._check_range("recalibration_batches", 0, math.inf)
+        for name in ("recalibration_batches", "salience_batches"):
+            self._check_range(name, 0, math.inf)
         for name in ("align", "log_every", "histogram_every"):
             self._check_range(name, 1, math.inf)
         self._check_range("seed", 0, 2**63 - 1)
@@ -139,11 +148,14 @@ class FinetuneConfig:
         return self.defaults.weight_decay if self.weight_decay is None else self.weight_decay
 
     @property
-    def phase_epochs(self) -> tuple[float, float, float]:
-        """Epochs of (warm-up, gate phase, recovery); their sum is `epochs`."""
+    def phase_epochs(self) -> tuple[float, float, float, float]:
+        """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling."""
         warmup = self.warmup_fraction * self.epochs if self.warmup_epochs is None else self.warmup_epochs
         gate = self.gate_fraction * self.epochs if self.gate_epochs is None else self.gate_epochs
-        return warmup, gate, max(0.0, self.epochs - warmup - gate)
+        rest = max(0.0, self.epochs - warmup - gate)
+        settle = self.settle_fraction * self.epochs if self.settle_epochs is None else self.settle_epochs
+        settle = min(settle, rest / 2)
+        return warmup, gate, settle, rest - settle
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key a field."""
@@ -202,7 +214,9 @@ class FinetuneConfig:
         self._check_range("gate_fraction", 0, 1, open_low=True)
         self._check_range("warmup_epochs", 0, math.inf)
         self._check_range("gate_epochs", 0, math.inf, open_low=True)
-        warmup, gate, _ = self.phase_epochs
+        self._check_range("settle_fraction", 0, 1, open_high=True)
+        self._check_range("settle_epochs", 0, math.inf)
+        warmup, gate, _, _ = self.phase_epochs
         if warmup + gate > self.epochs * (1 + 1e-9):
             raise ConfigError(
                 f"warm-up ({warmup:g} epochs) and gate phase ({gate:g}) are longer than the whole run"

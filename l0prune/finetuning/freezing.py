@@ -17,13 +17,14 @@ from l0prune.model_call import call
 __all__ = ["choose_open", "decided_values", "recalibrate_"]
 
 
-def choose_open(gated: GatedModel, budget: Budget, *, align: int) -> Tensor:
+def choose_open(gated: GatedModel, budget: Budget, *, align: int, salience: Tensor | None = None) -> Tensor:
     """The gates that stay open within the budget, best `log_alpha` first.
 
     Args:
         gated: Its gates are ranked; it is not changed.
         budget: Upper bound of the exact cost.
         align: Kept widths are multiples of this where the budget allows it, >= 1.
+        salience: Shape `(n_gates,)`, >= 0, decides which widths the rounding shortens; None takes their sizes.
 
     Returns:
         Shape `(n_gates,)`, bool, on the CPU.
@@ -33,7 +34,13 @@ def choose_open(gated: GatedModel, budget: Budget, *, align: int) -> Tensor:
     """
     scores = gated.gates.log_alpha.detach().double().cpu().numpy()
     chosen = select_open(
-        scores, gated.costs(budget.metric), gated.flow.dimensions, gated.flow.gate_group, budget, align=align
+        scores,
+        gated.costs(budget.metric),
+        gated.flow.dimensions,
+        gated.flow.gate_group,
+        budget,
+        align=align,
+        salience=None if salience is None else salience.double().cpu().numpy(),
     )
     return torch.from_numpy(chosen)
 

@@ -25,7 +25,7 @@ class MetricsRecord:
     Args:
         step: Optimizer steps done.
         epoch: Passes over the data done.
-        phase: "warmup", "gate" or "recovery".
+        phase: "warmup", "gate", "settle" or "recovery".
         loss: What was minimised: task and distillation by their weights, plus the gates' penalty.
         task_loss: The task's part before weighting.
         distillation_loss: The teacher's part before weighting, or None without a teacher.

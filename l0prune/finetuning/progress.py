@@ -12,7 +12,7 @@ class Progress(Protocol):
     """What `finetune` calls while it works; a terminal renders it as it likes."""
 
     def start(self, phase: str, total: int) -> None:
-        """A phase ("warmup", "gate", "recovery") begins and has `total` steps, of which none is done."""
+        """A phase ("warmup", "gate", "settle", "recovery") begins and has `total` steps, of which none is done."""
 
     def advance(self, steps: int, figures: Mapping[str, float]) -> None:
         """`steps` more are done; `figures` are the latest means by name (loss, expected_cost, hard_cost, lr ...)."""

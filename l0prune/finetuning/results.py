@@ -23,7 +23,7 @@ class Milestone:
 
     Attributes:
         step: Optimizer steps done.
-        when: "warmup", "gate" or "recovery" at the end of an epoch, "freeze" just after the cut, "end".
+        when: "warmup", "gate", "settle" or "recovery" at the end of an epoch, "freeze" just after the cut, "end".
         hard_cost: Cost of the open units, fraction of dense.
         figures: What `evaluate` returned.
     """

@@ -71,6 +71,11 @@ class Runtime:
         if self.n_processes > 1:
             self._average_([p.grad for p in parameters if p.grad is not None])
 
+    def average_(self, tensor: Tensor) -> None:
+        """Replace the tensor by its mean over the processes."""
+        if self.n_processes > 1:
+            self._average_([tensor])
+
     def average_buffers_(self, model: nn.Module) -> None:
         """Replace each floating-point buffer (running statistics) by its mean over the processes."""
         if self.n_processes > 1:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
 
-__all__ = ["GATE", "RECOVERY", "WARMUP", "Phases", "learning_rate", "plan_phases"]
+__all__ = ["GATE", "RECOVERY", "SETTLE", "WARMUP", "Phases", "learning_rate", "plan_phases"]
 
 WARMUP = "warmup"
 GATE = "gate"
+SETTLE = "settle"
 RECOVERY = "recovery"
 
 
@@ -22,37 +23,47 @@ class Phases:
     Args:
         warmup: Steps with all gates open, >= 0.
         gate: Steps that train gates and weights, >= 1.
+        settle: Steps in which decided gates move to their frozen values, >= 0.
         recovery: Steps of the compact network, >= 0.
         steps_per_epoch: Batches in one pass over the data, >= 1.
     """
 
     warmup: int
     gate: int
+    settle: int
     recovery: int
     steps_per_epoch: int
 
     @property
     def freeze_at(self) -> int:
-        """Number of steps done when the gates are frozen."""
+        """Number of steps done when it is decided which gates stay."""
         return self.warmup + self.gate
+
+    @property
+    def cut_at(self) -> int:
+        """Number of steps done when the network is cut."""
+        return self.freeze_at + self.settle
 
     @property
     def total(self) -> int:
         """Steps of the whole run."""
-        return self.warmup + self.gate + self.recovery
+        return self.cut_at + self.recovery
 
     def name_at(self, step: int) -> str:
-        """Phase of the step after `step` finished ones: "warmup", "gate" or "recovery"."""
+        """Phase of the step after `step` finished ones: "warmup", "gate", "settle" or "recovery"."""
         if step < self.warmup:
             return WARMUP
-        return GATE if step < self.freeze_at else RECOVERY
+        if step < self.freeze_at:
+            return GATE
+        return SETTLE if step < self.cut_at else RECOVERY
 
     def extent(self, phase: str) -> tuple[int, int]:
         """(first step, number of steps) of a phase."""
         return {
             WARMUP: (0, self.warmup),
             GATE: (self.warmup, self.gate),
-            RECOVERY: (self.freeze_at, self.recovery),
+            SETTLE: (self.freeze_at, self.settle),
+            RECOVERY: (self.cut_at, self.recovery),
         }[phase]
 
     def learning_rate(self, step: int, config: FinetuneConfig) -> float:
@@ -61,7 +72,7 @@ class Phases:
             return learning_rate(step, self.freeze_at, peak=config.peak_lr, ramp=config.lr_ramp, end=config.gate_lr_end)
         return learning_rate(
             step - self.freeze_at,
-            self.recovery,
+            self.settle + self.recovery,
             peak=config.peak_recovery_lr,
             ramp=config.lr_ramp,
             end=config.recovery_lr_end,
@@ -78,7 +89,7 @@ def plan_phases(config: FinetuneConfig, steps_per_epoch: int) -> Phases:
     Raises:
         ConfigError: if the gate phase is shorter than one step.
     """
-    warmup_epochs, gate_epochs, _ = config.phase_epochs
+    warmup_epochs, gate_epochs, settle_epochs, _ = config.phase_epochs
     total = round(config.epochs * steps_per_epoch)
     warmup = round(warmup_epochs * steps_per_epoch)
     gate = min(total - warmup, round(gate_epochs * steps_per_epoch))
@@ -87,7 +98,8 @@ def plan_phases(config: FinetuneConfig, steps_per_epoch: int) -> Phases:
             f"the gate phase ({gate_epochs:g} epochs of {steps_per_epoch} batches) has no step:"
             " raise epochs or gate_epochs"
         )
-    return Phases(warmup=warmup, gate=gate, recovery=total - warmup - gate, steps_per_epoch=steps_per_epoch)
+    settle = min((total - warmup - gate) // 2, round(settle_epochs * steps_per_epoch))
+    return Phases(warmup, gate, settle, total - warmup - gate - settle, steps_per_epoch)
 
 
 def learning_rate(step: int, steps: int, *, peak: float, ramp: float, end: float) -> float:

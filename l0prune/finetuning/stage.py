@@ -78,6 +78,10 @@ class Stage:
         self._update()
         return losses
 
+    def objective(self, inputs: Any, targets: Any) -> Tensor:
+        """What a step on this batch would differentiate, a scalar, scaled as half precision needs it."""
+        return self._runtime.scaler.scale(self._losses(inputs, targets, 1.0)[1])
+
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and loss scale, tensors and plain values."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._runtime.scaler.state_dict()}
@@ -159,9 +163,10 @@ class LossWindow:
         total = torch.stack([loss.total for loss in losses]).double()
         if not bool(torch.isfinite(total).all()):
             first = int((~torch.isfinite(total)).nonzero()[0])
+            rate = "recovery_lr" if phase in ("settle", "recovery") else "lr"
             raise TrainingError(
                 f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
-                f" learning rate {lr:.3g}): lower {'recovery_lr' if phase == 'recovery' else 'lr'}, set grad_clip=1.0,"
+                f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1.0,"
                 " or train without mixed precision; see that inputs, targets and weights are finite"
             )
         task = torch.stack([loss.task for loss in losses]).double().mean()

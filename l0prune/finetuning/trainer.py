@@ -20,7 +20,8 @@ from l0prune.finetuning.optimizers import MovingAverage
 from l0prune.finetuning.progress import Progress
 from l0prune.finetuning.results import Evaluate, FinetuneResult, Milestone, figures_of
 from l0prune.finetuning.runtime import Runtime
-from l0prune.finetuning.schedule import GATE, RECOVERY, WARMUP, Phases
+from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
+from l0prune.finetuning.settling import Settling, measure_salience
 from l0prune.finetuning.stage import Loss, LossWindow, Stage
 from l0prune.gated import GatedModel
 from l0prune.model_call import evaluation_mode
@@ -83,6 +84,7 @@ class Trainer:
         self._identity = identity
         self._progress = progress
         self._phase = ""
+        self._settling: Settling | None = None
         self._compact: nn.Module | None = None
         self._average: MovingAverage | None = None
         self._stage = self._new_stage(gated)
@@ -115,6 +117,8 @@ class Trainer:
         self._n_lines = state["n_lines"]
         self._expected_cost = state["expected_cost"]
         self._history = [Milestone(**entry) for entry in state["history"]]
+        if state["settling"] is not None:
+            self._settling = Settling(**state["settling"])
         if checkpoint.compact is not None:
             self._cut()
             self._compacted.load_state_dict(checkpoint.compact)
@@ -164,6 +168,12 @@ class Trainer:
         return self._compact
 
     @property
+    def _settled(self) -> Settling:
+        if self._settling is None:
+            raise RuntimeError("it has not been decided yet which gates stay")
+        return self._settling
+
+    @property
     def _network(self) -> nn.Module:
         """What is trained now."""
         return self.gated if self._compact is None else self._compact
@@ -176,6 +186,8 @@ class Trainer:
         runtime = self._runtime
         inputs, targets, weight = share(inputs, targets, rank=runtime.rank, n_processes=runtime.n_processes)
         lr = self._phases.learning_rate(step, self._config)
+        if self._phase == SETTLE:
+            self.gated.freeze(self._settled.at((step + 1 - self._phases.freeze_at) / self._phases.settle))
         losses = self._stage.step(
             place(inputs, runtime.device, channels_last=self._channels_last),
             place(targets, runtime.device, channels_last=False),
@@ -201,6 +213,8 @@ class Trainer:
             self.gated.freeze(torch.ones(self.gated.n_gates))
         if phase == GATE and self.gated.frozen:
             self.gated.unfreeze()
+        if phase in (SETTLE, RECOVERY) and self._settling is None:
+            self._decide()
         if phase == RECOVERY and self._compact is None:
             self._freeze()
         self._phase = phase
@@ -210,22 +224,33 @@ class Trainer:
             self._progress.advance(self.step - first, {})
         self._shown = self.step
 
-    def _freeze(self) -> None:
-        """Decide which gates stay, cut the rest away and make the small network the one that is trained."""
-        metric = self._budget.metric
+    def _decide(self) -> None:
+        """Decide which gates stay; from here on the others are on their way out."""
+        config, metric = self._config, self._budget.metric
         self._runtime.average_buffers_(self.gated)
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
-        is_open = choose_open(self.gated, self._budget, align=self._config.align)
-        self.gated.freeze(decided_values(self.gated, is_open, self._config))
-        self._cut()
-        if self._config.recalibration_batches:
-            recalibrate_(self._compacted, islice(self._inputs(), self._config.recalibration_batches))
-            self._runtime.average_buffers_(self._compacted)
-        hard_cost = self.gated.hard_cost(metric)
+        examples = islice(self._examples(), config.salience_batches)
+        salience = measure_salience(self.gated, examples, self._stage.objective)
+        self._runtime.average_(salience)
+        salience = salience.cpu()
+        is_open = choose_open(self.gated, self._budget, align=config.align, salience=salience)
+        start = self.gated.gate_values().float().cpu()
+        self._settling = Settling.plan(start, decided_values(self.gated, is_open, config), salience)
         self._progress.message(
-            f"froze {int(is_open.sum())} of {self.gated.n_gates} gates open: {metric} {hard_cost:.4f} of dense"
+            f"{int(is_open.sum())} of {self.gated.n_gates} gates stay open: {metric}"
+            f" {self.gated.costs(metric).hard(is_open):.4f} of dense"
             f" (budget {self._budget.keep:g}, expected {self._expected_cost:.4f})"
         )
+
+    def _freeze(self) -> None:
+        """Fix the gates as decided, cut the closed units away and make the small network the one that is trained."""
+        self._runtime.average_buffers_(self.gated)
+        self.gated.freeze(self._settled.end)
+        self._cut()
+        if self._config.recalibration_batches:
+            inputs = (inputs for inputs, _ in self._examples())
+            recalibrate_(self._compacted, islice(inputs, self._config.recalibration_batches))
+            self._runtime.average_buffers_(self._compacted)
         self._judge(self._compacted, "freeze")
 
     def _cut(self) -> None:
@@ -240,12 +265,15 @@ class Trainer:
         if self._config.ema_decay is not None:
             self._average = MovingAverage(self._compacted, self._config.ema_decay)
 
-    def _inputs(self) -> Iterator[Any]:
-        """Inputs of a pass over the data, this process's rows."""
+    def _examples(self) -> Iterator[tuple[Any, Any]]:
+        """(inputs, targets) of a pass over the data, this process's rows, on the device."""
         runtime = self._runtime
-        for inputs, targets in self._batches:
-            part, _, _ = share(inputs, targets, rank=runtime.rank, n_processes=runtime.n_processes)
-            yield place(part, runtime.device, channels_last=self._channels_last)
+        for batch in self._batches:
+            inputs, targets, _ = share(*batch, rank=runtime.rank, n_processes=runtime.n_processes)
+            yield (
+                place(inputs, runtime.device, channels_last=self._channels_last),
+                place(targets, runtime.device, channels_last=False),
+            )
 
     def _log(self, lr: float, *, ends_pass: bool) -> None:
         """Write a line; at the end of a pass with an evaluation."""
@@ -253,7 +281,7 @@ class Trainer:
         gated, metric = self.gated, self._budget.metric
         constraint = gated.constraint
         self._n_lines += 1
-        due = self._phase != RECOVERY and (self._n_lines - 1) % self._config.histogram_every == 0
+        due = self._phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
         if ends_pass:
             self._runtime.average_buffers_(self._network)
         ended = self.step == self._phases.total
@@ -310,6 +338,7 @@ class Trainer:
                     "history": [milestone.to_json() for milestone in self._history],
                     "stage": None if self._phase == FINISHED else self._stage.state_dict(),
                     "gates": self.gated.training_state(),
+                    "settling": None if self._settling is None else self._settling.state_dict(),
                 },
             ),
         )
