@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
 from torch import nn
+
+from l0prune.surgery.shrink import shrink
 
 WIDTH = 3
 
@@ -100,6 +102,74 @@ def test_a_unit_repeated_as_data_say_is_pinned():
         lambda net, x: net.head(net.up(x).repeat_interleave(torch.tensor([1, 2, 1]), -1, output_size=4)),
         up=nn.Linear(3, 3),
         head=nn.Linear(4, 2),
+    )
+
+    assert traced(net, inputs(2, 3)).n_gates == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"need_weights": False}, {"average_attn_weights": False}])
+def test_heads_of_multihead_attention_are_units(options):
+    """Its weights, averaged over the heads, are computed by default; as long as nothing takes them, the heads are free."""
+    net = Net(
+        lambda net, x: net.head(net.norm(net.up(x) + net.attention(net.up(x), net.up(x), net.up(x), **options)[0])),
+        up=nn.Linear(6, 8),
+        attention=nn.MultiheadAttention(8, 4, batch_first=True),
+        norm=nn.LayerNorm(8),
+        head=nn.Linear(8, 3),
+    )
+    x = inputs(2, 5, 6)
+
+    flow = assert_cut_exactly(net, x, forms=["graph"], seeds=(0, 1))
+
+    assert flow.n_gates == 8 + 4
+    assert gates(flow, "attention.out_proj.weight", 1) == [gate for gate in range(8, 12) for _ in range(2)]
+    gated = gated_at(net, flow, random_gates(flow))
+    larger = inputs(7, 5, 6, seed=1)
+    assert difference(shrink(gated, form="graph")(larger), gated(larger)) < EXACT
+
+
+def test_heads_whose_weights_are_averaged_for_an_output_are_pinned():
+    net = Net(
+        lambda net, x: (net.head(net.attention(x, x, x)[0]), net.attention(x, x, x)[1]),
+        attention=nn.MultiheadAttention(8, 4, batch_first=True),
+        head=nn.Linear(8, 3),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 8), forms=["graph"])
+
+    assert gates(flow, "attention.out_proj.weight", 1) is None
+
+
+def test_a_transformer_encoder_can_be_cut():
+    layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True, norm_first=True)
+    net = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3))
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 6), forms=["graph"], seeds=(0, 1))
+
+    assert flow.n_gates == 8 + 2 * (4 + 16)
+
+
+def test_attention_to_other_tokens_ties_what_one_weight_projects():
+    """Queries come from one stream and keys from another, and one parameter holds the weights of both."""
+    net = Net(
+        lambda net, x: net.head(net.attention(net.one(x), net.other(x), net.other(x))[0]),
+        one=nn.Linear(6, 8),
+        other=nn.Linear(6, 8),
+        attention=nn.MultiheadAttention(8, 4, batch_first=True),
+        head=nn.Linear(8, 3),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 6), forms=["graph"], seeds=(0, 1))
+
+    assert gates(flow, "one.weight", 0) == gates(flow, "other.weight", 0) == gates(flow, "attention.in_proj_weight", 1)
+    assert flow.n_gates == 8 + 4 + 8
+
+
+def test_a_weight_that_is_a_part_of_a_parameter_along_what_it_contracts_is_not_gated():
+    net = Net(
+        lambda net, x: F.linear(net.up(x), net.weight[:, :4]) + F.linear(net.up(x)[:, :2], net.weight[:, 4:]),
+        up=nn.Linear(3, 4),
+        weight=nn.Parameter(torch.empty(2, 6)),
     )
 
     assert traced(net, inputs(2, 3)).n_gates == 0

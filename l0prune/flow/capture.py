@@ -109,7 +109,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     if dynamic:
         bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, dict(bound))
-    return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    program.graph.eliminate_dead_code()  # such as attention weights, averaged over heads, that nobody asked for
+    program.graph_module.recompile()
+    return program
 
 
 def _plain(output: Any) -> Any:

@@ -110,6 +110,8 @@ def _give_origin(origins: dict[Node, Origin], node: Node, name: str, *, saved: b
 
 def _apply(followed: Followed, origins: dict[Node, Origin], node: Node) -> Result:
     if node.target is operator.getitem:
+        if node.args[0] in origins:
+            origins[node] = origins[node.args[0]]  # type: ignore[index]
         return _getitem(followed, node)
     op = Op(node, followed.tracker, followed.nodes, origins)
     followed.tracker.op = op.name

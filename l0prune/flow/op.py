@@ -30,7 +30,7 @@ class Origin:
 
     Attributes:
         parameter: Name of the parameter or buffer.
-        dims: Its dimension for each dimension of the tensor.
+        dims: Its dimension for each dimension of the tensor; -1 for one of which the tensor is a part.
         scalable: Whether multiplying it by gates is kept: not so for integers, nor for buffers that are not saved.
     """
 
@@ -159,9 +159,9 @@ class Op:
         origin = self._origins.get(node)
         return origin.parameter if origin is not None and node.op == "placeholder" else None
 
-    def set_origin(self, source: Any, dims: Sequence[int]) -> None:
-        """The output is `source` with its dimensions in the order `dims`."""
+    def set_origin(self, source: Any, dims: Sequence[int | None]) -> None:
+        """The output is `source` with its dimensions in the order `dims`, or a part of it along the one that is None."""
         origin = self._origins.get(source)
         if origin is not None:
-            order = tuple(origin.dims[d] for d in dims)
+            order = tuple(-1 if d is None else origin.dims[d] for d in dims)
             self._origins[self.node] = Origin(origin.parameter, order, origin.scalable)

@@ -20,7 +20,7 @@ def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
     weight_ids = op.labels(weight)[dim]
     op.tracker.tie(ids, weight_ids)
     origin = op.origin(weight)
-    if origin is None:
+    if origin is None or origin.dims[dim] < 0:
         op.tracker.pin(
             weight_ids if weight_ids is not None else ids, "contracted with a computed tensor, not a parameter"
         )

@@ -64,6 +64,7 @@ def split(op: Op) -> Result:
     x = op.arg("self")
     labels = op.labels(x)
     dim = op.arg("dim") % len(labels)
+    op.set_origin(x, [None if d == dim else d for d in range(len(labels))])
     ids = labels[dim]
     sizes = [op_part.shape[dim] for op_part in op.node.meta["val"]]
     if ids is None:
@@ -80,6 +81,7 @@ def slice_(op: Op) -> Labels:
     """`x[start:end:step]` along `dim`."""
     labels = op.labels(op.arg("self"))
     dim = op.arg("dim") % len(labels)
+    op.set_origin(op.arg("self"), [None if d == dim else d for d in range(len(labels))])
     if labels[dim] is None:
         return labels
     start, end, step = op.arg("start"), op.arg("end"), op.arg("step")
