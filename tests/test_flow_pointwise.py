@@ -243,19 +243,3 @@ def test_an_op_without_a_rule_pins_what_it_touches_and_the_rest_stays_exact(func
     assert gates(flow, "up.weight", 0) is None
     assert any(name.startswith(op.rpartition(".")[0]) for name in flow.unknown_ops)
     assert flow.pinned[f"no rule for {next(iter(flow.unknown_ops))}"] >= 4
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_recurrent_network_is_pinned_and_the_rest_stays_exact(kind):
-    net = Net(
-        lambda net, x: net.head(torch.relu(net.after(net.recurrent(net.up(x))[0]))),
-        up=nn.Linear(3, 4),
-        recurrent=kind(4, 6, batch_first=True),
-        after=nn.Linear(6, 5),
-        head=nn.Linear(5, 2),
-    )
-
-    flow = assert_cut_exactly(net, inputs(2, 4, 3))
-
-    assert flow.n_gates == 5
-    assert all(gates(flow, name, dim) is None for name in flow.tensors if "recurrent" in name for dim in (0,))
