@@ -13,7 +13,6 @@ from l0prune.budget.widths import Widths
 __all__ = ["CountSearch"]
 
 _REACH = 64
-_TIE_BREAK = 1e-3
 _MAX_FILL = 200
 _PAIR_BATCH = 1024
 _PAIR_BATCHES = 4
@@ -34,8 +33,9 @@ class _Moves:
 class CountSearch:
     """Looks for counts of high value whose cost lies in the window (keep - tolerance, keep].
 
-    The value of a selection is how little capacity its widths lose against the counts that the ranking wants; where the
-    gates' salience is known, it is the share of it that stays open, and capacity only decides between equals.
+    The value of a selection is how little capacity its widths lose against the counts that the ranking wants. Where the
+    gates' salience is known, the share of it that stays open is added: salience tells which small change hurts least
+    now, capacity keeps large ones from taking what the recovery would need.
 
     Args:
         widths: gates by width.
@@ -61,7 +61,7 @@ class CountSearch:
         self.low = keep - tolerance
         self._values = widths.capacities(wanted, threshold)
         if salience is not None and salience.any():
-            self._values = widths.kept_salience(salience) + _TIE_BREAK * self._values / len(widths.scores)
+            self._values = widths.kept_salience(salience) + self._values / len(widths.scores)
         self._first = widths.starts[:-1] + np.arange(widths.n)
 
     def value(self, counts: IntArray) -> float:

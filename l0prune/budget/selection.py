@@ -37,9 +37,9 @@ def select_open(
     """The best-ranked gates whose exact cost is at or under the budget, and within `tolerance` of it where reachable.
 
     Without alignment the gates are ranked together and the lowest are closed until the cost fits. With alignment each
-    width is then rounded to a multiple of `align`, losing as little as possible: of the salience where it is given, else
-    of the widths' capacity (`Widths.capacities`). Where no such widths land in (keep - tolerance, keep], as few widths
-    as possible take a finer alignment: align / 2, ... down to 1.
+    width is then rounded to a multiple of `align`, losing as little as possible of the widths' capacity
+    (`Widths.capacities`) and, where it is given, of the salience. Where no such widths land in (keep - tolerance, keep],
+    as few widths as possible take a finer alignment: align / 2, ... down to 1.
 
     Args:
         scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number. Trained
