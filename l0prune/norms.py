@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +155,10 @@ class MaskedNorms(TorchFunctionMode):
         statistic = statistic_kind(func, args, kwargs) if kind is None else None
         if statistic is not None:
             mask = self._mask(statistic, None)
-            return func(*args, **kwargs) if mask is None else _statistic_call(statistic, mask, *args, **kwargs)
+            if mask is None:
+                return func(*args, **kwargs)
+            masked = _standardised if statistic == "batch_norm" else partial(_statistic_call, statistic)
+            return masked(mask, *args, **kwargs)
         mask = None if kind is None else self._mask(kind, norm_weight(args, kwargs))
         if kind is None or mask is None:
             return func(*args, **kwargs)
@@ -208,6 +212,29 @@ def _masked_call(
     else:
         out = masked_layer_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
     return out if _norms_stay_single(input) else out.to(input.dtype)
+
+
+def _standardised(
+    mask: Mask,
+    input: Tensor,  # noqa: A002 - the name torch gives it
+    running_mean: None = None,
+    running_var: None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A batch norm without running statistics over `(1, channels, units)`: each channel over its open units."""
+    if input.shape[0] != 1 or input.dim() != 3 or input.shape[2] != len(mask):
+        raise TraceError(
+            f"a batch norm of the forward pass standardises {tuple(input.shape)}, the traced one {len(mask)} units: the model "
+            "takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+        )
+    out = masked_layer_norm(input, mask.to(input.dtype), None, None, eps)
+    if weight is not None:
+        out = out * weight.view(1, -1, 1)
+    return out if bias is None else out + bias.view(1, -1, 1)
 
 
 def _statistic_call(kind: str, mask: Mask, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,16 +18,24 @@ def _tie_affine(op: Op, ids: IdArray | None, *names: str) -> None:
 def _record(op: Op, kind: str, ids: IdArray | None) -> None:
     """The walk has counted this call already: of those without a weight it is the last so far."""
     if ids is not None:
-        weight = op.name_of(op.arg("weight"))
+        weight = op.name_of(op.arg("weight")) if kind != "batch_norm" else None
         order = op.tracker.n_other_norms[kind] - 1 if weight is None else 0
         op.tracker.norms.append(NormUse(op.node.name, kind, weight, order, ids))
 
 
 @register("batch_norm", "instance_norm")
 def batch_norm(op: Op) -> Labels:
-    """Statistics of each channel alone: the affine and running tensors tie to the channel."""
+    """Statistics of each channel alone: the affine and running tensors tie to the channel.
+
+    Weights are standardised as one sample whose channels are the outputs, over the inputs: with masked statistics.
+    """
     labels = op.labels(op.arg("input"))
     _tie_affine(op, labels[1], "weight", "bias", "running_mean", "running_var")
+    if op.name == "batch_norm" and op.arg("running_mean") is None and op.arg("running_var") is None:
+        op.tracker.count_norm("batch_norm", None)
+        if len(labels) == 3 and op.shape()[0] == 1 and labels[2] is not None:
+            _record(op, "batch_norm", labels[2])
+            return labels
     for ids in labels[2:]:
         op.tracker.pin(ids, "statistics are taken over it")
     return labels
