@@ -54,9 +54,7 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--settle-epochs",
     type=click.FloatRange(min=0),
-    help=with_default(
-        "Of these, closing one after another what the cut takes.", f"{DEFAULTS.settle_fraction:g} of them"
-    ),
+    help=with_default("Of these, closing one after another what the cut takes.", f"{DEFAULTS.settle_fraction:g}"),
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Inputs a step.")
 @click.option(

@@ -70,7 +70,9 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
 
 
 def test_explicit_epochs_override_fractions():
-    config = FinetuneConfig(epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5)
+    config = FinetuneConfig(
+        epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5, settle_epochs=0.8
+    )
 
     assert config.phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
 

@@ -27,7 +27,7 @@ class OptimizerDefaults:
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.015, weight_decay=1e-4),
+    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.03, weight_decay=1e-4),
     "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
 }
 PRECISIONS = ("no", "bf16", "fp16")
@@ -83,7 +83,7 @@ class FinetuneConfig:
     epochs: float = 6.0
     warmup_fraction: float = 0.0
     gate_fraction: float = 0.2
-    settle_fraction: float = 0.08
+    settle_fraction: float = 0.0
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
     settle_epochs: float | None = None
