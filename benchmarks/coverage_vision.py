@@ -79,7 +79,8 @@ def _timm(name: str) -> nn.Module:
     import timm
 
     torch.manual_seed(0)
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
         for size in SMALL_IMAGES:
             try:
                 model = timm.create_model(name, img_size=size).eval()
