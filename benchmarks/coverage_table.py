@@ -177,6 +177,8 @@ def _reasons(by_model: dict[tuple[str, str], dict[str, Record]]) -> list[str]:
         ("ONNX: the cut model differs or does not export (exporter: neither does the dense one)", onnx),
     ):
         lines += ["", f"## {title}", "", *(entries or ["None."])]
+    if not any("onnx" in checks for checks in by_model.values()):
+        lines[-1] = "Not run."
     if unknown:
         ops = ", ".join(f"{op} ({n} models)" for op, n in unknown.most_common())
         lines += ["", f"Ops without a rule that met units: {ops}."]
