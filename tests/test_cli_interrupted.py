@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from l0prune.cli.main import cli
 
-EPOCHS = 30
+EPOCHS = 60
 FINETUNE = [
     *("finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"),
     *("--epochs", str(EPOCHS), "--batch-size", "16", "--align", "1"),
