@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from l0prune.cli.main import cli
 
-EPOCHS = 60
+EPOCHS = 30
 FINETUNE = [
     *("finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"),
     *("--epochs", str(EPOCHS), "--batch-size", "16", "--align", "1"),
@@ -22,11 +22,23 @@ FINETUNE = [
 PATIENCE_S = 120
 
 
+def heed_ctrl_c() -> None:
+    """Tests that run in the background inherit an ignored SIGINT; the run must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(out: Path) -> subprocess.Popen:
     """A run in a process of its own, with a checkpoint on disk."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "l0prune.cli.main", *FINETUNE, "--out", str(out)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
     deadline = time.monotonic() + PATIENCE_S
     while not (out / "checkpoint" / "trainer.pt").exists():
         assert process.poll() is None, process.communicate()[1]
