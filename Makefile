@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_MODELS := $(VENV)/.installed-models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint types unit test-slow coverage coverage-models bench-alignment bench-step clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -60,6 +60,9 @@ coverage-models: $(INSTALLED_MODELS) ## cut real architectures from timm, torchv
 
 coverage: $(INSTALLED_MODELS) ## cut every timm family, torchvision and transformers, with ONNX; docs/coverage.md (hours, goes on where it stopped)
 	$(BIN)/python benchmarks/coverage.py $(COVERAGE_ARGS)
+
+mutation-rules: $(INSTALLED) ## break every rule of the channel flow in turn: which test notices? docs/mutations.md (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation_rules.py --jobs 2
 
 bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against the rounding of its widths
 	$(BIN)/python benchmarks/alignment.py
