@@ -1,0 +1,290 @@
+"""Units that have to stay although a parameter consumes them elsewhere: no other rule would pin them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from test_flow_costs import counted_macs
+from torch import nn
+
+BROADCAST = "a single unit is broadcast over a dimension"
+
+
+def both(function, width: int = 4, n_in: int = 3) -> Net:
+    """`up` makes units along the last dimension; `function` sees them, and `tail` consumes them."""
+    return Net(
+        lambda net, x: (function(net, net.up(x)), net.tail(net.up(x))),
+        up=nn.Linear(n_in, width),
+        tail=nn.Linear(width, 2),
+    )
+
+
+def by_tokens(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Six mixed tokens, units of their own, of four numbers each."""
+    return net.up(x.transpose(1, 2)).transpose(1, 2)
+
+
+LOOKED_UP = {
+    "list": lambda net, y: y[..., [3, 0, 0, 1]],
+    "two indices": lambda net, y: y[:, [0, 1, 2, 2], [3, 0, 0, 1]],
+    "index_select": lambda net, y: y.index_select(2, torch.tensor([2, 0, 1])),
+    "select": lambda net, y: y.select(-1, 1),
+    "unbind": lambda net, y: y.unbind(-1)[2],
+    "gather": lambda net, y: y.gather(-1, torch.zeros(3, 5, 2, dtype=torch.long)),
+    "as indices": lambda net, y: torch.arange(7.0)[(y > 0).long()],
+    "as indices of gather": lambda net, y: y.new_ones(3, 5, 9)[..., :2].gather(-1, (y > 0).long()),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+def test_units_that_are_looked_up_stay(name):
+    flow = traced(both(LOOKED_UP[name]), inputs(3, 5, 3))
+
+    assert gates(flow, "up.weight", 0) is None
+    assert flow.n_gates == 0
+
+
+def test_indices_behind_units_leave_them_where_they_are():
+    net = Net(
+        lambda net, x: net.head(net.up(x)[:, :, [2, 0]].transpose(1, 2)),
+        up=nn.Conv1d(3, 4, 1),
+        head=nn.Linear(4, 2),
+    )
+
+    assert assert_cut_exactly(net, inputs(3, 3, 5), forms=["graph"]).n_gates == 4
+
+
+def test_indices_apart_put_their_dimension_before_units():
+    net = Net(
+        lambda net, x: net.head(net.up(x)[:, :, [2, 0], :, [1, 1]].transpose(-1, -2)),
+        up=nn.Conv3d(3, 4, 1),
+        head=nn.Linear(4, 2),
+    )
+
+    assert assert_cut_exactly(net, inputs(2, 3, 3, 5, 2), forms=["graph"]).n_gates == 4
+
+
+BOUNDS = {
+    "slice": lambda net, y: y[..., : y.shape[0]].sum(-1),
+    "narrow": lambda net, y: torch.narrow(y, -1, 0, y.shape[0]).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_units_cut_off_where_the_batch_ends_stay(name):
+    flow = traced(both(BOUNDS[name], width=6), inputs(3, 5, 3))
+
+    assert gates(flow, "up.weight", 0) is None
+
+
+def attending(make_q, make_k, make_v, **options) -> Net:
+    """Attention between what `up`, consumed by `tail` too, gives and the inputs; (batch, heads, positions, width)."""
+
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(make_q(y), make_k(y), make_v(y), **options)
+
+    return both(function, width=6)
+
+
+def fixed(heads: int = 6, positions: int = 6, width: int = 6):
+    def make(y: torch.Tensor) -> torch.Tensor:
+        return y.new_ones(1).expand(y.shape[0], heads, positions, width)
+
+    return make
+
+
+def units_along(dim: int, n: int = 6):
+    def make(y: torch.Tensor) -> torch.Tensor:  # y: (2, 6, 6 units)
+        return y[:, None].expand(-1, n, -1, -1).movedim(-1, dim)
+
+    return make
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("part", ["query", "key"])
+def test_units_along_scores_or_positions_stay(part, dim):
+    made = units_along(dim)
+    net = attending(*(made if name == part else fixed() for name in ("query", "key", "value")))
+
+    assert traced(net, inputs(2, 6, 3)).n_gates == 0
+
+
+def test_units_along_positions_of_values_stay():
+    assert traced(attending(fixed(), fixed(), units_along(2)), inputs(2, 6, 3)).n_gates == 0
+
+
+def test_key_heads_with_queries_that_cannot_follow_stay():
+    net = attending(fixed(12), units_along(1), units_along(1), enable_gqa=True)
+
+    assert traced(net, inputs(2, 6, 3)).n_gates == 0
+
+
+def test_the_only_key_head_stays():
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        keys = y.movedim(-1, 1)[:, :1, :, None].expand(-1, -1, -1, 3)
+        queries = y.movedim(-1, 1)[:, 2:, :, None].expand(-1, -1, -1, 3)
+        return net.out(F.scaled_dot_product_attention(queries, keys, keys, enable_gqa=True).movedim(1, -1))
+
+    net = both(function, width=6)
+    net.out = nn.Linear(4, 2)
+
+    flow = assert_cut_exactly(net, inputs(2, 6, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) == [-1, 0, 1, 2, 3, 4]
+    assert BROADCAST in flow.pinned
+
+
+@pytest.mark.parametrize("shape", ["queries", "values"])
+def test_heads_that_broadcast_have_no_rule(shape):
+    one, many = fixed(1), units_along(1)
+    parts = (one, many, many) if shape == "queries" else (many, many, one)
+
+    flow = traced(attending(*parts), inputs(2, 6, 3))
+
+    assert flow.n_gates == 0
+    assert "aten.scaled_dot_product_attention.default" in flow.unknown_ops
+
+
+def test_units_along_the_positions_of_a_mask_stay():
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        q = y.new_ones(1).expand(y.shape[0], 2, 6, 3)
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=y[:, None])
+
+    assert traced(both(function, width=6), inputs(2, 6, 3)).n_gates == 0
+
+
+def test_a_single_unit_that_masks_all_heads_stays():
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        q = y.new_ones(1).expand(y.shape[0], 2, 6, 3)
+        return F.scaled_dot_product_attention(
+            q, q, q, attn_mask=y[..., :1].movedim(-1, 1)[..., None].expand(-1, -1, -1, 6)
+        )
+
+    flow = assert_cut_exactly(both(function, width=6), inputs(2, 6, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) == [-1, 0, 1, 2, 3, 4]
+    assert BROADCAST in flow.pinned
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_weight_that_is_an_input_of_the_model_pins_and_is_counted(groups):
+    net = Net(
+        lambda net, x, w: (net.tail(net.up(x)), F.conv2d(net.up(x), w, groups=groups)),
+        up=nn.Conv2d(3, 4, 1),
+        tail=nn.Conv2d(4, 2, 1),
+    )
+    x = (inputs(1, 3, 5, 6), inputs(8, 4 // groups, 3, 1))
+
+    flow = traced(net, x)
+
+    assert flow.n_gates == 0
+    assert flow.dense_cost("macs") == counted_macs(lambda pair: net(*pair), x)
+
+
+def test_a_picture_without_a_batch_has_no_rule():
+    net = both(lambda net, y: net.conv(y.transpose(0, 1)[:, 0]), width=4)
+    net.conv = nn.Conv1d(3, 2, 1)
+
+    flow = traced(net, inputs(5, 3, 3))
+
+    assert "aten.conv1d.default" in flow.unknown_ops
+
+
+def test_a_stride_or_padding_of_one_axis_is_that_of_the_axis():
+    """Three positions of units: every other of five with a border of one each side are three again, but other ones."""
+
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:  # y: (2, 5, 3 units)
+        return F.conv2d(y[:, None], y.new_ones(1, 1, 1, 1), stride=(1, 2), padding=(0, 1))
+
+    assert traced(both(function, width=3), inputs(2, 5, 4)[..., :3]).n_gates == 0
+
+
+def test_positions_of_a_kernel_are_not_reported():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, (2, 1)))
+
+    flow = traced(net, inputs(2, 3, 6, 6))
+
+    assert set(flow.pinned.values()) == {3, 4}
+    assert flow.n_gates == 8
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.GroupNorm(1, 4), nn.InstanceNorm1d(4), nn.BatchNorm1d(4)], ids=str
+)
+def test_units_along_which_statistics_are_taken_stay(norm):
+    net = both(lambda net, y: net.norm(y), width=6)
+    net.norm = norm
+
+    assert gates(traced(net, inputs(3, 4, 3)), "up.weight", 0) is None
+
+
+def test_units_of_an_rms_norm_over_several_dimensions_stay():
+    net = both(lambda net, y: F.rms_norm(y, (5, 4)))
+
+    assert traced(net, inputs(3, 5, 3)).n_gates == 0
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_units_of_matrices_that_broadcast_stay(left):
+    """A single unit along the batch of matrices, next to several."""
+
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        one = y[..., :1].movedim(-1, 1)[..., None].expand(-1, -1, -1, 5)
+        many = y.new_ones(1).expand(y.shape[0], 3, 5, 5)
+        return one @ many if left else many @ one
+
+    flow = assert_cut_exactly(both(function), inputs(2, 5, 3), forms=["graph"])
+
+    assert gates(flow, "up.weight", 0) == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_units_contracted_with_an_input_stay(left):
+    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
+        other = y.new_ones(1).expand(y.shape[0], 4, 5)
+        return other.transpose(1, 2) @ y.transpose(1, 2) if left else y @ other
+
+    assert traced(both(function), inputs(2, 5, 3)).n_gates == 0
+
+
+def test_a_vector_times_a_matrix_has_no_rule():
+    net = both(lambda net, y: y @ net.vector)
+    net.vector = nn.Parameter(torch.empty(4))
+
+    assert traced(net, inputs(2, 5, 3)).n_gates == 0
+
+
+def test_multiplications_with_a_weight_that_is_an_input_are_counted():
+    net = Net(lambda net, x, w: F.linear(net.up(x), w), up=nn.Linear(3, 4))
+    x = (inputs(5, 3), inputs(7, 4))
+
+    assert traced(net, x).dense_cost("macs") == 5 * 3 * 4 + 5 * 4 * 7
+
+
+def test_parts_that_are_joined_may_be_vectors_or_nothing():
+    net = Net(
+        lambda net, x: net.head(torch.cat([torch.zeros(0, dtype=x.dtype), net.up(x) + torch.cat([net.a, net.b])], 1)),
+        up=nn.Linear(3, 8),
+        a=nn.Parameter(torch.empty(5)),
+        b=nn.Parameter(torch.empty(3)),
+        head=nn.Linear(8, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3), forms=["graph"])
+
+    assert gates(flow, "a", 0) == [0, 1, 2, 3, 4]
+    assert gates(flow, "b", 0) == [5, 6, 7]
+
+
+def test_slices_and_moved_dimensions_of_a_parameter_are_consumers():
+    net = Net(
+        lambda net, x: F.linear(net.up(x), net.sliced[2:]) + F.linear(net.up(x), net.moved.movedim(0, 1)),
+        up=nn.Linear(3, 8),
+        sliced=nn.Parameter(torch.empty(6, 8)),
+        moved=nn.Parameter(torch.empty(8, 4)),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3), forms=["graph"])
+
+    assert flow.n_gates == 8
+    assert {(consumer.parameter, consumer.dim) for consumer in flow.consumers} == {("sliced", 1), ("moved", 0)}
