@@ -288,3 +288,51 @@ def test_slices_and_moved_dimensions_of_a_parameter_are_consumers():
 
     assert flow.n_gates == 8
     assert {(consumer.parameter, consumer.dim) for consumer in flow.consumers} == {("sliced", 1), ("moved", 0)}
+
+
+def with_cell(cell: nn.Module, function=lambda net, y: net.cell(y)[0]) -> Net:
+    net = both(function)
+    net.cell = cell
+    return net
+
+
+RECURRENT = {
+    "projected outputs": with_cell(nn.LSTM(4, 6, proj_size=3)),
+    "a single hidden unit": with_cell(nn.GRU(4, 1)),
+    "along time": with_cell(nn.GRU(5, 3, batch_first=True), lambda net, y: net.cell(y.transpose(1, 2))[0]),
+    "along the batch": with_cell(nn.GRU(5, 3), lambda net, y: net.cell(y.transpose(1, 2))[0]),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_units_that_a_recurrent_layer_cannot_lose_stay(name):
+    assert traced(RECURRENT[name], inputs(2, 5, 3)).n_gates == 0
+
+
+def test_inputs_of_a_cell_are_counted():
+    flow = traced(Net(lambda net, x: net.cell(x)[0], cell=nn.GRU(4, 5, batch_first=True)), inputs(2, 7, 4))
+
+    assert flow.dense_cost("macs") == 7 * 3 * 5 * (4 + 5)
+
+
+def test_layers_of_a_first_state_are_not_reported():
+    net = Net(
+        lambda net, x: net.head(net.cell(x, net.state.expand(-1, x.shape[1], -1))[0]),
+        cell=nn.GRU(3, 5, num_layers=2),
+        state=nn.Parameter(torch.empty(2, 1, 5)),
+        head=nn.Linear(5, 4),
+    )
+
+    assert 2 not in traced(net, inputs(7, 2, 3)).pinned.values()
+
+
+DECLINED = {
+    "random by units": lambda net, y: torch.bernoulli(y.sigmoid()),
+    "slopes along the last dimension": lambda net, y: torch._prelu_kernel(y, torch.ones(1, 1, 4, dtype=y.dtype)),
+    "nothing of them": lambda net, y: y[:, :0].reshape(y.shape[0], 4, 0),
+}
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_uses_that_a_rule_declines_pin_the_units(name):
+    assert traced(both(DECLINED[name]), inputs(2, 5, 3)).n_gates == 0
