@@ -99,7 +99,7 @@ def salience_of(net, seed, measured):
 
 seeds = st.integers(0, 2**16)
 keeps = st.floats(0.03, 1.0).map(lambda x: round(x, 2))
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60, deadline=None)
 
 
 @quick
@@ -125,7 +125,7 @@ def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_do
 @given(net=nets(smallest=2, largest=6), seed=seeds, align=st.sampled_from([2, 3]), measured=st.booleans())
 def test_every_dimension_is_aligned_where_some_aligned_selection_lands(net, seed, align, measured):
     scores, salience = scores_of(net, seed), salience_of(net, seed, measured)
-    assume(all(dimension.n_ungated + len(dimension.gates) >= align for dimension in net.dimensions))
+    assume(all(dimension.n_ungated + len(dimension.gates) > align for dimension in net.dimensions))
     goals = [o for o in net.all_counts(scores) if net.legal(o) and net.aligned(o, align) and net.costs.hard(o) > 0]
     keep = net.costs.hard(goals[seed % len(goals)])
 
