@@ -125,7 +125,8 @@ def test_trainer_state_with_code_in_it_is_refused_and_not_run(tmp_path):
             return (type(witness).touch, (witness,))
 
     torch.save(
-        {"format": checkpoints.FORMAT, "version": 1, "evil": Malicious()}, tmp_path / "checkpoint" / "trainer.pt"
+        {"format": checkpoints.FORMAT, "version": checkpoints.VERSION, "evil": Malicious()},
+        tmp_path / "checkpoint" / "trainer.pt",
     )
 
     with pytest.raises(CheckpointError, match=r"trainer\.pt cannot be read"):
@@ -134,11 +135,11 @@ def test_trainer_state_with_code_in_it_is_refused_and_not_run(tmp_path):
 
 
 def test_trainer_state_of_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "VERSION", 2)
+    monkeypatch.setattr(checkpoints, "VERSION", 999)
     save_checkpoint(tmp_path / "checkpoint", checkpoint())
     monkeypatch.undo()
 
-    with pytest.raises(CheckpointError, match="has version 2, this l0prune reads 1"):
+    with pytest.raises(CheckpointError, match=f"has version 999, this l0prune reads {checkpoints.VERSION}"):
         load_checkpoint(tmp_path / "checkpoint")
 
 

@@ -16,6 +16,7 @@ from l0prune.finetuning.checks import require_finite, require_same_run, require_
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import frozen_copy
 from l0prune.finetuning.freezing import choose_open
+from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.progress import Progress, SilentProgress
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime
@@ -151,20 +152,30 @@ def _trainer(
     gated.set_budget(budget, phases.gate, gate_optimizer=GateOptimizerConfig(lr=config.gate_lr))
     runtime.broadcast_(gated)
     gated.to(memory_format=order)  # type: ignore[call-overload]
+    home = directory if runtime.is_main else None
+    journal = Journal(
+        gated,
+        budget,
+        config=config,
+        phases=phases,
+        runtime=runtime,
+        evaluate=evaluate,
+        metrics=None if home is None else home / "metrics.jsonl",
+        progress=progress,
+    )
     return Trainer(
         gated.train(),
         batches,
         loss=loss,
         teacher=taught_by,
-        evaluate=evaluate,
         budget=budget,
         config=config,
         phases=phases,
         runtime=runtime,
         channels_last=channels_last,
-        out=directory,
+        checkpoint=None if home is None else home / "checkpoint",
         identity=identity,
-        progress=progress,
+        journal=journal,
     )
 
 

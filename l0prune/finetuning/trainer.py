@@ -15,16 +15,14 @@ from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
-from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram
+from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.optimizers import MovingAverage
-from l0prune.finetuning.progress import Progress
-from l0prune.finetuning.results import Evaluate, FinetuneResult, Milestone, figures_of
+from l0prune.finetuning.results import FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
 from l0prune.finetuning.settling import Settling, measure_salience
-from l0prune.finetuning.stage import Loss, LossWindow, Stage
+from l0prune.finetuning.stage import Loss, Stage
 from l0prune.gated import GatedModel
-from l0prune.model_call import evaluation_mode
 from l0prune.surgery.shrink import absorb_, shrink
 
 __all__ = ["Trainer"]
@@ -40,15 +38,14 @@ class Trainer:
         batches: The training data.
         loss: The task's loss.
         teacher: Teaches by its logits, on the device, or None.
-        evaluate: Judges the model at the end of each epoch, or None.
         budget: What the compact network may cost.
         config: Everything else.
         phases: The run in steps.
         runtime: Device, precision, processes.
         channels_last: Whether inputs and weights are kept in channels-last order.
-        out: Directory of the run, or None.
+        checkpoint: Where checkpoints are written, or None.
         identity: What a later resume must agree with, plain values.
-        progress: Is told how far it is.
+        journal: Writes down how it goes.
     """
 
     def __init__(
@@ -58,47 +55,40 @@ class Trainer:
         *,
         loss: Loss,
         teacher: nn.Module | None,
-        evaluate: Evaluate | None,
         budget: Budget,
         config: FinetuneConfig,
         phases: Phases,
         runtime: Runtime,
         channels_last: bool,
-        out: Path | None,
+        checkpoint: Path | None,
         identity: dict[str, Any],
-        progress: Progress,
+        journal: Journal,
     ) -> None:
         self.gated = gated
         self.step = 0
         self._batches = batches
         self._loss = loss
         self._teacher = teacher
-        self._evaluate = evaluate
         self._budget = budget
         self._config = config
         self._phases = phases
         self._runtime = runtime
         self._channels_last = channels_last
-        self._checkpoint = out / "checkpoint" if out is not None and runtime.is_main else None
-        self._metrics = MetricsLog(out / "metrics.jsonl" if out is not None and runtime.is_main else None)
+        self._checkpoint = checkpoint
         self._identity = identity
-        self._progress = progress
+        self._journal = journal
         self._phase = ""
         self._settling: Settling | None = None
         self._compact: nn.Module | None = None
         self._average: MovingAverage | None = None
         self._stage = self._new_stage(gated)
-        self._window = LossWindow()
-        self._n_lines = 0
-        self._shown = 0
         self._expected_cost = 1.0
-        self._history: list[Milestone] = []
 
     def run(self) -> None:
         """Train from the present step to the last; freeze on the way."""
         if self._phase == FINISHED:
             return
-        self._metrics.truncate_after(self.step)
+        self._journal.continue_after(self.step)
         total = self._phases.total
         source = steps(self._batches, self.step, total, seed=self._config.seed, rank=self._runtime.rank)
         for step, inputs, targets in source:
@@ -114,9 +104,8 @@ class Trainer:
         self.gated.gates.load_state_dict(checkpoint.gates)
         self.gated.load_training_state(state["gates"])
         self.step = state["step"]
-        self._n_lines = state["n_lines"]
+        self._journal.load_state_dict(state["journal"])
         self._expected_cost = state["expected_cost"]
-        self._history = [Milestone(**entry) for entry in state["history"]]
         if state["settling"] is not None:
             self._settling = Settling(**state["settling"])
         if checkpoint.compact is not None:
@@ -140,8 +129,8 @@ class Trainer:
             if self._average is not None and self._average.n_updates:
                 self._average.copy_to_(compact)
             self._runtime.average_buffers_(compact)
-            self._progress.finish()
-            self._judge(compact, "end")
+            self._journal.leave()
+            self._journal.judge(compact, "end", step=self.step)
         for model in (self.gated, compact):
             model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         absorb_(self.gated, compact.eval())
@@ -158,7 +147,7 @@ class Trainer:
             expected_cost=self._expected_cost,
             n_open=int((self.gated.gate_values() != 0).sum()),
             steps=self.step,
-            history=tuple(self._history),
+            history=tuple(self._journal.history),
         )
 
     @property
@@ -196,19 +185,18 @@ class Trainer:
         )
         if self._average is not None:
             self._average.update(self._network)
-        self._window.add(losses)
+        self._journal.add(losses)
         self.step = step + 1
-        ends_pass = self.step % self._phases.steps_per_epoch == 0 or self.step == self._phases.total
-        if ends_pass or self.step % self._config.log_every == 0 or self.step in (1, self._phases.freeze_at):
-            self._log(lr, ends_pass=ends_pass)
-        if ends_pass and self.step < self._phases.total:
+        if self._journal.due(self.step):
+            self._journal.write(self._network, step=self.step, phase=self._phase, lr=lr)
+        if self._journal.ends_pass(self.step) and self.step < self._phases.total:
             self.save()
 
     def _enter(self, phase: str) -> None:
         """Do what the begin of a phase asks for, once."""
         if phase == self._phase:
             return
-        self._progress.finish()
+        self._journal.leave()
         if phase == WARMUP and not self.gated.frozen:
             self.gated.freeze(torch.ones(self.gated.n_gates))
         if phase == GATE and self.gated.frozen:
@@ -218,11 +206,7 @@ class Trainer:
         if phase == RECOVERY and self._compact is None:
             self._freeze()
         self._phase = phase
-        first, length = self._phases.extent(phase)
-        self._progress.start(phase, length)
-        if self.step > first:
-            self._progress.advance(self.step - first, {})
-        self._shown = self.step
+        self._journal.enter(phase, self.step)
 
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
@@ -236,7 +220,7 @@ class Trainer:
         is_open = choose_open(self.gated, self._budget, align=config.align, salience=salience)
         start = self.gated.gate_values().float().cpu()
         self._settling = Settling.plan(start, decided_values(self.gated, is_open, config), salience)
-        self._progress.message(
+        self._journal.say(
             f"{int(is_open.sum())} of {self.gated.n_gates} gates stay open: {metric}"
             f" {self.gated.costs(metric).hard(is_open):.4f} of dense"
             f" (budget {self._budget.keep:g}, expected {self._expected_cost:.4f})"
@@ -251,7 +235,7 @@ class Trainer:
             inputs = (inputs for inputs, _ in self._examples())
             recalibrate_(self._compacted, islice(inputs, self._config.recalibration_batches))
             self._runtime.average_buffers_(self._compacted)
-        self._judge(self._compacted, "freeze")
+        self._journal.judge(self._compacted, "freeze", step=self.step)
 
     def _cut(self) -> None:
         """The compact network of the frozen gates, on the device, with an optimizer of its own."""
@@ -275,47 +259,6 @@ class Trainer:
                 place(targets, runtime.device, channels_last=False),
             )
 
-    def _log(self, lr: float, *, ends_pass: bool) -> None:
-        """Write a line; at the end of a pass with an evaluation."""
-        loss, task, taught = self._window.means(last_step=self.step, lr=lr, phase=self._phase)
-        gated, metric = self.gated, self._budget.metric
-        constraint = gated.constraint
-        self._n_lines += 1
-        due = self._phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
-        if ends_pass:
-            self._runtime.average_buffers_(self._network)
-        ended = self.step == self._phases.total
-        record = MetricsRecord(
-            step=self.step,
-            epoch=round(self.step / self._phases.steps_per_epoch, 6),
-            phase=self._phase,
-            loss=loss,
-            task_loss=task,
-            distillation_loss=taught,
-            expected_cost=float(gated.expected_cost(metric).detach()),
-            hard_cost=gated.hard_cost(metric),
-            target=self._budget.keep if constraint is None else constraint.target,
-            multiplier=0.0 if constraint is None else constraint.multiplier,
-            lr=lr,
-            open_histogram=open_histogram(gated.open_probability()) if due else None,
-            evaluation=self._judge(self._network, self._phase) if ends_pass and not ended else None,
-        )
-        self._metrics.write(record)
-        self._progress.advance(self.step - self._shown, record.figures)
-        self._shown = self.step
-
-    def _judge(self, model: nn.Module, when: str) -> dict[str, float] | None:
-        """Evaluate, note it, and say it."""
-        if self._evaluate is None or not self._runtime.is_main:
-            self._runtime.wait()
-            return None
-        with evaluation_mode(model), torch.no_grad():
-            figures = figures_of(self._evaluate(model))
-        self._history.append(Milestone(self.step, when, self.gated.hard_cost(self._budget.metric), figures))
-        self._progress.message(f"{when}, step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
-        self._runtime.wait()
-        return figures
-
     def save(self) -> None:
         """Write a checkpoint of the present state."""
         if self._checkpoint is None:
@@ -333,9 +276,8 @@ class Trainer:
                     "step": self.step,
                     "phase": self._phase,
                     "epoch": self.step / self._phases.steps_per_epoch,
-                    "n_lines": self._n_lines,
                     "expected_cost": self._expected_cost,
-                    "history": [milestone.to_json() for milestone in self._history],
+                    "journal": self._journal.state_dict(),
                     "stage": None if self._phase == FINISHED else self._stage.state_dict(),
                     "gates": self.gated.training_state(),
                     "settling": None if self._settling is None else self._settling.state_dict(),

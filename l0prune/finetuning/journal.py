@@ -1,0 +1,154 @@
+"""What a run tells while it goes on: lines of metrics.jsonl, evaluations, progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l0prune.budget.budget import Budget
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram
+from l0prune.finetuning.progress import Progress
+from l0prune.finetuning.results import Evaluate, Milestone, figures_of
+from l0prune.finetuning.runtime import Runtime
+from l0prune.finetuning.schedule import GATE, WARMUP, Phases
+from l0prune.finetuning.stage import Losses, LossWindow
+from l0prune.gated import GatedModel
+from l0prune.model_call import evaluation_mode
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Writes down and shows how a run goes; decides nothing.
+
+    Args:
+        gated: The gated model of the run.
+        budget: Of the run.
+        config: How often to write.
+        phases: The run in steps.
+        runtime: Only its main process evaluates and writes.
+        evaluate: Judges a model, or None.
+        metrics: Path of metrics.jsonl; None writes none.
+        progress: Is told how far it is.
+    """
+
+    def __init__(
+        self,
+        gated: GatedModel,
+        budget: Budget,
+        *,
+        config: FinetuneConfig,
+        phases: Phases,
+        runtime: Runtime,
+        evaluate: Evaluate | None,
+        metrics: Path | None,
+        progress: Progress,
+    ) -> None:
+        self.history: list[Milestone] = []
+        self._gated = gated
+        self._budget = budget
+        self._config = config
+        self._phases = phases
+        self._runtime = runtime
+        self._evaluate = evaluate
+        self._log = MetricsLog(metrics)
+        self._progress = progress
+        self._window = LossWindow()
+        self._n_lines = 0
+        self._shown = 0
+
+    def continue_after(self, step: int) -> None:
+        """Drop what an interrupted run wrote after `step`."""
+        self._log.truncate_after(step)
+
+    def enter(self, phase: str, step: int) -> None:
+        """A phase begins, or goes on, with the step after `step` finished ones."""
+        first, length = self._phases.extent(phase)
+        self._progress.start(phase, length)
+        if step > first:
+            self._progress.advance(step - first, {})
+        self._shown = step
+
+    def leave(self) -> None:
+        """The phase is over."""
+        self._progress.finish()
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self._progress.message(text)
+
+    def add(self, losses: Losses) -> None:
+        """Take in one step."""
+        self._window.add(losses)
+
+    def due(self, step: int) -> bool:
+        """Whether a line follows after `step` finished steps."""
+        return step % self._config.log_every == 0 or step in (1, self._phases.freeze_at) or self.ends_pass(step)
+
+    def ends_pass(self, step: int) -> bool:
+        """Whether `step` finished steps end a pass over the data, or the run."""
+        return step % self._phases.steps_per_epoch == 0 or step == self._phases.total
+
+    def write(self, model: nn.Module, *, step: int, phase: str, lr: float) -> None:
+        """Write a line; at the end of a pass, but for the last, with an evaluation.
+
+        Args:
+            model: What is trained.
+            step: Finished steps.
+            phase: Of the last of them.
+            lr: Its learning rate.
+
+        Raises:
+            TrainingError: if a loss since the last line was not finite.
+        """
+        loss, task, taught = self._window.means(last_step=step, lr=lr, phase=phase)
+        gated, metric = self._gated, self._budget.metric
+        constraint = gated.constraint
+        self._n_lines += 1
+        histogram = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
+        judged = self.ends_pass(step) and step < self._phases.total
+        if self.ends_pass(step):
+            self._runtime.average_buffers_(model)
+        record = MetricsRecord(
+            step=step,
+            epoch=round(step / self._phases.steps_per_epoch, 6),
+            phase=phase,
+            loss=loss,
+            task_loss=task,
+            distillation_loss=taught,
+            expected_cost=float(gated.expected_cost(metric).detach()),
+            hard_cost=gated.hard_cost(metric),
+            target=self._budget.keep if constraint is None else constraint.target,
+            multiplier=0.0 if constraint is None else constraint.multiplier,
+            lr=lr,
+            open_histogram=open_histogram(gated.open_probability()) if histogram else None,
+            evaluation=self.judge(model, phase, step=step) if judged else None,
+        )
+        self._log.write(record)
+        self._progress.advance(step - self._shown, record.figures)
+        self._shown = step
+
+    def judge(self, model: nn.Module, when: str, *, step: int) -> dict[str, float] | None:
+        """Evaluate, note it, and say it; None without `evaluate` and in other than the main process."""
+        if self._evaluate is None or not self._runtime.is_main:
+            self._runtime.wait()
+            return None
+        with evaluation_mode(model), torch.no_grad():
+            figures = figures_of(self._evaluate(model))
+        self.history.append(Milestone(step, when, self._gated.hard_cost(self._budget.metric), figures))
+        self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        self._runtime.wait()
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"n_lines": self._n_lines, "history": [milestone.to_json() for milestone in self.history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._n_lines = state["n_lines"]
+        self.history = [Milestone(**entry) for entry in state["history"]]
