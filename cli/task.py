@@ -93,7 +93,7 @@ class Task:
         """Mean over the batch."""
         from torch.nn import functional as F
 
-        from l0prune.sources.evaluation import logits_of
+        from l0prune.model_call import logits_of
 
         predicted = logits_of(outputs)
         if self.data.has_classes:
@@ -117,12 +117,11 @@ class Task:
     def _mean_loss(self, model: Callable[..., Any], batches: "Iterable[tuple[Any, Tensor]]") -> float:
         import torch
 
-        from l0prune.model_call import split_inputs
+        from l0prune.model_call import call
 
         total = n = 0.0
         with torch.no_grad():
             for inputs, targets in batches:
-                args, kwargs = split_inputs(inputs)
-                total += float(self.loss(model(*args, **kwargs), targets)) * len(targets)
+                total += float(self.loss(call(model, inputs), targets)) * len(targets)
                 n += len(targets)
         return total / n

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import TraceError
+from l0prune.errors import ConfigError, TraceError
 
-__all__ = ["ExampleInputs", "ModelCall", "call", "evaluation_mode", "output_names", "output_tensors", "split_inputs"]
+__all__ = [
+    "ExampleInputs",
+    "ModelCall",
+    "call",
+    "evaluation_mode",
+    "logits_of",
+    "output_names",
+    "output_tensors",
+    "split_inputs",
+]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple of positional or a dict of keyword tensors."""
@@ -36,8 +45,8 @@ def split_inputs(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]
     )
 
 
-def call(model: nn.Module, inputs: ExampleInputs) -> Any:
-    """Call a model with inputs in any of the accepted forms."""
+def call(model: Callable[..., Any], inputs: ExampleInputs) -> Any:
+    """Call a model, or what stands for one, with inputs in any of the accepted forms."""
     args, kwargs = split_inputs(inputs)
     return model(*args, **kwargs)
 
@@ -124,6 +133,27 @@ def output_tensors(output: Any) -> list[Tensor]:
             tensor for field in dataclasses.fields(output) for tensor in output_tensors(getattr(output, field.name))
         ]
     return []
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: its attribute or key `logits`, or else its first tensor.
+
+    Args:
+        output: As of a module; or a numpy array, which shares its memory with the result.
+
+    Raises:
+        ConfigError: if there is no tensor to be found.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = output_tensors(output if named is None else named)
+    if found:
+        return found[0]
+    if hasattr(output, "__array__"):
+        return torch.as_tensor(output)
+    raise ConfigError(
+        f"there are no logits in an output of type {type(output).__name__}: return a tensor, an object with `logits`, or a"
+        " sequence that starts with a tensor; to train on a loss of your own without them, set distillation=0"
+    )
 
 
 def output_names(output: Any) -> list[str]:

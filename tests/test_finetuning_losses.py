@@ -10,8 +10,9 @@ from torch import nn
 
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.distillation import distillation_loss, frozen_copy, logits_of
+from l0prune.finetuning.distillation import distillation_loss, frozen_copy
 from l0prune.finetuning.optimizers import MovingAverage, build_optimizer, decay_groups
+from l0prune.model_call import logits_of
 
 
 def random(*shape, seed=0):

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from l0prune.errors import DataError
+from l0prune.model_call import logits_of
 from l0prune.sources.datasets import DataSource
-from l0prune.sources.evaluation import accuracy, check_classes, logits_of
+from l0prune.sources.evaluation import accuracy, check_classes
 from l0prune.sources.model_spec import LoadedModel, load_model
 
 X = torch.eye(4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError
+from l0prune.model_call import logits_of
 
-__all__ = ["distillation_loss", "frozen_copy", "logits_of"]
+__all__ = ["distillation_loss", "frozen_copy"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -22,28 +22,6 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         parameter.requires_grad = False
         parameter.grad = None
     return teacher
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in what a model returned.
-
-    Args:
-        outputs: A tensor, an object with an attribute or key `logits`, or a sequence that starts with a tensor.
-
-    Raises:
-        ConfigError: if there is no tensor to be found.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise ConfigError(
-        f"distillation finds no logits in an output of type {type(outputs).__name__}: return a tensor or an object"
-        " with `logits`, or set distillation=0"
-    )
 
 
 def distillation_loss(student: Any, teacher: Any, *, temperature: float) -> Tensor:

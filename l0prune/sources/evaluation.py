@@ -1,17 +1,18 @@
 """Accuracy of a classifier, and whether its outputs fit the classes of the data."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l0prune.errors import DataError
+from l0prune.model_call import call, evaluation_mode, logits_of
 from l0prune.sources.datasets import DataSource
 from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["accuracy", "check_classes", "logits_of"]
+__all__ = ["accuracy", "check_classes"]
 
 
 def accuracy(model: nn.Module | Callable[..., Any], batches: Iterable[tuple[Any, Tensor]]) -> float:
@@ -30,43 +31,14 @@ def accuracy(model: nn.Module | Callable[..., Any], batches: Iterable[tuple[Any,
         DataError: if there is no entry.
     """
     right = total = 0
-    with _evaluating(model), torch.no_grad():
+    with evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext(), torch.no_grad():
         for inputs, targets in batches:
-            predicted = logits_of(_call(model, inputs)).argmax(-1)
+            predicted = logits_of(call(model, inputs)).argmax(-1)
             right += int((predicted == targets.to(predicted.device)).sum())
             total += targets.numel()
     if total == 0:
         raise DataError("the data set is empty: there is nothing to evaluate.")
     return 100.0 * right / total
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode for a while, then each module's own mode again."""
-    if not isinstance(model, nn.Module) or not any(module.training for module in model.modules()):
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])
-        for module, mode in modes:
-            module.training = mode
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: itself, its `logits`, or its first part."""
-    if isinstance(output, Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return logits_of(output.logits)
-    if isinstance(output, Mapping):
-        return logits_of(output["logits"] if "logits" in output else next(iter(output.values())))
-    if isinstance(output, tuple | list):
-        return logits_of(output[0])
-    return torch.as_tensor(output)
 
 
 def check_classes(loaded: LoadedModel, data: DataSource) -> None:
@@ -78,15 +50,10 @@ def check_classes(loaded: LoadedModel, data: DataSource) -> None:
     if not data.has_classes or data.n_classes is None:
         return
     with torch.no_grad():
-        outputs = logits_of(_call(loaded.model, loaded.example_inputs)).shape[-1]
+        outputs = logits_of(call(loaded.model, loaded.example_inputs)).shape[-1]
     if outputs < data.n_classes:
         raise DataError(
             f"{data.name} has {data.n_classes} classes, {loaded.spec!r} has {outputs} outputs; build it with "
             f"num_classes={data.n_classes} (--model-arg num_classes={data.n_classes})."
         )
 
-
-def _call(model: Callable[..., Any], inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
