@@ -172,7 +172,7 @@ def known_results(every: list[Mutant]) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--only", default="", help="Rule files whose name contains this.")
+@click.option("--only", default="", help="Mutants whose name, such as `views.view: ...`, contains this.")
 @click.option("--jobs", default=1, show_default=True, help="Processes at a time.")
 @click.option("--fresh", is_flag=True, help="Take no results from earlier runs.")
 def main(only: str, jobs: int, fresh: bool) -> None:
@@ -185,7 +185,7 @@ def main(only: str, jobs: int, fresh: bool) -> None:
     tests = [*sorted(map(str, Path("tests").glob("test_flow_*.py"))), "tests/test_surgery_properties.py"]
     every = [m for path in sorted(RULES.glob("*.py")) for m in mutants(path)]
     known = {} if fresh else known_results(every)
-    todo = [m for m in every if m.key not in known and only in m.file]
+    todo = [m for m in every if m.key not in known and only in m.key]
     if todo:
         observer = Observer()
         if run(tests, observer):

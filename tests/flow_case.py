@@ -28,6 +28,23 @@ class Net(nn.Module):
         return self.function(self, *inputs)
 
 
+def both(function: Callable[..., Any], width: int = 4, n_in: int = 3, n_out: int = 0) -> Net:
+    """`up` makes units along the last dimension; `function` sees them, and `tail` consumes them.
+
+    What the function gives is an output of the model, or, of length `n_out`, consumed too.
+    """
+    parts = {"up": nn.Linear(n_in, width), "tail": nn.Linear(width, 2)}
+    if n_out:
+        parts["out"] = nn.Linear(n_out, 2)
+
+    def forward(net: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
+        y = net.up(x)
+        found = function(net, y)
+        return net.out(found) if n_out else found, net.tail(y)
+
+    return Net(forward, **parts)
+
+
 def ready(net: nn.Module, seed: int = 0) -> nn.Module:
     """In float64 and evaluation mode, every tensor random: none is at an initial value that would hide a mistake."""
     generator = torch.Generator().manual_seed(seed)

@@ -142,6 +142,7 @@ def test_attention_costs_scores_and_values():
     flow = traced(net, inputs(2, 7, 5))
 
     assert flow.dense_cost("macs") == 7 * 5 * (6 + 6 + 8) + 7 * 7 * (6 + 8) + 7 * 8 * 4
+    assert_costs_are_those_counted(net, inputs(2, 7, 5))
 
 
 def test_an_unknown_metric_is_refused():

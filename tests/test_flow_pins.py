@@ -3,26 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
 from test_flow_costs import counted_macs
 from torch import nn
 
-BROADCAST = "a single unit is broadcast over a dimension"
-
-
-def both(function, width: int = 4, n_in: int = 3) -> Net:
-    """`up` makes units along the last dimension; `function` sees them, and `tail` consumes them."""
-    return Net(
-        lambda net, x: (function(net, net.up(x)), net.tail(net.up(x))),
-        up=nn.Linear(n_in, width),
-        tail=nn.Linear(width, 2),
-    )
-
-
-def by_tokens(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Six mixed tokens, units of their own, of four numbers each."""
-    return net.up(x.transpose(1, 2)).transpose(1, 2)
-
+from l0prune.flow.rules import views
 
 LOOKED_UP = {
     "list": lambda net, y: y[..., [3, 0, 0, 1]],
@@ -77,95 +62,6 @@ def test_units_cut_off_where_the_batch_ends_stay(name):
     assert gates(flow, "up.weight", 0) is None
 
 
-def attending(make_q, make_k, make_v, **options) -> Net:
-    """Attention between what `up`, consumed by `tail` too, gives and the inputs; (batch, heads, positions, width)."""
-
-    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(make_q(y), make_k(y), make_v(y), **options)
-
-    return both(function, width=6)
-
-
-def fixed(heads: int = 6, positions: int = 6, width: int = 6):
-    def make(y: torch.Tensor) -> torch.Tensor:
-        return y.new_ones(1).expand(y.shape[0], heads, positions, width)
-
-    return make
-
-
-def units_along(dim: int, n: int = 6):
-    def make(y: torch.Tensor) -> torch.Tensor:  # y: (2, 6, 6 units)
-        return y[:, None].expand(-1, n, -1, -1).movedim(-1, dim)
-
-    return make
-
-
-@pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("part", ["query", "key"])
-def test_units_along_scores_or_positions_stay(part, dim):
-    made = units_along(dim)
-    net = attending(*(made if name == part else fixed() for name in ("query", "key", "value")))
-
-    assert traced(net, inputs(2, 6, 3)).n_gates == 0
-
-
-def test_units_along_positions_of_values_stay():
-    assert traced(attending(fixed(), fixed(), units_along(2)), inputs(2, 6, 3)).n_gates == 0
-
-
-def test_key_heads_with_queries_that_cannot_follow_stay():
-    net = attending(fixed(12), units_along(1), units_along(1), enable_gqa=True)
-
-    assert traced(net, inputs(2, 6, 3)).n_gates == 0
-
-
-def test_the_only_key_head_stays():
-    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
-        keys = y.movedim(-1, 1)[:, :1, :, None].expand(-1, -1, -1, 3)
-        queries = y.movedim(-1, 1)[:, 2:, :, None].expand(-1, -1, -1, 3)
-        return net.out(F.scaled_dot_product_attention(queries, keys, keys, enable_gqa=True).movedim(1, -1))
-
-    net = both(function, width=6)
-    net.out = nn.Linear(4, 2)
-
-    flow = assert_cut_exactly(net, inputs(2, 6, 3), forms=["graph"])
-
-    assert gates(flow, "up.weight", 0) == [-1, 0, 1, 2, 3, 4]
-    assert BROADCAST in flow.pinned
-
-
-@pytest.mark.parametrize("shape", ["queries", "values"])
-def test_heads_that_broadcast_have_no_rule(shape):
-    one, many = fixed(1), units_along(1)
-    parts = (one, many, many) if shape == "queries" else (many, many, one)
-
-    flow = traced(attending(*parts), inputs(2, 6, 3))
-
-    assert flow.n_gates == 0
-    assert "aten.scaled_dot_product_attention.default" in flow.unknown_ops
-
-
-def test_units_along_the_positions_of_a_mask_stay():
-    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
-        q = y.new_ones(1).expand(y.shape[0], 2, 6, 3)
-        return F.scaled_dot_product_attention(q, q, q, attn_mask=y[:, None])
-
-    assert traced(both(function, width=6), inputs(2, 6, 3)).n_gates == 0
-
-
-def test_a_single_unit_that_masks_all_heads_stays():
-    def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:
-        q = y.new_ones(1).expand(y.shape[0], 2, 6, 3)
-        return F.scaled_dot_product_attention(
-            q, q, q, attn_mask=y[..., :1].movedim(-1, 1)[..., None].expand(-1, -1, -1, 6)
-        )
-
-    flow = assert_cut_exactly(both(function, width=6), inputs(2, 6, 3), forms=["graph"])
-
-    assert gates(flow, "up.weight", 0) == [-1, 0, 1, 2, 3, 4]
-    assert BROADCAST in flow.pinned
-
-
 @pytest.mark.parametrize("groups", [1, 4])
 def test_a_weight_that_is_an_input_of_the_model_pins_and_is_counted(groups):
     net = Net(
@@ -196,7 +92,7 @@ def test_a_stride_or_padding_of_one_axis_is_that_of_the_axis():
     def function(net: nn.Module, y: torch.Tensor) -> torch.Tensor:  # y: (2, 5, 3 units)
         return F.conv2d(y[:, None], y.new_ones(1, 1, 1, 1), stride=(1, 2), padding=(0, 1))
 
-    assert traced(both(function, width=3), inputs(2, 5, 4)[..., :3]).n_gates == 0
+    assert traced(both(function, width=3, n_out=3), inputs(2, 5, 3)).n_gates == 0
 
 
 def test_positions_of_a_kernel_are_not_reported():
@@ -212,14 +108,20 @@ def test_positions_of_a_kernel_are_not_reported():
     "norm", [nn.GroupNorm(2, 4), nn.GroupNorm(1, 4), nn.InstanceNorm1d(4), nn.BatchNorm1d(4)], ids=str
 )
 def test_units_along_which_statistics_are_taken_stay(norm):
-    net = both(lambda net, y: net.norm(y), width=6)
+    net = both(lambda net, y: net.norm(y), width=6, n_out=6)
     net.norm = norm
 
     assert gates(traced(net, inputs(3, 4, 3)), "up.weight", 0) is None
 
 
+def test_units_beside_a_norm_over_space_are_free():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm((5, 6)), nn.Conv2d(4, 2, 1))
+
+    assert assert_cut_exactly(net, inputs(2, 3, 5, 6), forms=["graph"]).n_gates == 4
+
+
 def test_units_of_an_rms_norm_over_several_dimensions_stay():
-    net = both(lambda net, y: F.rms_norm(y, (5, 4)))
+    net = both(lambda net, y: F.rms_norm(y, (5, 4)), n_out=4)
 
     assert traced(net, inputs(3, 5, 3)).n_gates == 0
 
@@ -328,11 +230,31 @@ def test_layers_of_a_first_state_are_not_reported():
 
 DECLINED = {
     "random by units": lambda net, y: torch.bernoulli(y.sigmoid()),
-    "slopes along the last dimension": lambda net, y: torch._prelu_kernel(y, torch.ones(1, 1, 4, dtype=y.dtype)),
     "nothing of them": lambda net, y: y[:, :0].reshape(y.shape[0], 4, 0),
+    "nothing of them, and flat": lambda net, y: y[:, :0].reshape(y.shape[0], 0),
 }
 
 
 @pytest.mark.parametrize("name", DECLINED)
 def test_uses_that_a_rule_declines_pin_the_units(name):
     assert traced(both(DECLINED[name]), inputs(2, 5, 3)).n_gates == 0
+
+
+def test_units_in_a_view_too_large_to_follow_stay(monkeypatch):
+    monkeypatch.setattr(views, "LARGEST_BLOCK", 8)
+
+    assert traced(both(lambda net, y: y.flatten(1), n_out=20), inputs(2, 5, 3)).n_gates == 0
+
+
+def test_units_joined_to_others_that_were_looked_up_keep_their_places():
+    net = Net(
+        lambda net, x: net.head(torch.cat([net.a(x).index_select(-1, torch.tensor([2, 0, 1])), net.b(x)], -1)),
+        a=nn.Linear(3, 4),
+        b=nn.Linear(3, 5),
+        head=nn.Linear(8, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3))
+
+    assert flow.n_gates == 5
+    assert gates(flow, "head.weight", 1) == [-1, -1, -1, 0, 1, 2, 3, 4]

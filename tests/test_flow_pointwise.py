@@ -176,6 +176,19 @@ def test_a_prelu_with_a_slope_a_channel_is_cut_and_one_with_a_single_slope_stays
     assert one.n_gates == 4
 
 
+def test_slopes_may_lie_along_any_dimension_in_the_op_behind_a_prelu():
+    net = Net(
+        lambda net, x: net.head(torch._prelu_kernel(net.up(x), net.slopes)),
+        up=nn.Linear(3, 4),
+        slopes=nn.Parameter(torch.empty(1, 1, 4)),
+        head=nn.Linear(4, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 3), forms=["graph"])
+
+    assert gates(flow, "slopes", 2) == gates(flow, "up.weight", 0) == [0, 1, 2, 3]
+
+
 def test_a_constant_of_the_code_is_cut_with_its_units():
     flow = assert_cut_exactly(net_with(lambda net, y, x: y + torch.full((1, 4, 1, 1), 0.5, dtype=y.dtype)), IMAGE)
     table = net_with(lambda net, y, x: y * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[:, None, None])

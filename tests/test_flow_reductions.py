@@ -88,6 +88,16 @@ def test_the_larger_of_two_tensors_ties_them(pick):
     assert gates(flow, "a.weight", 0) == gates(flow, "b.weight", 0) == [0, 1, 2, 3]
 
 
+def test_the_larger_of_a_tensor_and_itself_has_its_units():
+    def function(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = net.up(x)
+        return net.head(torch.max(y, y))
+
+    net = Net(function, up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    assert assert_cut_exactly(net, inputs(2, 3), forms=["graph"]).n_gates == 4
+
+
 def test_the_place_of_the_largest_position_is_one_number_a_unit():
     net = Net(lambda net, x: net.head(net.up(x).argmax(1).to(x.dtype)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
 

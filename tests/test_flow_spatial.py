@@ -18,6 +18,8 @@ OPS = {
     "adaptive_max_pool2d": (2, lambda y: F.adaptive_max_pool2d(y, 1)),
     "nearest": (2, lambda y: F.interpolate(y, scale_factor=2)),
     "nearest-exact": (2, lambda y: F.interpolate(y, scale_factor=2, mode="nearest-exact")),
+    "nearest-exact 1d": (1, lambda y: F.interpolate(y, scale_factor=2, mode="nearest-exact")),
+    "nearest-exact 3d": (3, lambda y: F.interpolate(y, scale_factor=2, mode="nearest-exact")),
     "linear": (1, lambda y: F.interpolate(y, scale_factor=2, mode="linear")),
     "bilinear": (2, lambda y: F.interpolate(y, size=(7, 5), mode="bilinear", align_corners=True)),
     "bicubic": (2, lambda y: F.interpolate(y, size=(7, 5), mode="bicubic")),

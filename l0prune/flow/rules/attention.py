@@ -26,9 +26,7 @@ def attention(op: Op) -> Labels:
         raise NoRuleError
     if q_shape[:-3] != k_shape[:-3] or (q_shape[:-2] != k_shape[:-2] and not op.arg("enable_gqa")):
         raise NoRuleError
-    op.tracker.tie(q[-1], k[-1])
-    for ids in (q[-1], k[-1]):
-        op.tracker.pin(ids, SCORES)
+    op.tracker.pin(op.tracker.tie(q[-1], k[-1], SCORES), SCORES)
     for ids in (q[-2], k[-2], v[-2]):
         op.tracker.pin(ids, POSITIONS)
     heads: Labels = []

@@ -27,9 +27,7 @@ def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
     op.tracker.tie(ids, weight_ids)
     source = _parameter_dimension(op, weight, dim)
     if source is None or source[1] < 0:
-        op.tracker.pin(
-            weight_ids if weight_ids is not None else ids, "contracted with a computed tensor, not a parameter"
-        )
+        op.tracker.pin(ids, "contracted with a computed tensor, not a parameter")
     elif weight_ids is not None:
         op.tracker.consume(*source, weight_ids)
 

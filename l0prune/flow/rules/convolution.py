@@ -82,22 +82,17 @@ def _grouped(op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transp
     Depthwise is the case of one input a group. No consumer is recorded: a group mixes nothing but its own unit.
     """
     w_labels = op.labels(weight)
-    n_in, n_out = op.shape(op.arg("input"))[1], op.shape()[1]
     op.tracker.pin(w_labels[1], INSIDE_GROUP)
     if w_labels[0] is None:
         op.tracker.pin(in_ids, INSIDE_GROUP)
         return None
     if transposed:
         op.tracker.tie(in_ids, w_labels[0])
-        in_ids = w_labels[0]
-        out_ids = op.tracker.fresh(n_out) if n_out != n_in else w_labels[0]
+        in_ids, out_ids = w_labels[0], op.tracker.fresh(op.shape()[1])
     else:
         out_ids = w_labels[0]
     if in_ids is None:
         op.tracker.tie(None, out_ids)
         return out_ids
-    rows = [in_ids.reshape(groups, -1)]
-    if out_ids is not in_ids:
-        rows.append(out_ids.reshape(groups, -1))
-    op.tracker.tie_rows(np.concatenate(rows, axis=1))
+    op.tracker.tie_rows(np.concatenate([in_ids.reshape(groups, -1), out_ids.reshape(groups, -1)], axis=1))
     return out_ids

@@ -26,49 +26,43 @@ def same(op: Op) -> Labels:
 def permute(op: Op) -> Labels:
     """Dimensions in another order."""
     x, order = op.arg("self"), op.arg("dims")
-    labels = op.labels(x)
-    order = [d % len(labels) for d in order]
-    op.set_origin(x, order)
-    return [labels[d] for d in order]
+    return _reordered(op, x, [d % len(order) for d in order])
 
 
 @register("transpose", "swapaxes")
 def transpose(op: Op) -> Labels:
     """Two dimensions exchanged."""
     x, a, b = op.node.args[:3]
-    labels = op.labels(x)
-    return _swap(op, labels, int(a) % len(labels), int(b) % len(labels))  # type: ignore[arg-type]
+    order = list(range(len(op.labels(x))))
+    order[a], order[b] = order[b], order[a]  # type: ignore[index]
+    return _reordered(op, x, order)
 
 
 @register("t", "numpy_T", "mT", "adjoint")
 def t(op: Op) -> Labels:
     """The last two dimensions exchanged."""
-    labels = op.labels(op.arg("self"))
-    if len(labels) < 2:
-        return labels
-    return _swap(op, labels, len(labels) - 2, len(labels) - 1)
+    x = op.arg("self")
+    dims = range(len(op.labels(x)))
+    return _reordered(op, x, [*dims[:-2], *reversed(dims[-2:])])
 
 
-def _swap(op: Op, labels: Labels, a: int, b: int) -> Labels:
-    order = list(range(len(labels)))
-    order[a], order[b] = order[b], order[a]
-    op.set_origin(op.node.args[0], order)
+def _reordered(op: Op, x: Any, order: list[int]) -> Labels:
+    """Dimension i of the output is dimension `order[i]` of `x`."""
+    labels = op.labels(x)
+    op.set_origin(x, order)
     return [labels[d] for d in order]
 
 
 @register("movedim")
 def movedim(op: Op) -> Labels:
     """Dimensions moved to other places."""
-    labels = op.labels(op.arg("self"))
-    source, destination = op.arg("source"), op.arg("destination")
+    x, source, destination = op.arg("self"), op.arg("source"), op.arg("destination")
     sources = [source] if isinstance(source, int) else list(source)
     destinations = [destination] if isinstance(destination, int) else list(destination)
-    n = len(labels)
+    n = len(op.labels(x))
     moved = {d % n: s % n for s, d in zip(sources, destinations, strict=True)}
     rest = iter(d for d in range(n) if d not in moved.values())
-    order = [moved[d] if d in moved else next(rest) for d in range(n)]
-    op.set_origin(op.arg("self"), order)
-    return [labels[d] for d in order]
+    return _reordered(op, x, [moved[d] if d in moved else next(rest) for d in range(n)])
 
 
 @register("unsqueeze")
@@ -152,10 +146,9 @@ def repeat_interleave(op: Op) -> Labels:
 
 @register("flip", "roll")
 def rearrange(op: Op) -> Labels:
-    """Indices in another order along `dims`."""
+    """Indices in another order along `dims`, none of which can be missing."""
     labels = op.labels(op.arg("self"))
     dims = op.arg("dims")
     for d in dims if dims else range(len(labels)):
         op.tracker.pin(labels[d], f"{op.name} moves indices along it")
-        labels[d] = None
     return labels

@@ -55,9 +55,7 @@ def _product(op: Op, a: Any, b: Any) -> Labels:
     elif op.origin(a) is not None:
         contract(op, b_labels[-2], a, len(a_shape) - 1)
     else:
-        op.tracker.tie(a_labels[-1], b_labels[-2])
-        for ids in (a_labels[-1], b_labels[-2]):
-            op.tracker.pin(ids, SCORES)
+        op.tracker.pin(op.tracker.tie(a_labels[-1], b_labels[-2], SCORES), SCORES)
     out_shape = op.shape()
     out: Labels = [None] * len(out_shape)
     for k in range(3, len(out_shape) + 1):

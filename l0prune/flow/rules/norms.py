@@ -33,7 +33,7 @@ def batch_norm(op: Op) -> Labels:
     _tie_affine(op, labels[1], "weight", "bias", "running_mean", "running_var")
     if op.name == "batch_norm" and op.arg("running_mean") is None and op.arg("running_var") is None:
         op.tracker.count_norm("batch_norm", None)
-        if len(labels) == 3 and op.shape()[0] == 1 and labels[2] is not None:
+        if len(labels) == 3 and op.shape()[0] == 1:
             _record(op, "batch_norm", labels[2])
             return labels
     for ids in labels[2:]:

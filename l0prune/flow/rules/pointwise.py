@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch.fx import Node
-
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import Op, register
 from l0prune.flow.tracker import Labels
 
 __all__: list[str] = []
@@ -19,7 +17,7 @@ _UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "a
 @register("pointwise", *_UNTAGGED)
 def pointwise(op: Op) -> Labels:
     """Index i of the output depends on index i of every operand: equal indices are tied."""
-    if op.name in ("prelu", "_prelu_kernel"):
+    if op.name == "prelu":
         return _prelu(op)
     out_shape = op.shape()
     out: Labels = [None] * len(out_shape)
@@ -38,13 +36,11 @@ def pointwise(op: Op) -> Labels:
 
 
 def _prelu(op: Op) -> Labels:
-    """PReLU's weight lies along dimension 1."""
+    """The weight is a vector and lies along dimension 1."""
     x, weight = op.tensor_args()
     labels, weight_labels = op.labels(x), op.labels(weight)
-    if weight_labels and weight_labels[0] is not None and len(weight_labels) == 1:
+    if weight_labels and weight_labels[0] is not None:
         labels[1] = op.tracker.tie(labels[1], weight_labels[0])
-    elif len(weight_labels) > 1:
-        raise NoRuleError
     return labels
 
 
@@ -59,11 +55,3 @@ def creation(op: Op) -> Labels:
 def creation_like(op: Op) -> Labels:
     """A tensor of another's shape."""
     return op.labels(op.arg("self"))
-
-
-@register("arange", "linspace", "eye", "scalar_tensor", "rand", "randn", "bernoulli")
-def generated(op: Op) -> Labels:
-    """A tensor whose values depend on the position: nothing to remove."""
-    if any(isinstance(a, Node) and op.labels(a) for a in op.tensor_args()):
-        raise NoRuleError
-    return [None] * len(op.shape())

@@ -17,8 +17,7 @@ _BLOCKS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 @register(*_BLOCKS)
 def recurrent(op: Op) -> list[Labels]:
     """Hidden units of all layers and directions are tied by their number, because one state tensor holds them all."""
-    if op.node.target._overloadname != "input":  # type: ignore[union-attr]
-        raise NoRuleError  # packed sequences
+    # the overload for packed sequences has no `input`: there is no rule for it
     x, n_layers, biases = op.arg("input"), op.arg("num_layers"), op.arg("has_biases")
     n_directions = 2 if op.arg("bidirectional") else 1
     states = op.arg("hx") if op.name == "lstm" else [op.arg("hx")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from l0prune.flow.norm_calls import STATISTICS
 from l0prune.flow.op import NoRuleError, Op, Result, register
+from l0prune.flow.rules.pointwise import pointwise
 from l0prune.flow.tracker import Labels, NormUse
 
 __all__: list[str] = []
@@ -16,9 +17,9 @@ __all__: list[str] = []
           "all", "argmax", "argmin", "var_mean", "std_mean", "median", "count_nonzero", "nansum")  # fmt: skip
 def reduction(op: Op) -> Result:
     """Reduce over `dim` (all dimensions if it is absent): those dimensions go, or stay with size one."""
+    if op.node.target._overloadname == "other":  # type: ignore[union-attr]
+        return pointwise(op)  # type: ignore[return-value]
     x = op.tensor_args()[0]
-    if len(op.tensor_args()) > 1:
-        return _two_operands(op)
     labels = op.labels(x)
     n = len(labels)
     try:
@@ -58,14 +59,6 @@ def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
     order = op.tracker.n_other_norms[op.name] - 1
     op.tracker.norms.append(NormUse(op.node.name, op.name, None, order, ids))  # type: ignore[arg-type]
     return True
-
-
-def _two_operands(op: Op) -> Labels:
-    from l0prune.flow.rules.pointwise import pointwise  # aten.max.other and aten.min.other are elementwise
-
-    if op.name not in ("max", "min"):
-        raise NoRuleError
-    return pointwise(op)  # type: ignore[return-value]
 
 
 @register("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import Op, register
 from l0prune.flow.tracker import Labels
 
 __all__: list[str] = []
@@ -13,20 +13,18 @@ _POOLS = [
     f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 ]
 _UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d",
-              "bicubic2d", "_nearest_exact1d", "nearest_exact2d")]  # fmt: skip
-_OTHERS = ["_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d",
-           "reflection_pad2d", "replication_pad1d", "replication_pad2d", "_adaptive_avg_pool2d",
-           "max_pool2d_with_indices"]  # fmt: skip
+              "bicubic2d")]  # fmt: skip
+_OTHERS = ["_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa",
+           "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+           "replication_pad2d", "replication_pad3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+           "max_pool2d_with_indices", "max_pool3d_with_indices"]  # fmt: skip
 
 
 @register(*_POOLS, *_UPSAMPLES, *_OTHERS)
 def spatial(op: Op) -> Labels | list[Labels]:
     """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
-    match = re.search(r"(\d)d", op.name)
-    if match is None:
-        raise NoRuleError
     labels = op.labels(op.tensor_args()[0])
-    n_space = int(match.group(1))
+    n_space = int(re.sub(r".*(\d)d.*", r"\1", op.name))
     for ids in labels[-n_space:]:
         op.tracker.pin(ids, f"{op.name} mixes along it")
     out: Labels = [*labels[:-n_space], *([None] * n_space)]

@@ -43,8 +43,6 @@ def view(op: Op) -> Labels:
     """Match runs of input and output dimensions; within a run the ids must lie along one axis of the result."""
     x = op.tensor_args()[0]
     labels, before, after = op.labels(x), op.shape(x), op.shape()
-    if math.prod(before) == 0:
-        raise NoRuleError
     out: Labels = [None] * len(after)
     for ins, outs in blocks(before, after):
         labelled = [d for d in ins if labels[d] is not None]
@@ -54,7 +52,8 @@ def view(op: Op) -> Labels:
             _pass_equal(op, labels, before, after, ins, outs, out)
             continue
         source = _carrier(op, labels, labelled)
-        _spread(op, labels[source], before, after, source, ins, outs, out)  # type: ignore[arg-type]
+        if source is not None:
+            _spread(op, labels[source], before, after, source, ins, outs, out)  # type: ignore[arg-type]
     return out
 
 
@@ -77,19 +76,19 @@ def _pass_equal(
             op.tracker.pin(labels[d], "a single unit's dimension is reshaped away")
 
 
-def _carrier(op: Op, labels: Labels, labelled: list[int]) -> int:
-    """Of several dimensions of units that are merged, the one whose ids go on; the others are pinned."""
+def _carrier(op: Op, labels: Labels, labelled: list[int]) -> int | None:
+    """Of several dimensions of units that are merged, the one whose ids go on, if any; the others are pinned."""
     if len(labelled) == 1:
         return labelled[0]
     key = f"{op.node.name}:merge"
     choice = op.tracker.choices.get(key, 0)
     every = np.concatenate([labels[d] for d in labelled])  # type: ignore[misc]
     op.tracker.splits.append(Split(key, len(labelled), every))
-    chosen = labelled[choice] if choice < len(labelled) else -1
+    chosen = labelled[choice] if choice < len(labelled) else None
     for d in labelled:
         if d != chosen:
             op.tracker.pin(labels[d], "merged with another dimension of units")
-    return chosen if chosen >= 0 else labelled[0]
+    return chosen
 
 
 def _spread(
