@@ -80,6 +80,12 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--distillation-temperature", type=POSITIVE, help=with_default("Of its outputs.", DEFAULTS.distillation_temperature)
 )
+@click.option(
+    "--feature-distillation",
+    type=click.FloatRange(min=0),
+    metavar="WEIGHT",
+    help=with_default("Of its teaching by the features of each block.", f"{DEFAULTS.feature_distillation:g}"),
+)
 @click.option("--gate", default="hard-concrete", show_default=True, metavar="NAME", help="Distribution of the gates.")
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
 @click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")

@@ -26,7 +26,7 @@ CONFIG_FIELDS = (
         "weight_decay",
         "grad_clip",
     ),
-    *("gate_lr", "ema_decay", "distillation_temperature", "recalibration_batches", "log_every", "seed"),
+    *("gate_lr", "ema_decay", "distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
 
 
@@ -52,6 +52,7 @@ class FinetuneOptions:
         augment: Change training images at random.
         distillation: Weight of the dense network's teaching, in [0, 1]; 0 trains without it.
         distillation_temperature: Temperature of teacher and student.
+        feature_distillation: Weight of the dense network's teaching by the features of each block.
         recalibration_batches: Batches that re-estimate BatchNorm statistics after the freeze.
         align: Round kept widths to multiples of this; "auto" until resolved.
         precision: "no", "bf16" or "fp16".
@@ -77,6 +78,7 @@ class FinetuneOptions:
     augment: bool | None = None
     distillation: float | None = None
     distillation_temperature: float | None = None
+    feature_distillation: float | None = None
     recalibration_batches: int | None = None
     align: str | int = "auto"
     precision: str = "no"

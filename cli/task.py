@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Task"]
 
 EVALUATION_BATCH = 250
-PADDED_SHARE = 8  # a crop moves an image by up to an eighth of its height: 4 of 32 pixels
+PADDED_SHARE = 16  # a crop moves an image by up to a sixteenth of its height: 2 of 32 pixels
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class FinetuneConfig:
         gate_lr: Learning rate of the gates; None lets the gated model choose by the number of gate steps.
         distillation: Weight of the teacher's loss, in [0, 1]; the task loss has the rest. 0 trains without a teacher.
         distillation_temperature: Temperature of teacher and student, > 0.
+        feature_distillation: Weight of the loss that teaches each block of the cut network by the channels it kept of the
+            dense one's, >= 0; needs `distillation` > 0 and no other teacher. 0 teaches by logits alone.
         ema_decay: Decay of a moving average of the recovered weights, in (0, 1), that replaces them at the end;
             None keeps the weights of the last step.
         gate_decision: What an open gate is worth after the freeze: "soft" keeps its trained value (at least
@@ -99,6 +101,7 @@ class FinetuneConfig:
     gate_lr: float | None = None
     distillation: float = 0.9
     distillation_temperature: float = 4.0
+    feature_distillation: float = 1.0
     ema_decay: float | None = None
     gate_decision: str = "soft"
     gate_floor: float = 0.1
@@ -120,6 +123,7 @@ class FinetuneConfig:
         self._check_one_of("mixed_precision", PRECISIONS)
         self._check_range("distillation", 0, 1)
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
+        self._check_range("feature_distillation", 0, math.inf)
         self._check_range("gate_floor", 0, 1, open_low=True)
         for name in ("recalibration_batches", "salience_batches"):
             self._check_range(name, 0, math.inf)

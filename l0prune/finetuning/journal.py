@@ -105,7 +105,7 @@ class Journal:
         Raises:
             TrainingError: if a loss since the last line was not finite.
         """
-        loss, task, taught = self._window.means(last_step=step, lr=lr, phase=phase)
+        loss, task, taught, hints = self._window.means(last_step=step, lr=lr, phase=phase)
         gated, metric = self._gated, self._budget.metric
         constraint = gated.constraint
         self._n_lines += 1
@@ -120,6 +120,7 @@ class Journal:
             loss=loss,
             task_loss=task,
             distillation_loss=taught,
+            feature_loss=hints,
             expected_cost=float(gated.expected_cost(metric).detach()),
             hard_cost=gated.hard_cost(metric),
             target=self._budget.keep if constraint is None else constraint.target,

@@ -168,6 +168,7 @@ def _trainer(
         batches,
         loss=loss,
         teacher=taught_by,
+        is_parent=teacher is None,
         budget=budget,
         config=config,
         phases=phases,

@@ -34,6 +34,7 @@ class MetricsRecord:
         target: Where the constraint wants the expected cost to be.
         multiplier: What the constraint charges for the cost.
         lr: Learning rate of the last step.
+        feature_loss: What its features add before weighting, or None where it teaches by its logits alone.
         open_histogram: Now and then: number of gates in each of 20 equal bins of the open probability.
         evaluation: At the end of an epoch: what the caller's `evaluate` returned.
     """
@@ -49,12 +50,13 @@ class MetricsRecord:
     target: float
     multiplier: float
     lr: float
+    feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
     evaluation: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; the two occasional fields are absent where they are None."""
-        occasional = ("open_histogram", "evaluation")
+        """A JSON object; the occasional fields are absent where they are None."""
+        occasional = ("feature_loss", "open_histogram", "evaluation")
         return {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from l0prune.errors import TrainingError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import distillation_loss
+from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
 from l0prune.finetuning.optimizers import build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated import GatedModel
-from l0prune.model_call import call
+from l0prune.model_call import split_inputs
 
 __all__ = ["Loss", "LossWindow", "Losses", "Stage"]
 
@@ -31,11 +32,13 @@ class Losses:
         total: Everything, penalty included.
         task: The task's part before weighting.
         distillation: The teacher's part before weighting, or None.
+        features: What its features add before weighting, or None.
     """
 
     total: Tensor
     task: Tensor
     distillation: Tensor | None
+    features: Tensor | None = None
 
 
 class Stage:
@@ -47,17 +50,28 @@ class Stage:
         teacher: Teaches by its logits, or None.
         config: Weights of the losses and the optimizer's settings.
         runtime: Device, precision, processes.
+        sites: Blocks that the teacher also teaches by its features.
     """
 
     def __init__(
-        self, model: nn.Module, *, loss: Loss, teacher: nn.Module | None, config: FinetuneConfig, runtime: Runtime
+        self,
+        model: nn.Module,
+        *,
+        loss: Loss,
+        teacher: nn.Module | None,
+        config: FinetuneConfig,
+        runtime: Runtime,
+        sites: Sequence[FeatureSite] = (),
     ) -> None:
         self.model = model
         self.gated = model if isinstance(model, GatedModel) else None
         self.optimizer = build_optimizer(model, config, lr=0.0)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._loss = loss
-        self._teacher = teacher if config.distillation > 0 else None
+        taught = teacher is not None and config.distillation > 0
+        self._sites = sites if taught and config.feature_distillation > 0 else ()
+        self._read = FeatureReader(model, self._sites)
+        self._read_teacher = FeatureReader(teacher, self._sites) if teacher is not None and taught else None
         self._config = config
         self._runtime = runtime
 
@@ -93,25 +107,31 @@ class Stage:
 
     def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
         """All losses, and the scalar to differentiate."""
-        taught = None
+        args, kwargs = split_inputs(inputs)
+        taught, wanted = None, {}
         with self._runtime.autocast():
-            if self._teacher is not None:
+            if self._read_teacher is not None:
                 with torch.no_grad():
-                    taught = call(self._teacher, inputs)
-            outputs = in_float32(call(self.model, inputs))
+                    taught, wanted = self._read_teacher(*args, **kwargs)
+            outputs, features = self._read(*args, **kwargs)
+        outputs = in_float32(outputs)
         task = self._loss(outputs, targets)
-        total, distillation = task, None
+        total, distillation, hints = task, None, None
         if taught is not None:
             share = self._config.distillation
             distillation = distillation_loss(
                 outputs, in_float32(taught), temperature=self._config.distillation_temperature
             )
             total = (1 - share) * task + share * distillation
+        if self._sites:
+            hints = feature_loss(self._sites, features, wanted)
+            total = total + self._config.feature_distillation * hints
         objective = total if weight == 1.0 else total * weight
         if self.gated is not None:
             penalty = self.gated.penalty()
             total, objective = total.detach() + penalty.detach(), objective + penalty
-        return Losses(total.detach(), task.detach(), None if distillation is None else distillation.detach()), objective
+        parts = [None if part is None else part.detach() for part in (distillation, hints)]
+        return Losses(total.detach(), task.detach(), *parts), objective
 
     def _update(self) -> None:
         """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
@@ -148,8 +168,8 @@ class LossWindow:
         """Take in one step."""
         self._losses.append(losses)
 
-    def means(self, *, last_step: int, lr: float, phase: str) -> tuple[float, float, float | None]:
-        """Means of total, task and distillation loss since the last call; the window is empty afterwards.
+    def means(self, *, last_step: int, lr: float, phase: str) -> tuple[float, float, float | None, float | None]:
+        """Means of total, task, distillation and feature loss since the last call; the window is empty afterwards.
 
         Args:
             last_step: Number of the last step taken in, counted from 1.
@@ -170,5 +190,11 @@ class LossWindow:
                 " or train without mixed precision; see that inputs, targets and weights are finite"
             )
         task = torch.stack([loss.task for loss in losses]).double().mean()
-        taught = [loss.distillation for loss in losses if loss.distillation is not None]
-        return float(total.mean()), float(task), float(torch.stack(taught).double().mean()) if taught else None
+        taught = _mean([loss.distillation for loss in losses])
+        return float(total.mean()), float(task), taught, _mean([loss.features for loss in losses])
+
+
+def _mean(losses: Sequence[Tensor | None]) -> float | None:
+    """Of those there are; None if there is none."""
+    there = [loss for loss in losses if loss is not None]
+    return float(torch.stack(there).double().mean()) if there else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from l0prune.budget.budget import Budget
 from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.optimizers import MovingAverage
@@ -38,6 +39,7 @@ class Trainer:
         batches: The training data.
         loss: The task's loss.
         teacher: Teaches by its logits, on the device, or None.
+        is_parent: Whether the teacher is the dense network itself, so that it can teach the blocks by their features too.
         budget: What the compact network may cost.
         config: Everything else.
         phases: The run in steps.
@@ -55,6 +57,7 @@ class Trainer:
         *,
         loss: Loss,
         teacher: nn.Module | None,
+        is_parent: bool,
         budget: Budget,
         config: FinetuneConfig,
         phases: Phases,
@@ -69,6 +72,7 @@ class Trainer:
         self._batches = batches
         self._loss = loss
         self._teacher = teacher
+        self._is_parent = is_parent
         self._budget = budget
         self._config = config
         self._phases = phases
@@ -167,8 +171,10 @@ class Trainer:
         """What is trained now."""
         return self.gated if self._compact is None else self._compact
 
-    def _new_stage(self, model: nn.Module) -> Stage:
-        return Stage(model, loss=self._loss, teacher=self._teacher, config=self._config, runtime=self._runtime)
+    def _new_stage(self, model: nn.Module, sites: Sequence[FeatureSite] = ()) -> Stage:
+        return Stage(
+            model, loss=self._loss, teacher=self._teacher, config=self._config, runtime=self._runtime, sites=sites
+        )
 
     def _train(self, step: int, inputs: Any, targets: Any) -> None:
         """One step, and what is due after it."""
@@ -242,10 +248,11 @@ class Trainer:
         gated, device = self.gated, self._runtime.device
         gated.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         compact = shrink(gated)
+        sites = feature_sites(gated, compact) if self._is_parent else ()
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         gated.to(device)
         self._compact = compact.to(device, memory_format=order).train()  # type: ignore[call-overload]
-        self._stage = self._new_stage(self._compacted)
+        self._stage = self._new_stage(self._compacted, sites)
         if self._config.ema_decay is not None:
             self._average = MovingAverage(self._compacted, self._config.ema_decay)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from l0prune.flow.op import op_name
@@ -59,6 +60,24 @@ class GraphModel(GraphModule):
         if changed:
             self.recompile()
         return self
+
+    def reporting(self, nodes: Mapping[str, str], found: dict[str, Tensor]) -> GraphModule:
+        """A twin with the same tensors, in the present mode, that also tells what nodes compute on the way.
+
+        Args:
+            nodes: Name of a node -> key in `found`; names that the graph does not have are passed over.
+            found: Is filled by every call of the twin.
+        """
+
+        def report(key: str, value: Tensor) -> None:
+            found[key] = value
+
+        graph = copy.deepcopy(self.graph)
+        for node in list(graph.nodes):
+            if node.name in nodes:
+                with graph.inserting_after(node):
+                    graph.call_function(report, (nodes[node.name], node))
+        return GraphModule(self, graph)
 
 
 def _keep_transient(source: nn.Module, target: nn.Module) -> None:

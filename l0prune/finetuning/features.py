@@ -1,0 +1,188 @@
+"""Feature distillation: every block of the small network is taught by the channels that it kept of the dense one's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
+from l0prune.gated import GatedModel
+from l0prune.model_call import evaluation_mode
+from l0prune.surgery.graph_model import GraphModel
+
+__all__ = ["FeatureReader", "FeatureSite", "block_names", "feature_loss", "feature_sites"]
+
+_CLOSE = 1e-3
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+Features = Mapping[str, Tensor]
+"""Output of a module by its dotted name."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSite:
+    """A module that the dense and the compact network share.
+
+    Attributes:
+        module: Its dotted name.
+        node: Name of the graph node that computes its output.
+        kept: For each dimension of its output: indices of the dense output that the compact one kept, int64, or None for
+            all of them.
+    """
+
+    module: str
+    node: str
+    kept: tuple[Tensor | None, ...]
+
+    def select(self, dense: Tensor) -> Tensor:
+        """The part of the dense output that the compact module computes."""
+        for dim, indices in enumerate(self.kept):
+            if indices is not None:
+                dense = dense.index_select(dim, indices.to(dense.device))
+        return dense
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The blocks a network is made of: what its sequences and lists of modules hold, containers and single layers aside.
+
+    Of blocks that hold sequences of blocks themselves (the stages of a Swin transformer) these inner ones.
+    """
+
+    def within(module: nn.Module, path: str) -> list[str]:
+        names = []
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            held = isinstance(module, _CONTAINERS) and not isinstance(child, _CONTAINERS)
+            is_block = held and next(child.children(), None) is not None
+            names += within(child, inner) or ([inner] if is_block else [])
+        return names
+
+    return within(model, "")
+
+
+@torch.no_grad()
+def feature_sites(gated: GatedModel, compact: nn.Module) -> tuple[FeatureSite, ...]:
+    """The blocks whose output in the compact network is that of the gated one at the kept channels.
+
+    Each is found in the traced graph and then compared on the inputs that the model was traced with, so that a block that
+    returns something else than its last operation, runs more than once, or is gone is left out.
+
+    Args:
+        gated: Its gates frozen.
+        compact: Cut from it, not trained since, on the same device.
+
+    Returns:
+        One site for each such block, in the order of the modules.
+    """
+    is_open = np.append((gated.gate_values() != 0).cpu().numpy(), True)
+    nodes = _last_nodes(gated.flow)
+    sites = [
+        FeatureSite(name, nodes[name], _kept(gated.flow.nodes[nodes[name]], is_open))
+        for name in block_names(gated.model)
+        if name in nodes
+    ]
+    device = next((parameter.device for parameter in gated.model.parameters()), torch.device("cpu"))
+    captured = gated.flow.captured
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (captured.args, captured.kwargs))
+    with evaluation_mode(gated):
+        _, dense = FeatureReader(gated, sites, within=gated.model)(*args, **kwargs)
+    with evaluation_mode(compact):
+        _, small = FeatureReader(compact, sites)(*args, **kwargs)
+    return tuple(site for site in sites if _agrees(site, dense.get(site.module), small.get(site.module)))
+
+
+class FeatureReader:
+    """Calls a model and reads the outputs of its blocks on the way.
+
+    Args:
+        model: What is called; its tensors are used, not copied. In graph form it keeps the mode that it has now.
+        sites: The blocks.
+        within: The module that the blocks are named in; None takes `model`.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[FeatureSite], *, within: nn.Module | None = None) -> None:
+        self._model = model
+        self._found: dict[str, Tensor] = {}
+        self._modules: dict[str, nn.Module] = {}
+        if isinstance(model, GraphModel) and sites:
+            self._model = model.reporting({site.node: site.module for site in sites}, self._found)
+        else:
+            modules = dict((model if within is None else within).named_modules())
+            self._modules = {site.module: modules[site.module] for site in sites if site.module in modules}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        """The model's output, and its blocks' outputs by name.
+
+        A block that returns no tensor, runs twice in a call, or is not there is missing.
+        """
+        self._found.clear()
+        seen: set[str] = set()
+        with ExitStack() as stack:
+            for name, module in self._modules.items():
+                stack.callback(module.register_forward_hook(partial(self._keep, name, seen)).remove)
+            output = self._model(*args, **kwargs)
+        return output, dict(self._found)
+
+    def _keep(self, name: str, seen: set[str], _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._found.pop(name, None)
+        if name not in seen and isinstance(output, Tensor):
+            self._found[name] = output
+        seen.add(name)
+
+
+def feature_loss(sites: Sequence[FeatureSite], student: Features, teacher: Features) -> Tensor:
+    """How far the blocks are from what the dense network has at their channels.
+
+    Args:
+        sites: The blocks compared, at least one.
+        student: Outputs of the compact network; gradients flow.
+        teacher: Outputs of the dense network for the same inputs.
+
+    Returns:
+        Mean over the sites of |student - teacher|^2 / |teacher|^2, a scalar >= 0 in float32 or wider.
+
+    Source: hints, Romero et al. (2015), FitNets, arXiv:1412.6550, section 2.2, equation 3, without a regressor: a kept
+        channel has its counterpart.
+    """
+    losses = []
+    for site in sites:
+        wanted = site.select(teacher[site.module].detach())
+        wanted = wanted.float() if wanted.dtype.itemsize < torch.float32.itemsize else wanted
+        error = (student[site.module].to(wanted.dtype) - wanted).square().mean()
+        losses.append(error / wanted.square().mean().clamp_min(torch.finfo(wanted.dtype).tiny))
+    return torch.stack(losses).mean()
+
+
+def _last_nodes(flow: ChannelFlow) -> dict[str, str]:
+    """Module name -> name of the last tensor that is computed in it."""
+    found: dict[str, str] = {}
+    for node in flow.captured.program.graph.nodes:
+        if flow.nodes.get(node.name) is not None and isinstance(node.meta.get("val"), Tensor):
+            found |= {path: node.name for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
+    return found
+
+
+def _kept(gates: Sequence[DimensionGates], is_open: npt.NDArray[np.bool_]) -> tuple[Tensor | None, ...]:
+    return tuple(None if g is None else torch.from_numpy(np.flatnonzero(is_open[g])) for g in gates)
+
+
+def _agrees(site: FeatureSite, dense: Tensor | None, small: Tensor | None) -> bool:
+    """Whether the compact module computes the kept part of what the dense one does."""
+    if dense is None or small is None or dense.dim() != len(site.kept) or not dense.is_floating_point():
+        return False
+    for size, indices in zip(dense.shape, site.kept, strict=True):
+        if indices is not None and (not len(indices) or int(indices.max()) >= size):
+            return False
+    wanted = site.select(dense)
+    if wanted.shape != small.shape or not wanted.numel():
+        return False
+    return bool((small - wanted).abs().max() <= _CLOSE * wanted.abs().max())
