@@ -157,7 +157,7 @@ class MaskedNorms(TorchFunctionMode):
             mask = self._mask(statistic, None)
             if mask is None:
                 return func(*args, **kwargs)
-            masked = _standardised if statistic == "batch_norm" else partial(_statistic_call, statistic)
+            masked = _OF_WEIGHTS.get(statistic) or partial(_statistic_call, statistic)
             return masked(mask, *args, **kwargs)
         mask = None if kind is None else self._mask(kind, norm_weight(args, kwargs))
         if kind is None or mask is None:
@@ -235,6 +235,21 @@ def _standardised(
     if weight is not None:
         out = out * weight.view(1, -1, 1)
     return out if bias is None else out + bias.view(1, -1, 1)
+
+
+def _weight_norm(mask: Mask, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`g v / |v|`, where closed units of `v` are zero already; zero where they all are."""
+    if len(mask) not in v.shape:
+        raise TraceError(
+            f"a weight norm of the forward pass is over {tuple(v.shape)}, the traced one over {len(mask)} units: the model takes "
+            "another path than when it was traced; trace it with inputs of the kind it is trained on"
+        )
+    norm = torch.norm_except_dim(v, 2, dim)
+    return v * (g / norm.where(norm > 0, 1))
+
+
+_OF_WEIGHTS: dict[str, Callable[..., Tensor]] = {"batch_norm": _standardised, "weight_norm": _weight_norm}
+"""Statistics that a weight is made with when it is used."""
 
 
 def _statistic_call(kind: str, mask: Mask, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from flow_case import inputs, ready
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 N_CLASSES = 3
 
@@ -262,13 +263,69 @@ class Attended(Block):
         return x * torch.sigmoid(self.a(seen))
 
 
-class Sorted(Block):
+class Turned(Block):
+    """With an op that has no rule."""
+
     def __init__(self, n: int):
         super().__init__(6)
         self.a = conv(n, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x.sort(1).values)
+        return self.a(x.rot90(2, (2, 3)))
+
+
+class Patches(Block):
+    """Space becomes channels and space again."""
+
+    def __init__(self, n: int):
+        super().__init__(n)
+        self.a, self.b = conv(4 * n, 8, 1), nn.Linear(8 * 4, n * 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_shuffle(torch.cat([self.a(F.pixel_unshuffle(x, 2))] * 4, 1), 2)
+        y = F.unfold(y, 2, stride=2)
+        return F.fold(self.b(y.mT).mT, x.shape[2:], 2, stride=2)
+
+
+class Halves(Block):
+    """Gated linear units on normed weights."""
+
+    def __init__(self, n: int):
+        super().__init__(6)
+        self.a = parametrizations.weight_norm(nn.Conv2d(n, 12, 3, padding=1))
+        self.b = parametrizations.weight_norm(nn.Conv2d(6, 6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.glu(self.a(x), 1))
+
+
+class Named(Block):
+    """Products written as equations, without gradients or automatic precision around some of them."""
+
+    def __init__(self, n: int):
+        super().__init__(n)
+        self.up, self.down = nn.Parameter(torch.empty(n, 2, 5)), nn.Parameter(torch.empty(2, 5, n))
+        self.scale = nn.Parameter(torch.empty(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("nchw,cgd->ngdhw", x, self.up)
+        with torch.autocast("cpu", enabled=False):
+            y = y.relu() * torch.outer(torch.ones(2, dtype=y.dtype), self.scale)[:, :, None, None]
+        return x + torch.einsum("ngdhw,gdc->nchw", y, self.down)
+
+
+class Put(Block):
+    """Written by place: channels over channels, and positions chosen by a list."""
+
+    def __init__(self, n: int):
+        super().__init__(n)
+        self.a, self.b = conv(n, n), conv(n, n // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).clone()
+        y[:, : self.width // 2] = self.b(x)
+        y[:, :, [0, 1]] = x[:, :, 1:3]
+        return y.index_fill(3, torch.tensor([0]), 0.5)
 
 
 class Dropped(Block):
@@ -398,7 +455,7 @@ PICTURE_BLOCKS = {
     kind.__name__: kind
     for kind in (Plain, OtherNorms, Residual, ResidualInPlace, Projection, OptionA, Dense, Inception, Shuffle, Ghost,
                  Multiplied, Grouped, Excited, InvertedResidual, Transposed, UNet, UsedTwice, Tables, Listed, Hierarchy,
-                 Written, Attended, Sorted, Dropped, ConvNext)
+                 Written, Attended, Turned, Dropped, ConvNext, Patches, Halves, Named, Put)
 }  # fmt: skip
 SEQUENCE_BLOCKS = {
     kind.__name__: kind

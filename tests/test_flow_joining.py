@@ -21,6 +21,57 @@ def test_concatenated_channels_are_consumed_side_by_side():
     assert gates(flow, "head.weight", 1) == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
 
 
+STACKS = {
+    "hstack": torch.hstack,
+    "column_stack": torch.column_stack,
+    "dstack": lambda parts: torch.dstack([part.movedim(1, 2) for part in parts]).movedim(2, 1),
+    "vstack": torch.vstack,
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_other_ways_to_join(name):
+    """Side by side along channels; one behind the other along the batch, where channels are tied."""
+    net = Net(
+        lambda net, x: net.head(STACKS[name]([net.a(x), net.b(x)])),
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(3, 4, 1),
+        head=nn.Conv2d(4 if name == "vstack" else 8, 3, 1),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3, 3, 5), forms=["graph"])
+
+    assert gates(flow, "head.weight", 1) == list(range(flow.n_gates))
+    assert flow.n_gates == (4 if name == "vstack" else 8)
+
+
+def test_vectors_that_are_stacked_have_no_rule():
+    net = Net(
+        lambda net, x: net.head(torch.vstack([net.up(x)[0], net.up(x)[1]])), up=nn.Linear(3, 4), head=nn.Linear(4, 2)
+    )
+
+    flow = traced(net, inputs(3, 3))
+
+    assert list(flow.unknown_ops) == ["aten.vstack.default"]
+    assert flow.n_gates == 0
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+def test_the_halves_of_a_gated_linear_unit_are_tied(dim):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GLU(dim), nn.Conv2d(4, 2, 1))
+
+    flow = assert_cut_exactly(net, inputs(2, 3, 3, 3), seeds=range(2))
+
+    assert gates(flow, "0.weight", 0) == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert gates(flow, "2.weight", 1) == [0, 1, 2, 3]
+
+
+def test_halves_of_positions_keep_all_channels():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GLU(3), nn.Conv2d(8, 2, 1))
+
+    assert assert_cut_exactly(net, inputs(2, 3, 3, 4)).n_gates == 8
+
+
 def test_the_input_joined_to_units_stays():
     net = Net(lambda net, x: net.head(torch.cat([x, net.a(x)], -1)), a=nn.Linear(3, 4), head=nn.Linear(7, 2))
 

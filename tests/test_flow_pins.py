@@ -149,13 +149,6 @@ def test_units_contracted_with_an_input_stay(left):
     assert traced(both(function), inputs(2, 5, 3)).n_gates == 0
 
 
-def test_a_vector_times_a_matrix_has_no_rule():
-    net = both(lambda net, y: y @ net.vector)
-    net.vector = nn.Parameter(torch.empty(4))
-
-    assert traced(net, inputs(2, 5, 3)).n_gates == 0
-
-
 def test_multiplications_with_a_weight_that_is_an_input_are_counted():
     net = Net(lambda net, x, w: F.linear(net.up(x), w), up=nn.Linear(3, 4))
     x = (inputs(5, 3), inputs(7, 4))

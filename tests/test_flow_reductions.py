@@ -21,12 +21,20 @@ REDUCTIONS = {
     "logsumexp": lambda x, d: x.logsumexp(d),
     "var_mean": lambda x, d: torch.var_mean(x, d)[0],
     "median": lambda x, d: x.median(d).values,
+    "kthvalue": lambda x, d: x.kthvalue(2, d).values,
+    "mode": lambda x, d: x.mode(d).values,
+    "aminmax": lambda x, d: x.aminmax(dim=d)[1],
+    "nanmean": lambda x, d: x.nanmean(d),
 }
 STATISTICS = ("mean", "sum", "var", "std")
 AREA = {
     "softmax": lambda x, d: x.softmax(d),
     "log_softmax": lambda x, d: x.log_softmax(d),
     "cumsum": lambda x, d: x.cumsum(d),
+    "cummax": lambda x, d: x.cummax(d).values,
+    "sort": lambda x, d: x.sort(d).values,
+    "argsort": lambda x, d: x.argsort(d).to(x.dtype),
+    "topk": lambda x, d: x.topk(4, d).values,
 }
 
 
@@ -102,3 +110,18 @@ def test_the_place_of_the_largest_position_is_one_number_a_unit():
     net = Net(lambda net, x: net.head(net.up(x).argmax(1).to(x.dtype)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
 
     assert assert_cut_exactly(net, inputs(2, 5, 3), forms=["graph"]).n_gates == 4
+
+
+@pytest.mark.parametrize("cut", [torch.tril, torch.triu])
+def test_a_triangle_is_cut_out_by_position(cut):
+    def net(dim: int) -> nn.Module:
+        return Net(
+            lambda net, x: net.head(cut(net.up(x).movedim(-1, dim)).movedim(dim, -1)),
+            up=nn.Linear(3, 4),
+            head=nn.Linear(4, 2),
+        )
+
+    flow = assert_cut_exactly(net(1), inputs(2, 5, 5, 3))
+
+    assert flow.n_gates == 4
+    assert traced(net(2), inputs(2, 5, 5, 3)).pinned[f"{cut.__name__} cuts by position"] == 4

@@ -84,3 +84,29 @@ def test_a_u_net_joins_what_it_kept():
     )
 
     assert assert_cut_exactly(net, inputs(2, 3, 4, 4)).n_gates == 4 + 6 + 5
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_channels_are_sampled_at_the_places_of_a_grid(shape):
+    n = len(shape)
+    net = Net(
+        lambda net, x: net.head(F.grid_sample(net.up(x), x.movedim(1, -1)[..., :n].tanh(), align_corners=False)),
+        up=CONVOLUTIONS[n](4, 6, 1),
+        head=CONVOLUTIONS[n](6, 2, 1),
+    )
+
+    assert assert_cut_exactly(net, inputs(2, 4, *shape)).n_gates == 6
+
+
+def test_places_of_a_grid_that_are_units_are_pinned():
+    net = Net(
+        lambda net, x: net.head(F.grid_sample(net.up(x), net.places(x.movedim(1, -1)), align_corners=False)),
+        up=nn.Conv2d(4, 6, 1),
+        places=nn.Linear(4, 2),
+        head=nn.Conv2d(6, 2, 1),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 4, 3, 5))
+
+    assert flow.n_gates == 6
+    assert flow.pinned["grid_sampler mixes along it"] == 2

@@ -43,11 +43,13 @@ STATISTICS: dict[Callable[..., Any], str] = {
 def statistic_kind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """The kind of a call that takes statistics along given dimensions; None for one over everything, and for other functions.
 
-    A batch norm without running statistics is one: it is what standardised weights are made with.
+    A batch norm without running statistics is one: it is what standardised weights are made with. So is a weight norm.
     """
     if func is F.batch_norm:
         given = dict(zip(("input", "running_mean", "running_var"), args, strict=False)) | kwargs
         return "batch_norm" if given.get("running_mean") is None and given.get("running_var") is None else None
+    if func is torch._weight_norm:
+        return "weight_norm"
     kind = STATISTICS.get(func)
     if kind is None:
         return None

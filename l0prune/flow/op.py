@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from l0prune.flow.tracker import Labels, Tracker
 
-__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "concrete", "node_shape", "op_name", "register", "rule_for",
-           "varies"]  # fmt: skip
+__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "argument_of", "concrete", "node_shape", "op_name", "register",
+           "rule_for", "varies"]  # fmt: skip
 
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = Callable[["Op"], Result]
@@ -82,6 +82,16 @@ def varies(size: int | torch.SymInt) -> bool:
     return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
+def argument_of(node: Node, name: str) -> Any:
+    """An argument of a call by its schema name, with the schema's default; NoRuleError if the overload has none such."""
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            if name in node.kwargs:
+                return node.kwargs[name]
+            return node.args[position] if position < len(node.args) else argument.default_value
+    raise NoRuleError
+
+
 def node_shape(node: Any) -> tuple[int, ...]:
     """Shape of a node's tensor in the example."""
     value = node.meta.get("val") if isinstance(node, Node) else None
@@ -111,21 +121,17 @@ class Op:
 
     @property
     def module(self) -> str:
-        """Dotted name of the innermost module that made the call, for people."""
+        """Dotted name of the innermost module that made the call, or that owns its parameters, for people."""
         stack = self.node.meta.get("nn_module_stack") or {}
         paths = [entry[0] for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
-        return str(paths[-1]) if paths else ""
+        if paths:
+            return str(paths[-1])
+        owners = [self._origins[node].parameter for node in self.node.all_input_nodes if node in self._origins]
+        return owners[0].rpartition(".")[0] if owners else ""
 
     def arg(self, name: str) -> Any:
         """An argument by its schema name, with the schema's default; NoRuleError if the overload has none such."""
-        for position, argument in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
-            if argument.name == name:
-                if name in self.node.kwargs:
-                    return self.node.kwargs[name]
-                if position < len(self.node.args):
-                    return self.node.args[position]
-                return argument.default_value
-        raise NoRuleError
+        return argument_of(self.node, name)
 
     def tensor_args(self) -> list[Node]:
         """All tensor arguments in order, flattened."""

@@ -144,7 +144,7 @@ def branch_states(order: Iterable[Node], dead: set[Node], live: frozenset[Node])
         return states
     for node in order:
         if node in dead:
-            states[node] = State.DEAD
+            states[node] = State.STUCK if op_name(node.target) == "_weight_norm" else State.DEAD
         elif node.op in ("call_function", "output"):
             affected = [states[source] for source in node.all_input_nodes if source in states]
             if affected:

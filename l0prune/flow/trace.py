@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import TraceError
 from l0prune.flow.capture import Captured, capture
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
+from l0prune.flow.contexts import open_contexts_
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
@@ -54,8 +55,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
 def trace_program(
     captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = ()
 ) -> ChannelFlow:
-    """The analysis alone, on a program that is captured already."""
+    """The analysis alone, on a program that is captured already; its graph is opened where it wraps regions."""
     aliases = aliases or {}
+    open_contexts_(captured.program)
     choices: dict[str, int] = {}
     for _ in range(MAX_PASSES):
         followed = follow(captured.program, aliases=aliases, ignore=ignore, choices=choices)

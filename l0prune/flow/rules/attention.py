@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.contraction import count_multiplications
-from l0prune.flow.rules.linear import SCORES
+from l0prune.flow.rules.contraction import SCORES, count_multiplications
 from l0prune.flow.tracker import IdArray, Labels
 
 __all__: list[str] = []

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from l0prune.flow.op import Op, node_shape, op_name
+from l0prune.flow.op import Op, argument_of, node_shape, op_name
 from l0prune.flow.tracker import IdArray, Multiplication
 
-__all__ = ["contract", "count_multiplications"]
+__all__ = ["SCORES", "contract", "count_multiplications"]
 
+SCORES = "attention scores contract it without a parameter"
 
-_RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "reshape_as", "view_as"})
+_TRANSPARENT = frozenset({"view", "reshape", "_unsafe_view", "reshape_as", "view_as", "_weight_norm"})
+"""Ops whose first operand is scaled instead of the weight that they make of it."""
 
 
 def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
@@ -35,28 +37,38 @@ def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
 def _parameter_dimension(op: Op, weight: Any, dim: int) -> tuple[str, int] | None:
     """The parameter and its dimension by which dimension `dim` of `weight` can be scaled; None if there is none.
 
-    A parameter may have been reshaped, or standardised over its inputs without a shift: over the open ones then, so that
-    what a closed gate makes zero stays zero.
+    A parameter may have been reshaped; or standardised over its inputs without a shift, or weight-normed: over the open inputs
+    then, so that what a closed gate makes zero stays zero.
     """
     origin = op.origin(weight)
     if origin is not None:
         return origin.parameter, origin.dims[dim]
-    ids = op.labels(weight)[dim]
-    node = weight
+    node, ids = weight, op.labels(weight)[dim]
     while ids is not None and isinstance(node, Node) and node.op == "call_function":
-        name = op_name(node.target)
-        if name == "batch_norm":
-            _, _, shift, mean, variance = node.args[:5]
-            if mean is not None or variance is not None or shift is not None or node_shape(node)[0] != 1:
-                return None
-        elif name not in _RESHAPES:
+        made_from = _made_from(op, node, ids)
+        if made_from is None:
             return None
-        node = node.args[0]
+        node, ids = made_from
         origin = op.origin(node)
         if origin is not None:
             same = [d for d, own in enumerate(op.labels(node)) if own is not None and np.array_equal(own, ids)]
             return (origin.parameter, origin.dims[same[0]]) if same else None
     return None
+
+
+def _made_from(op: Op, weight: Node, ids: IdArray) -> tuple[Any, IdArray] | None:
+    """The tensor to scale, and its units, so that the units `ids` of a weight computed from it are scaled or closed."""
+    name = op_name(weight.target)
+    if name == "batch_norm":
+        _, _, shift, mean, variance = weight.args[:5]
+        plain = mean is None and variance is None and shift is None and node_shape(weight)[0] == 1
+        return (weight.args[0], ids) if plain else None
+    if name == "_weight_norm":
+        along = argument_of(weight, "dim")
+        if np.array_equal(op.labels(weight)[along], ids):  # type: ignore[arg-type]
+            g = argument_of(weight, "g")  # along the dimension of the norms the scale of v is lost
+            return g, op.labels(g)[along]  # type: ignore[return-value]
+    return (weight.args[0], ids) if name in _TRANSPARENT else None
 
 
 def count_multiplications(op: Op, dims: Sequence[tuple[int, IdArray | None]]) -> None:

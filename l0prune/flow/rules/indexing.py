@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch.fx import Node
+
 from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.tracker import Labels
 
-__all__: list[str] = []
+__all__ = ["LOOKED_UP", "indexed", "is_mask"]
 
 LOOKED_UP = "indexed by position"
 
@@ -18,24 +23,38 @@ def embedding(op: Op) -> Labels:
     return [*indices, weight[1]]
 
 
-@register("index")
+@register("index", "_unsafe_index")
 def index(op: Op) -> Labels:
     """`x[i, :, j]`: indexed dimensions are pinned, the others keep their units (NumPy's placement of the result)."""
     x, indices = op.arg("self"), op.arg("indices")
+    if any(is_mask(node) for node in indices):
+        raise NoRuleError
+    return indexed(op, x, indices)
+
+
+def indexed(op: Op, x: Any, indices: list[Any]) -> Labels:
+    """Labels of what `x[indices]` shows; the dimensions that are indexed are pinned, and the units of the indices."""
     labels = op.labels(x)
-    used = [d for d, i in enumerate(indices) if i is not None]
+    used: list[int] = []
+    dim = n_new = 0
+    for node in indices:
+        n_covered = len(op.shape(node)) if is_mask(node) else 1
+        if node is not None:
+            used += range(dim, dim + n_covered)
+            n_new = max(n_new, 1 if is_mask(node) else len(op.shape(node)))
+            op.tracker.pin_all(op.labels(node), LOOKED_UP)
+        dim += n_covered
     for d in used:
         op.tracker.pin(labels[d], LOOKED_UP)
-    for node in indices:
-        if node is not None:
-            op.tracker.pin_all(op.labels(node), LOOKED_UP)
-            if str(node.meta["val"].dtype) == "torch.bool":
-                raise NoRuleError
-    n_new = max(len(op.shape(indices[d])) for d in used)
     rest = [ids for d, ids in enumerate(labels) if d not in used]
     contiguous = used == list(range(used[0], used[-1] + 1))
     place = used[0] if contiguous else 0
     return [*rest[:place], *([None] * n_new), *rest[place:]]
+
+
+def is_mask(node: Any) -> bool:
+    """Whether an index says yes or no for every position, instead of naming positions."""
+    return isinstance(node, Node) and node.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 @register("index_select")
@@ -48,10 +67,12 @@ def index_select(op: Op) -> Labels:
     return labels
 
 
-@register("gather")
+@register("gather", "take_along_dim")
 def gather(op: Op) -> Labels:
     """Along one dimension indices are chosen by data; the others go side by side with those of the chooser."""
-    x, index = op.arg("self"), op.arg("index")
+    x, index = op.arg("self"), op.arg("index" if op.name == "gather" else "indices")
+    if op.arg("dim") is None:
+        raise NoRuleError  # over all elements, as if they lay in one row
     labels, chosen, shape, out_shape = op.labels(x), op.labels(index), op.shape(x), op.shape()
     dim = op.arg("dim") % max(len(labels), 1)
     out: Labels = []

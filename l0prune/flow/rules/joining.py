@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from l0prune.flow.memory import written_later
@@ -23,13 +25,39 @@ def _known(op: Op, ids: IdArray | None, size: int, reason: str) -> IdArray:
 @register("cat", "concat", "concatenate")
 def cat(op: Op) -> Labels:
     """Parts one behind the other along `dim`; the other dimensions are tied."""
-    tensors = op.arg("tensors")
+    return _joined(op, op.arg("tensors"), op.arg("dim"))
+
+
+_STACKED = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}
+
+
+@register(*_STACKED)
+def stacked(op: Op) -> Labels:
+    """Like cat along one of the first three dimensions, which all tensors must have."""
+    tensors, dim = op.arg("tensors"), _STACKED[op.name]
+    if any(len(op.shape(t)) <= max(dim, 1) for t in tensors):
+        raise NoRuleError  # dimensions are added first
+    return _joined(op, tensors, dim)
+
+
+@register("glu")
+def gated_half(op: Op) -> Labels:
+    """The first half of `dim`, times the sigmoid of the second: equal places live or die together."""
+    labels = op.labels(op.arg("self"))
+    dim = op.arg("dim") % len(labels)
+    if labels[dim] is not None:
+        first, second = np.split(labels[dim], 2)  # type: ignore[arg-type]
+        labels[dim] = op.tracker.tie(first, second)
+    return labels
+
+
+def _joined(op: Op, tensors: list[Any], along: int) -> Labels:
     labels = [op.labels(t) for t in tensors]
     shapes = [op.shape(t) for t in tensors]
     used = [i for i, shape in enumerate(shapes) if not (len(shape) == 1 and shape[0] == 0)]  # legacy empty operands
     labels, shapes = [labels[i] for i in used], [shapes[i] for i in used]
     n = len(labels[0])
-    dim = op.arg("dim") % n
+    dim = along % n
     out: Labels = []
     for d in range(n):
         column = [part[d] for part in labels]

@@ -29,7 +29,7 @@ def permute(op: Op) -> Labels:
     return _reordered(op, x, [d % len(order) for d in order])
 
 
-@register("transpose", "swapaxes")
+@register("transpose", "swapaxes", "swapdims")
 def transpose(op: Op) -> Labels:
     """Two dimensions exchanged."""
     x, a, b = op.node.args[:3]
@@ -53,7 +53,7 @@ def _reordered(op: Op, x: Any, order: list[int]) -> Labels:
     return [labels[d] for d in order]
 
 
-@register("movedim")
+@register("movedim", "moveaxis")
 def movedim(op: Op) -> Labels:
     """Dimensions moved to other places."""
     x, source, destination = op.arg("self"), op.arg("source"), op.arg("destination")

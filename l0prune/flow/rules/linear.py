@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.contraction import contract, count_multiplications
+from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
+from l0prune.flow.rules.einsum import Index, multilinear
 from l0prune.flow.tracker import Labels
 
-__all__ = ["SCORES"]
-
-SCORES = "attention scores contract it without a parameter"
+__all__: list[str] = []
 
 
 @register("linear")
@@ -30,7 +29,13 @@ def linear(op: Op) -> Labels:
 def matmul(op: Op) -> Labels:
     """Batched product of two tensors; either may be a parameter."""
     a, b = op.node.args[:2]
-    return _product(op, a, b)
+    n_a, n_b = len(op.shape(a)), len(op.shape(b))
+    if min(n_a, n_b) > 1:
+        return _product(op, a, b)
+    first: list[Index] = [f"a{d}" for d in range(n_a)]
+    second: list[Index] = [f"b{d}" for d in range(n_b)]
+    second[-min(n_b, 2)] = first[-1]
+    return multilinear(op, [a, b], [first, second], [i for i in [*first, *second] if i != first[-1]])
 
 
 @register("addmm", "baddbmm")

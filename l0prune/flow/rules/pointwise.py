@@ -11,7 +11,8 @@ __all__: list[str] = []
 # Ops that torch does not tag as pointwise although they are.
 _UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "alpha_dropout", "feature_dropout", "prelu",
              "_prelu_kernel", "rrelu", "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "gelu", "mish", "elu", "selu",
-             "celu", "leaky_relu", "threshold", "softplus", "log_sigmoid", "clamp", "rsub", "pow"]  # fmt: skip
+             "celu", "leaky_relu", "threshold", "softplus", "log_sigmoid", "clamp", "rsub", "pow",
+             "copy", "fill", "zero"]  # fmt: skip
 
 
 @register("pointwise", *_UNTAGGED)

@@ -14,7 +14,8 @@ __all__: list[str] = []
 
 
 @register("mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "norm", "logsumexp", "max", "min", "any",
-          "all", "argmax", "argmin", "var_mean", "std_mean", "median", "count_nonzero", "nansum")  # fmt: skip
+          "all", "argmax", "argmin", "aminmax", "var_mean", "std_mean", "median", "kthvalue", "mode", "count_nonzero", "nansum",
+          "nanmean")  # fmt: skip
 def reduction(op: Op) -> Result:
     """Reduce over `dim` (all dimensions if it is absent): those dimensions go, or stay with size one."""
     if op.node.target._overloadname == "other":  # type: ignore[union-attr]
@@ -61,10 +62,23 @@ def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
     return True
 
 
-@register("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
-def along(op: Op) -> Labels:
+@register("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax",
+          "cummin", "sort", "argsort", "topk")  # fmt: skip
+def along(op: Op) -> Result:
     """Every output along `dim` depends on all inputs along it."""
     labels = op.labels(op.tensor_args()[0])
     dim = op.arg("dim") % max(len(labels), 1)
     op.tracker.pin(labels[dim], f"{op.name.lstrip('_')} runs along it")
+    if op.name == "topk":
+        labels[dim] = None
+    value = op.node.meta["val"]
+    return [list(labels) for _ in value] if isinstance(value, (tuple, list)) else labels
+
+
+@register("tril", "triu")
+def triangle(op: Op) -> Labels:
+    """A matrix with zeros on one side of the diagonal: places in its last two dimensions matter."""
+    labels = op.labels(op.arg("self"))
+    for ids in labels[-2:]:
+        op.tracker.pin(ids, f"{op.name} cuts by position")
     return labels

@@ -7,7 +7,7 @@ import re
 from l0prune.flow.op import Op, register
 from l0prune.flow.tracker import Labels
 
-__all__: list[str] = []
+__all__ = ["pin_space"]
 
 _POOLS = [
     f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
@@ -25,8 +25,23 @@ def spatial(op: Op) -> Labels | list[Labels]:
     """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
     labels = op.labels(op.tensor_args()[0])
     n_space = int(re.sub(r".*(\d)d.*", r"\1", op.name))
-    for ids in labels[-n_space:]:
-        op.tracker.pin(ids, f"{op.name} mixes along it")
+    pin_space(op, labels[-n_space:])
     out: Labels = [*labels[:-n_space], *([None] * n_space)]
     value = op.node.meta["val"]
     return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out
+
+
+@register("grid_sampler")
+def grid_sampler(op: Op) -> Labels:
+    """Channels are looked up at places of space that a tensor names: the same places for all of them."""
+    labels, grid = op.labels(op.arg("input")), op.labels(op.arg("grid"))
+    pin_space(op, labels[2:])
+    pin_space(op, grid[1:])
+    batch = None if labels[0] is None and grid[0] is None else op.tracker.tie(labels[0], grid[0])
+    return [batch, labels[1], *([None] * (len(labels) - 2))]
+
+
+def pin_space(op: Op, labels: Labels) -> None:
+    """Pin the dimensions along which an op mixes positions."""
+    for ids in labels:
+        op.tracker.pin(ids, f"{op.name} mixes along it")

@@ -1,0 +1,103 @@
+"""Regions under `torch.no_grad` or `torch.autocast`: their ops are laid open, so that the rules see them like any other.
+
+torch.export wraps such a region in a higher-order op with a graph of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from l0prune.flow.memory import aliased
+
+__all__ = ["open_contexts_"]
+
+_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_ENTER, _EXIT = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+_N_OPTIONS = {_GRAD: 1, _AUTOCAST: 4}
+"""Arguments before the subgraph: whether gradients are on; or device type, dtype, enabled, cache enabled."""
+
+
+def open_contexts_(program: ExportedProgram) -> None:
+    """Put the ops of wrapped regions into the graph itself; what the program computes, and its gradients, stay the same.
+
+    What leaves a region without gradients is detached. A region under autocast lies between an op that enters the context and
+    one that leaves it. A region that writes into tensors in place, or has other subgraphs, is left as it is.
+
+    Args:
+        program: From torch.export; its graph and the names in its signature are changed.
+    """
+    for old, new in _open(program.graph_module):
+        program.graph_signature.replace_all_uses(old, new)
+    program.graph_module.delete_all_unused_submodules()
+    program.graph_module.recompile()
+
+
+def _open(module: GraphModule) -> list[tuple[str, str]]:
+    """Names of values that are gone, with the names of those that took their place."""
+    renamed = []
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target in _N_OPTIONS:
+            holder = node.args[_N_OPTIONS[node.target]]
+            region = getattr(module, holder.target)
+            _open(region)
+            if not any(inner.op == "get_attr" or _writes(inner) for inner in region.graph.nodes):
+                renamed += _splice(module, node, region)
+                if not holder.users:
+                    module.graph.erase_node(holder)
+    return renamed
+
+
+def _writes(node: Node) -> bool:
+    return any(is_write for _, is_write in aliased(node))
+
+
+def _splice(module: GraphModule, call: Node, region: GraphModule) -> list[tuple[str, str]]:
+    """Copy the ops of `region` to the place of `call`, and use their values instead of its results."""
+    graph, n_options = module.graph, _N_OPTIONS[call.target]  # type: ignore[index]
+    options, operands = call.args[:n_options], call.args[n_options + 1 :]
+    values: dict[Node, Any] = dict(zip(region.graph.find_nodes(op="placeholder"), operands, strict=True))
+    ops = [node for node in region.graph.nodes if node.op == "call_function"]
+    with graph.inserting_before(call):
+        entered = _without_value(module, _ENTER, options) if ops and call.target is _AUTOCAST else None
+        for node in ops:
+            values[node] = graph.node_copy(node, values.__getitem__)
+        results = map_arg(region.graph.output_node().args[0], values.__getitem__)
+        if entered is not None:
+            _without_value(module, _EXIT, (entered,))
+        elif options == (False,):
+            results = map_arg(results, lambda value: _detached(module, value))
+    return _use_instead(module, call, results)
+
+
+def _without_value(module: GraphModule, function: Callable[..., Any], args: tuple[Any, ...]) -> Node:
+    node = module.graph.call_function(function, args)
+    node.meta["val"] = None
+    return node
+
+
+def _detached(module: GraphModule, value: Node) -> Node:
+    if not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    node = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta = dict(value.meta)
+    return node
+
+
+def _use_instead(module: GraphModule, call: Node, results: Any) -> list[tuple[str, str]]:
+    renamed = []
+    several = isinstance(results, (tuple, list))
+    parts = [(user, results[user.args[1]]) for user in call.users] if several else [(call, results)]  # type: ignore[index]
+    for old, new in parts:
+        old.replace_all_uses_with(new)
+        renamed.append((old.name, new.name))
+        module.graph.erase_node(old)
+    if several:
+        module.graph.erase_node(call)
+    return renamed

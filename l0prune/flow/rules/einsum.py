@@ -1,0 +1,157 @@
+"""Sums of products over named indices: einsum, and the products of vectors and tensors that are cases of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
+from l0prune.flow.tracker import IdArray, Labels
+
+__all__ = ["Index", "multilinear"]
+
+Index: TypeAlias = str | int
+"""A letter of an equation; a number, counted from the right, for a dimension that an ellipsis stands for."""
+
+
+@register("einsum")
+def einsum(op: Op) -> Labels:
+    """Any equation in which no tensor has an index twice."""
+    operands = list(op.arg("tensors"))
+    equation = op.arg("equation").replace(" ", "")
+    given, arrow, result = equation.partition("->")
+    terms = given.split(",")
+    indices = [_indices(term, len(op.shape(x))) for term, x in zip(terms, operands, strict=True)]
+    if arrow:
+        n_hidden = max(sum(isinstance(index, int) for index in term) for term in indices)
+        out = _indices(result, len(result.replace("...", "")) + n_hidden)
+    else:
+        out = _implicit(indices)
+    return multilinear(op, operands, indices, out)
+
+
+def _indices(term: str, n_dims: int) -> list[Index]:
+    """One index for each dimension of a tensor."""
+    before, dots, after = term.partition("...")
+    hidden = n_dims - len(before) - len(after) if dots else 0
+    return [*before, *range(hidden - 1, -1, -1), *after]
+
+
+def _implicit(indices: list[list[Index]]) -> list[Index]:
+    """Without an arrow: the dimensions of the ellipsis, then the letters that occur once, in the order of the alphabet."""
+    every = [index for term in indices for index in term]
+    hidden = sorted({index for index in every if isinstance(index, int)}, reverse=True)
+    return [*hidden, *sorted(letter for letter in every if isinstance(letter, str) and every.count(letter) == 1)]
+
+
+@register("mv", "dot", "vdot", "outer", "ger", "inner")
+def vectors(op: Op) -> Labels:
+    """Products with vectors; `inner` of tensors contracts the last dimensions."""
+    a, b = op.node.args[:2]
+    n_a, n_b = len(op.shape(a)), len(op.shape(b))
+    if n_a == 0 or n_b == 0:
+        raise NoRuleError
+    first: list[Index] = [f"a{d}" for d in range(n_a)]
+    second: list[Index] = [f"b{d}" for d in range(n_b)]
+    if op.name not in ("outer", "ger"):
+        second[-1] = first[-1]
+    return multilinear(op, [a, b], [first, second], _once(first, second))
+
+
+def _once(first: list[Index], second: list[Index]) -> list[Index]:
+    """Indices that only one of two tensors has."""
+    return [index for index in [*first, *second] if not (index in first and index in second)]
+
+
+@register("tensordot")
+def tensordot(op: Op) -> Labels:
+    """Given dimensions of two tensors are contracted with each other, the others follow one another."""
+    a, b = op.arg("self"), op.arg("other")
+    first: list[Index] = [f"a{d}" for d in range(len(op.shape(a)))]
+    second: list[Index] = [f"b{d}" for d in range(len(op.shape(b)))]
+    for d, e in zip(op.arg("dims_self"), op.arg("dims_other"), strict=True):
+        second[e] = first[d]
+    return multilinear(op, [a, b], [first, second], _once(first, second))
+
+
+def multilinear(op: Op, operands: Sequence[Any], indices: Sequence[list[Index]], out: Sequence[Index]) -> Labels:
+    """The product of `operands`, summed over every index that is not in `out`.
+
+    Index by index, equal units are tied. An index that is summed over is consumed by a parameter that has it, because the
+    product is linear in each operand; without one, or with one operand alone, its units are pinned.
+
+    Args:
+        op: The call.
+        operands: Tensors.
+        indices: For each tensor the index of each of its dimensions.
+        out: Indices of the result.
+
+    Returns:
+        Labels of the result.
+
+    Raises:
+        NoRuleError: a tensor has an index twice: its diagonal is taken.
+    """
+    if any(len(set(term)) < len(term) for term in [*indices, out]):
+        raise NoRuleError
+    sizes: dict[Index, int] = {}
+    for x, term in zip(operands, indices, strict=True):
+        for i, size in zip(term, op.shape(x), strict=True):
+            sizes[i] = max(sizes.get(i, 1), size)
+    ids = {index: _tied(op, index, size, operands, indices) for index, size in sizes.items()}
+    for index in sizes.keys() - set(out):
+        _summed(op, index, sizes[index], operands, indices)
+    _count(op, indices, out, sizes, ids)
+    return [ids.get(index) for index in out]
+
+
+def _holders(
+    op: Op, index: Index, size: int, operands: Sequence[Any], indices: Sequence[list[Index]]
+) -> list[tuple[Any, int]]:
+    """The operands that have an index at full size, with its dimension; those of size one are broadcast, and pinned."""
+    found = []
+    for x, term in zip(operands, indices, strict=True):
+        if index in term:
+            dim = term.index(index)
+            if op.shape(x)[dim] == size:
+                found.append((x, dim))
+            else:
+                op.tracker.pin(op.labels(x)[dim], "a single unit is broadcast over a dimension")
+    return found
+
+
+def _tied(op: Op, index: Index, size: int, operands: Sequence[Any], indices: Sequence[list[Index]]) -> IdArray | None:
+    column = [op.labels(x)[dim] for x, dim in _holders(op, index, size, operands, indices)]
+    if all(ids is None for ids in column):
+        return None
+    first = column[0]
+    for ids in column[1:]:
+        first = op.tracker.tie(first, ids)
+    return first
+
+
+def _summed(op: Op, index: Index, size: int, operands: Sequence[Any], indices: Sequence[list[Index]]) -> None:
+    """One parameter that has the index consumes its units; scaling it scales the whole product."""
+    holders = _holders(op, index, size, operands, indices)
+    for x, dim in holders:
+        if op.origin(x) is not None and len(holders) > 1:
+            contract(op, op.labels(x)[dim], x, dim)
+            return
+    for x, dim in holders:
+        op.tracker.pin(op.labels(x)[dim], SCORES if len(holders) > 1 else "summed over")
+
+
+def _count(
+    op: Op,
+    indices: Sequence[list[Index]],
+    out: Sequence[Index],
+    sizes: dict[Index, int],
+    ids: dict[Index, IdArray | None],
+) -> None:
+    """Multiplications, taking the operands one after another."""
+    held = set(indices[0])
+    for k in range(1, len(indices)):
+        held |= set(indices[k])
+        count_multiplications(op, [(sizes[i], ids[i]) for i in sorted(held, key=str)])
+        held &= set(out).union(*indices[k + 1 :])
