@@ -13,6 +13,7 @@ from l0prune.cli.options import ModelOptions, align_option, common_options, data
 from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
+from l0prune.gates.registry import gate_names
 
 __all__ = ["finetune_command"]
 
@@ -86,7 +87,13 @@ def by_optimizer(text: str, name: str) -> str:
     metavar="WEIGHT",
     help=with_default("Of its teaching by the features of each block.", f"{DEFAULTS.feature_distillation:g}"),
 )
-@click.option("--gate", default="hard-concrete", show_default=True, metavar="NAME", help="Distribution of the gates.")
+@click.option(
+    "--gate",
+    default="hard-concrete",
+    show_default=True,
+    metavar="NAME",
+    help=f"Distribution of the gates: {', '.join(gate_names())}.",
+)
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
 @click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")
 @click.option(

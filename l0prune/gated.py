@@ -38,7 +38,7 @@ def inject(
     Args:
         model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
         flow: From `trace(model, ...)`.
-        gate: Name of the gate distribution.
+        gate: Name of the gate distribution, one of `l0prune.gates.registry.gate_names()`.
         budget: What the open units may cost; needed by `penalty()` and `step()`.
         steps: Number of training steps with gates; needed with a budget, it sets ramp and learning rate.
         gate_optimizer: Settings of the gates' own optimizer.
@@ -125,7 +125,8 @@ class GatedModel(nn.Module):
         placed = {place: weight for name, weight in weights.items() for place in self._places[name]}
         if not self.flow.norms:
             return functional_call(self.model, placed, args, kwargs, tie_weights=False)
-        masks = extended[self._n_consumed :].detach().ne(0).split(self._lengths[len(self.flow.consumers) :])
+        is_open = extended[self._n_consumed :].detach() > self.gates.threshold
+        masks = is_open.split(self._lengths[len(self.flow.consumers) :])
         with self._masked_norms(masks):
             return functional_call(self.model, placed, args, kwargs, tie_weights=False)
 
@@ -154,7 +155,7 @@ class GatedModel(nn.Module):
         return weights
 
     def open_probability(self) -> Tensor:
-        """P(z != 0) of every gate, shape `(n_gates,)`; 0 or 1 once frozen."""
+        """Probability that each unit is open, shape `(n_gates,)`; 0 or 1 once frozen."""
         return self.gates.open_probability()
 
     def gate_values(self) -> Tensor:
@@ -211,6 +212,7 @@ class GatedModel(nn.Module):
         self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
         self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([self.gates.log_alpha], steps or 1)
         self._expected_cost: float | None = None
+        self._advance_gates()
 
     def penalty(self) -> Tensor:
         """What the budget adds to the loss, scalar. Zero once the gates are frozen.
@@ -246,6 +248,7 @@ class GatedModel(nn.Module):
             self._expected_cost = float(self.expected_cost(budget.metric).detach())
         constraint.step(self._expected_cost, self.hard_cost(budget.metric))
         self._expected_cost = None
+        self._advance_gates()
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer, multiplier and noise of the gates, as tensors and plain numbers, to resume exactly."""
@@ -261,6 +264,17 @@ class GatedModel(nn.Module):
         if self.constraint is not None and state["constraint"] is not None:
             self.constraint.load_state_dict(state["constraint"])
         self.gates.set_rng_state(state["noise"])
+        self._advance_gates()
+
+    def _advance_gates(self) -> None:
+        """Tell the gates where in their phase they are; it follows from the constraint and the locations alone."""
+        constraint, budget = self.constraint, self.budget
+        if constraint is None or budget is None:
+            self.gates.advance(0.0, lambda: self.n_gates)
+            return
+        costs, target = self.costs(budget.metric), constraint.target
+        scores = self.gates.log_alpha.detach()
+        self.gates.advance(constraint.progress, lambda: costs.affordable(scores.double().cpu().numpy(), target))
 
     def _constrained(self) -> tuple[Constraint, Budget]:
         if self.constraint is None or self.budget is None:

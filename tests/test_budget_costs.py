@@ -64,6 +64,18 @@ def test_expected_cost_is_the_mean_over_all_gate_patterns(network, seed):
     assert float(expected) == pytest.approx(exact / dense(terms, n_gates), rel=1e-10)
 
 
+@given(network=networks(), seed=st.integers(0, 2**16), keep=st.floats(0, 1.2))
+@settings(max_examples=50, deadline=None)
+def test_affordable_is_the_longest_ranking_within_the_cost(network, seed, keep):
+    terms, n_gates = network
+    scores = np.random.default_rng(seed).normal(size=n_gates)
+    ranked = np.argsort(-scores)
+    costs = [counted_cost(terms, np.isin(np.arange(n_gates), ranked[:n])) for n in range(n_gates + 1)]
+    fits = [n for n, cost in enumerate(costs) if cost / dense(terms, n_gates) <= keep + 1e-12]
+
+    assert CostModel(terms, n_gates).affordable(scores, keep) == max(fits, default=0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(network=networks(), seed=st.integers(0, 2**16))
 def test_hard_cost_counts_open_indices(network, seed):

@@ -17,6 +17,8 @@ from l0prune.flow.costs import CostTerm, Dimension
 
 __all__ = ["CostModel"]
 
+_ROUNDING = 1e-12
+
 OpenGates = Tensor | npt.NDArray[np.bool_]
 
 
@@ -88,6 +90,27 @@ class CostModel:
             Fraction of the dense cost, in [0, 1].
         """
         return float(self.flat.cost(self._hard_counts(open_gates)))
+
+    def affordable(self, scores: npt.NDArray[np.float64], keep: float) -> int:
+        """How many gates, highest score first, can be open at a cost of at most `keep`.
+
+        Args:
+            scores: shape `(n_gates,)`; of equal ones the earlier comes first.
+            keep: fraction of the dense cost.
+
+        Returns:
+            In [0, n_gates]; 0 also where even that costs more.
+        """
+        rank = np.empty(self.n_gates, dtype=np.int64)
+        rank[np.argsort(-scores, kind="stable")] = np.arange(self.n_gates)
+        fits, exceeds = 0, self.n_gates + 1
+        while exceeds - fits > 1:
+            middle = (fits + exceeds) // 2
+            if self.hard(rank < middle) <= keep + _ROUNDING:
+                fits = middle
+            else:
+                exceeds = middle
+        return fits
 
     def hard_terms(self, open_gates: OpenGates) -> npt.NDArray[np.float64]:
         """What each term costs when exactly these gates are open, shape `(n_terms,)`, fractions of the dense cost."""

@@ -105,6 +105,11 @@ class Constraint:
         progress = self.config.smoothness * cosine + (1 - self.config.smoothness) * time
         return self._initial_cost + (self.keep - self._initial_cost) * progress
 
+    @property
+    def progress(self) -> float:
+        """Share of the gate phase that is over, in [0, 1]."""
+        return min(self._step / self.steps, 1.0)
+
     def penalty(self, expected_cost: Tensor) -> Tensor:
         """What to add to the loss: multiplier * (expected cost - target), a scalar, negative while under the target.
 

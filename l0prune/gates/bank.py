@@ -1,5 +1,7 @@
 """All gates of a model in one flat vector."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ class GateBank(nn.Module):
 
     Args:
         n_gates: number of gates, >= 0.
-        distribution: gate family; hard concrete by default.
+        distribution: gate family; hard concrete by default. What moves in it during training follows from `advance`
+            and is not part of the state dict.
         initial: mean initial location; None is the family's start for trained networks (gates open).
         jitter: standard deviation of the initial locations, >= 0; breaks ties.
         bound: locations are clamped to [-bound, bound] by `clamp_`, > 0. 8 lets P(z != 0) of hard concrete gates range
@@ -52,6 +55,7 @@ class GateBank(nn.Module):
             raise ConfigError(f"gates cannot start at {start} with bound {bound}; expected |initial| <= bound")
         if jitter < 0:
             raise ConfigError(f"jitter is {jitter}; expected 0 or more")
+        self._present = self.distribution
         self.bound = float(bound)
         self._generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(n_gates, generator=self._generator, dtype=torch.float64)
@@ -70,6 +74,21 @@ class GateBank(nn.Module):
         """Whether the gates are fixed numbers rather than random variables."""
         return self._frozen
 
+    @property
+    def threshold(self) -> float:
+        """A value of `forward` above this stands for an open unit; 0, unless samples without an exact 0 are drawn."""
+        return self._present.threshold if self.training and not self._frozen else 0.0
+
+    def advance(self, progress: float, affordable: Callable[[], int]) -> None:
+        """Bring the distribution to a moment of the gate phase.
+
+        Args:
+            progress: Share of the gate phase that is over, in [0, 1].
+            affordable: How many gates, highest location first, the budget lets open now; called only by a family that
+                fixes the number of open gates.
+        """
+        self._present = self.distribution.at(progress, affordable)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One value a gate for a training step, shape `(n_gates,)`, in [0, 1]; the frozen values once frozen.
 
@@ -78,27 +97,30 @@ class GateBank(nn.Module):
         """
         if self._frozen:
             return self.frozen_values
-        return self.distribution.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
+        return self._present.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
 
-    def values(self, *, estimator: str = "median") -> Tensor:
+    def values(self, *, estimator: str | None = None) -> Tensor:
         """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]; the frozen values once frozen.
+
+        Args:
+            estimator: One of the distribution's `estimators`; None is its first.
 
         Raises:
             ConfigError: if the distribution does not know `estimator`.
         """
         if self._frozen:
             return self.frozen_values
-        return self.distribution.test_value(self.log_alpha, estimator=estimator)
+        return self._present.test_value(self.log_alpha, estimator=estimator)
 
     def forward(self) -> Tensor:
         """`sample()` in training mode, `values()` in evaluation mode."""
         return self.sample() if self.training else self.values()
 
     def open_probability(self) -> Tensor:
-        """P(z != 0), shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen."""
+        """`prob_open` of every gate, shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen."""
         if self._frozen:
             return (self.frozen_values != 0).to(self.log_alpha.dtype)
-        return self.distribution.prob_open(self.log_alpha)
+        return self._present.prob_open(self.log_alpha)
 
     @torch.no_grad()
     def clamp_(self) -> None:

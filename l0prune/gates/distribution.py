@@ -1,7 +1,10 @@
-"""The interface of a gate: a random variable on [0, 1] that is exactly 0 with a probability that can be trained."""
+"""The interface of a gate: a random variable on [0, 1] with a location that can be trained until it is shut."""
 
+from __future__ import annotations
+
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -10,33 +13,34 @@ from torch.distributions import constraints
 
 from l0prune.errors import ConfigError
 
-__all__ = ["GateDistribution", "uniform_noise"]
+__all__ = ["GateDistribution", "Parameter", "as_scalar", "require_positive"]
 
-_SMALLEST_UNIFORM = 2.0**-54
+Parameter = float | Tensor
+"""A family's fixed parameter: a number, or a scalar tensor to differentiate in."""
 
 
-def uniform_noise(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float64 on the CPU.
+def as_scalar(value: Parameter) -> Tensor:
+    """A parameter as a scalar float64 tensor; beside a vector it takes on the vector's dtype and device."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
-    They are drawn on the CPU in float64 whatever the gates' device and dtype, so one seed gives the same gates
-    on every device and on every rank.
 
-    Args:
-        n: how many, >= 0.
-        generator: CPU generator; None is torch's default generator.
+def require_positive(name: str, value: Parameter, usual: str) -> None:
+    """Refuse a parameter that is not a positive, finite number.
 
-    Returns:
-        Shape `(n,)`, float64, CPU.
+    Raises:
+        ConfigError: names it and the usual value.
     """
-    return torch.rand(n, generator=generator, dtype=torch.float64).clamp_(min=_SMALLEST_UNIFORM)
+    number = float(value.detach()) if isinstance(value, Tensor) else value
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{name} is {number!r}; expected a positive number, {usual} by default")
 
 
 class GateDistribution(ABC):
     """A family of gate distributions, in the vocabulary of `torch.distributions`, with the location as an argument.
 
     Objects hold the family's fixed parameters (a temperature, say) and nothing that is trained: every method takes
-    the locations `log_alpha`, shape `(n_gates,)`, any real values, and treats gates as independent. All results
-    are differentiable in `log_alpha` where that makes sense, and follow its dtype and device.
+    the locations `log_alpha`, shape `(n_gates,)`, any real values. All results are differentiable in `log_alpha` where
+    that makes sense, in the temperature where it is given as a tensor, and follow the dtype and device of `log_alpha`.
     """
 
     name: ClassVar[str]
@@ -45,11 +49,24 @@ class GateDistribution(ABC):
     arg_constraints: ClassVar[Mapping[str, constraints.Constraint]] = {"log_alpha": constraints.real}
     support: ClassVar[constraints.Constraint] = constraints.unit_interval
 
-    initial_log_alpha: ClassVar[float]
+    initial_log_alpha: ClassVar[float] = 3.0
     """Location at which a gate of an already trained network starts: surely open, mean near 1, still trainable."""
 
     estimators: ClassVar[tuple[str, ...]] = ("median", "mean")
     """Names that `test_value` understands; the first is the default."""
+
+    threshold: ClassVar[float] = 0.0
+    """A sampled value above this stands for an open unit where only open or closed counts, as in a norm's statistics."""
+
+    def at(self, progress: float, affordable: Callable[[], int]) -> GateDistribution:
+        """The family as it is at a moment of training; itself, unless it has a parameter that moves.
+
+        Args:
+            progress: Share of the gate phase that is over, in [0, 1].
+            affordable: How many gates, highest location first, the budget lets open at this moment; computed on call.
+        """
+        del progress, affordable
+        return self
 
     @abstractmethod
     def rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -57,19 +74,30 @@ class GateDistribution(ABC):
 
     @abstractmethod
     def prob_open(self, log_alpha: Tensor) -> Tensor:
-        """P(z != 0), shape `(n_gates,)`, in (0, 1): the gate's share in the expected cost."""
+        """Probability that the unit is open, shape `(n_gates,)`, in [0, 1]: the gate's share in the expected cost.
+
+        It is P(z != 0) where the family has an atom at 0. Each family says what it is otherwise.
+        """
+
+    def prob_zero(self, log_alpha: Tensor) -> Tensor:
+        """P(z = 0), shape `(n_gates,)`, in [0, 1]."""
+        return 1 - self.prob_open(log_alpha)
 
     @abstractmethod
     def prob_one(self, log_alpha: Tensor) -> Tensor:
-        """P(z = 1), shape `(n_gates,)`, in [0, 1)."""
+        """P(z = 1), shape `(n_gates,)`, in [0, 1]."""
 
     @abstractmethod
     def mean(self, log_alpha: Tensor) -> Tensor:
-        """E[z], shape `(n_gates,)`, in (0, 1)."""
+        """E[z], shape `(n_gates,)`, in [0, 1]."""
 
     @abstractmethod
     def cdf(self, log_alpha: Tensor, x: Tensor) -> Tensor:
         """P(z <= x) for any real `x`; `log_alpha` and `x` broadcast."""
+
+    def survival(self, log_alpha: Tensor, x: Tensor) -> Tensor:
+        """P(z > x) for any real `x`, accurate also where it is far below the rounding of 1 - cdf."""
+        return 1 - self.cdf(log_alpha, x)
 
     @abstractmethod
     def icdf(self, log_alpha: Tensor, u: Tensor) -> Tensor:
@@ -77,19 +105,19 @@ class GateDistribution(ABC):
 
     @abstractmethod
     def log_prob(self, log_alpha: Tensor, x: Tensor) -> Tensor:
-        """Log of the density on (0, 1), of the probability mass at exactly 0 and 1, -inf outside [0, 1]."""
+        """Log of the density on (0, 1), or of the probability mass where there is an atom; -inf outside [0, 1]."""
 
     def median(self, log_alpha: Tensor) -> Tensor:
-        """Median of z, shape `(n_gates,)`, in [0, 1]; it is 0 exactly where P(z != 0) <= 1/2."""
+        """Median of z, shape `(n_gates,)`, in [0, 1]; with an atom at 0, it is 0 exactly where P(z != 0) <= 1/2."""
         return self.icdf(log_alpha, torch.full_like(log_alpha, 0.5))
 
-    def test_value(self, log_alpha: Tensor, *, estimator: str = "median") -> Tensor:
+    def test_value(self, log_alpha: Tensor, *, estimator: str | None = None) -> Tensor:
         """The fixed value that stands for the random gate outside training.
 
         Args:
             log_alpha: locations, shape `(n_gates,)`.
-            estimator: one of `estimators`. The median is the rule that agrees with the expected cost: it shuts a
-                gate exactly where P(z != 0) <= 1/2.
+            estimator: one of `estimators`; None is the first. The default shuts a gate exactly where `prob_open` is at
+                most 1/2, in agreement with the expected cost.
 
         Returns:
             Shape `(n_gates,)`, in [0, 1].
@@ -97,11 +125,15 @@ class GateDistribution(ABC):
         Raises:
             ConfigError: if the family does not know `estimator`.
         """
-        if estimator == "median":
-            return self.median(log_alpha)
-        if estimator == "mean":
-            return self.mean(log_alpha)
-        raise ConfigError(
-            f"unknown test-time estimator {estimator!r} for gate {self.name!r}; "
-            f"use one of: {', '.join(self.estimators)}"
-        )
+        if estimator is None:
+            estimator = self.estimators[0]
+        if estimator not in self.estimators:
+            raise ConfigError(
+                f"unknown test-time estimator {estimator!r} for gate {self.name!r}; "
+                f"use one of: {', '.join(self.estimators)}"
+            )
+        return self._estimate(log_alpha, estimator)
+
+    def _estimate(self, log_alpha: Tensor, estimator: str) -> Tensor:
+        """`test_value` for one of `estimators`."""
+        return self.mean(log_alpha) if estimator == "mean" else self.median(log_alpha)

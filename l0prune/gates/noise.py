@@ -1,0 +1,63 @@
+"""Noise for samples: drawn on the CPU whatever the device, accurate in both tails whatever the dtype."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Uniform", "random_words"]
+
+_WORD = 2.0**-32
+
+
+def random_words(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """32 random bits for each element, drawn on the CPU, so that one seed gives the same gates on every device and rank.
+
+    Args:
+        like: Sets shape and device.
+        generator: CPU generator; None is torch's default generator.
+
+    Returns:
+        int32, shape and device of `like`.
+    """
+    n = like.numel()
+    pairs = torch.empty((n + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return pairs.view(torch.int32)[:n].view(like.shape).to(like.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Uniform:
+    """Numbers u in [0, 1], kept as the distance from the nearer end, so that neither tail is rounded away.
+
+    Attributes:
+        tail: min(u, 1 - u), in [0, 1/2].
+        is_upper: 1.0 where u >= 1/2, else 0.0.
+    """
+
+    tail: Tensor
+    is_upper: Tensor
+
+    @classmethod
+    def of_words(cls, words: Tensor, dtype: torch.dtype) -> "Uniform":
+        """From `random_words`: a grid of 2**32 points, symmetric about 1/2, the least of them 2**-33."""
+        centred = words.to(dtype).add_(0.5).mul_(_WORD)
+        return cls(centred.abs(), centred.sign().add_(1.0).mul_(0.5))
+
+    @classmethod
+    def of_levels(cls, u: Tensor) -> "Uniform":
+        """From numbers in [0, 1]."""
+        return cls(torch.minimum(u, 1 - u), (u >= 0.5).to(u.dtype))
+
+    @property
+    def lower(self) -> Tensor:
+        """U itself."""
+        return torch.lerp(self.tail, 1 - self.tail, self.is_upper)
+
+    @property
+    def logit(self) -> Tensor:
+        """Logistic noise: log u - log(1 - u)."""
+        return torch.logit(self.tail) * (1 - 2 * self.is_upper)
+
+    def seen_from(self, end: Tensor) -> Tensor:
+        """U where `end` is 0.0, and 1 - u where it is 1.0."""
+        return torch.lerp(self.tail, 1 - self.tail, (end - self.is_upper).abs_())
