@@ -14,7 +14,7 @@ from torch import Tensor
 from l0prune.bench_report import BenchReport, Latency, ModelTiming, Speedup, bench_table
 from l0prune.errors import ConfigError
 from l0prune.hardware import Environment
-from l0prune.onnx_model import open_session
+from l0prune.onnx_model import EXAMPLE_KEY, open_session
 from l0prune.timing import PairedTimes, interleave, median_ratio
 
 __all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table", "benchmark"]
@@ -187,8 +187,12 @@ def _random_feeds(name: str, session: onnxruntime.InferenceSession, rows: int, s
     """Inputs of the model's own shapes and types; equal for equal models."""
     rng = np.random.default_rng(seed)
     feeds = {}
+    known = session.get_modelmeta().custom_metadata_map
     for node in session.get_inputs():
-        shape = [rows if index == 0 and isinstance(size, str) else size for index, size in enumerate(node.shape)]
+        shape = [
+            rows if index == 0 and isinstance(size, str) else int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size
+            for index, size in enumerate(node.shape)
+        ]
         if shape and isinstance(shape[0], int) and shape[0] != rows:
             raise ConfigError(
                 f"model {name!r}: input {node.name!r} has a fixed batch of {shape[0]}, found batch_size={rows}. "

@@ -1,4 +1,4 @@
-"""Export to ONNX: quiet, with a dynamic batch where the model allows it, checked before the file appears."""
+"""Export to ONNX: quiet, with free batch and lengths where the model allows it, checked before the file appears."""
 
 import functools
 import logging
@@ -6,7 +6,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,23 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError
+from l0prune.flow.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_names, output_tensors
-from l0prune.onnx_model import DYNAMIC_BATCH_KEY, OnnxDifference, OnnxModel, compare_outputs, onnx_difference
+from l0prune.onnx_model import (
+    DYNAMIC_BATCH_KEY,
+    EXAMPLE_KEY,
+    OnnxDifference,
+    OnnxModel,
+    compare_outputs,
+    onnx_difference,
+)
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
 
 _BATCH = "batch"
+_LENGTH = "length"
 _CHECKED_BATCHES = (1, 2, 5)
+_CHECKED_LENGTHS = (1.0, 0.5, 1.5)  # of the example's
 _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -40,17 +50,18 @@ def export_onnx(
     """Write a model as an ONNX file that computes what torch computes.
 
     The file is written under a temporary name, checked with `onnx.checker`, run in onnxruntime against torch at batch
-    sizes 1, 2 and 5 (a static file: at its own), and only then moved to `path`. A failure leaves nothing behind, and an
-    existing file as it was. The metadata property "l0prune.dynamic_batch" says whether the batch is free ("true") or
-    fixed ("false"); `OnnxModel(path).static_batch` reads it.
+    sizes 1, 2 and 5 and as many lengths (a static file: at its own), and only then moved to `path`. A failure leaves
+    nothing behind, and an existing file as it was. Free sizes are called `batch`, `length`, `length_2` ... The metadata
+    property "l0prune.dynamic_batch" says whether the batch is free ("true") or fixed ("false"), as
+    `OnnxModel(path).static_batch` reads it; "l0prune.example.length" says how long the example was.
 
     Args:
         model: Any module that `torch.export` can capture; it is exported in evaluation mode, and its mode restored.
         example_inputs: One tensor, positional tensors, or a dict of keyword tensors. Their first dimension is
             the batch; a batch of 1 is doubled for the capture, which would otherwise take it for a constant.
         path: The file to write; its directory must exist.
-        dynamic_batch: Make the batch free where the model allows it; where it does not, and with False, the file
-            accepts the batch size of `example_inputs` only.
+        dynamic_batch: Make the batch free where the model allows it, and with it lengths such as that of a token
+            sequence; where it does not, and with False, the file accepts the sizes of `example_inputs` only.
         tolerance: Largest difference allowed, relative to the largest magnitude of each torch output, > 0.
         opset: ONNX operator set; None takes torch's own.
 
@@ -71,11 +82,13 @@ def export_onnx(
     with _quiet(), evaluation_mode(model), torch.no_grad():
         job = _Job(*_with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         if dynamic_batch and call.batch_size is not None:
-            try:
-                return job.write(dynamic=True)
-            except ExportError:  # not every model allows it; what is wrong with the model itself shows again below
-                pass
-        return job.write(dynamic=False)
+            # Not every model allows it; what is wrong with the model itself shows again at the end.
+            if length_dimensions(call):
+                with suppress(ExportError):
+                    return job.write(batch=True, lengths=True)
+            with suppress(ExportError):
+                return job.write(batch=True, lengths=False)
+        return job.write(batch=False, lengths=False)
 
 
 @dataclass(frozen=True)
@@ -89,16 +102,16 @@ class _Job:
     tolerance: float
     opset: int | None
 
-    def write(self, *, dynamic: bool) -> Path:
-        """Convert, check, and move to the final name."""
-        program = self.convert(dynamic=dynamic)
-        _label(program.model, dynamic=dynamic)
+    def write(self, *, batch: bool, lengths: bool) -> Path:
+        """Convert with these sizes free, check, and move to the final name."""
+        program, free = self.convert(batch=batch, lengths=lengths)
+        _label(program.model, free)
         with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
             draft = Path(folder) / self.path.name
             program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
             try:
                 onnx.checker.check_model(str(draft))
-                self.check_numbers(draft, dynamic=dynamic)
+                self.check_numbers(draft, free)
             except (onnx.checker.ValidationError, L0PruneError) as error:
                 reason = _first_line(error).replace(str(draft), str(self.path))
                 raise ExportError(reason if str(self.path) in reason else f"{self.path}: {reason}") from error
@@ -107,12 +120,12 @@ class _Job:
                 written.replace(self.path.parent / written.name)
         return self.path
 
-    def convert(self, *, dynamic: bool) -> torch.onnx.ONNXProgram:
+    def convert(self, *, batch: bool, lengths: bool) -> tuple[torch.onnx.ONNXProgram, FreeSizes]:
         """Capture the model and translate it."""
         name, call = type(self.model).__name__, self.call
-        if dynamic and call.batch_size == 1:
+        if batch and call.batch_size == 1:
             call = call.with_batch(2)
-        shapes = _dynamic_shapes(self.model, call) if dynamic else None
+        shapes = _dynamic_shapes(self.model, call, lengths=lengths) if batch else None
         try:
             captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
@@ -131,24 +144,36 @@ class _Job:
         written = program.model.opset_imports.get("")
         if self.opset is not None and written != self.opset:
             raise ExportError(f"{name} cannot be exported with opset {self.opset}: the exporter wrote opset {written}.")
-        return program
+        return program, FreeSizes.of(captured, call)
 
-    def check_numbers(self, draft: Path, *, dynamic: bool) -> None:
-        """Compare the file with torch at several batch sizes."""
+    def check_numbers(self, draft: Path, free: FreeSizes) -> None:
+        """Compare the file with torch at several batch sizes and lengths."""
         onnx_model = OnnxModel(draft)
-        for batch in _CHECKED_BATCHES if dynamic else (self.call.batch_size,):
-            call = self.call if batch is None else self.call.with_batch(batch)
-            where = "" if batch is None else f" at batch size {batch}"
+        for batch, scale in zip(_CHECKED_BATCHES, _CHECKED_LENGTHS, strict=True):
+            call = self.call.with_batch(batch) if free.has_batch else self.call
+            longer = free.with_lengths(call, free.scaled_lengths(scale))
             try:
-                expected = output_tensors(call(self.model))
-            except RuntimeError as error:
-                raise ExportError(f"{draft}: the torch model fails{where}: {_first_line(error)}") from error
-            found = compare_outputs(expected, onnx_model, call)
+                expected = output_tensors(longer(self.model))
+            except (RuntimeError, IndexError):  # longer than the model's table of positions
+                longer, expected = call, self.outputs(call, draft)
+            found = compare_outputs(expected, onnx_model, longer)
             if not found.max_rel <= self.tolerance:
                 raise ExportError(
                     f"{draft}: ONNX and torch outputs differ by {found.max_rel:.1e} relative "
-                    f"(tolerance {self.tolerance:.1e}) at output {found.output}{where}; nothing was written."
+                    f"(tolerance {self.tolerance:.1e}) at output {found.output} at batch size {longer.batch_size}; "
+                    "nothing was written."
                 )
+            if not free.has_batch:
+                return
+
+    def outputs(self, call: ModelCall, draft: Path) -> list[Tensor]:
+        """What torch computes."""
+        try:
+            return output_tensors(call(self.model))
+        except RuntimeError as error:
+            raise ExportError(
+                f"{draft}: the torch model fails at batch size {call.batch_size}: {_first_line(error)}"
+            ) from error
 
 
 def _with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, list[str]]:
@@ -189,11 +214,17 @@ class _PlainOutputs(nn.Module):
         self.forward = forward
 
 
-def _dynamic_shapes(model: nn.Module, call: ModelCall) -> Any:
-    """The batch dimension of every tensor that shares it, as torch.export wants it."""
+def _dynamic_shapes(model: nn.Module, call: ModelCall, *, lengths: bool) -> Any:
+    """The batch dimension of every tensor that shares it, and what may be lengths, as torch.export wants it."""
     dimension, shapes = Dim(_BATCH), ShapesCollection()
-    for tensor in call.batched:
-        shapes[tensor] = {0: dimension}
+    maybe = length_dimensions(call) if lengths else {}
+    batched = {id(tensor) for tensor in call.batched}
+    for tensor in call.tensors:
+        own: dict[int, Any] = dict.fromkeys(maybe.get(id(tensor), ()), Dim.AUTO)
+        if id(tensor) in batched:
+            own[0] = dimension
+        if own:
+            shapes[tensor] = own
     return shapes.dynamic_shapes(model, call.args, call.kwargs)
 
 
@@ -201,35 +232,30 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _label(model: Any, *, dynamic: bool) -> None:
-    """Name the batch dimension, say whether it is free, and drop notes on this machine's source files."""
+def _label(model: Any, free: FreeSizes) -> None:
+    """Name the free sizes, say how long they were, and drop notes on this machine's source files."""
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
-    symbol = _batch_symbol(model) if dynamic else None
+    names = {str(symbol): _BATCH for symbol in free.batch}
+    names |= {str(symbol): _LENGTH if i == 0 else f"{_LENGTH}_{i + 1}" for i, symbol in enumerate(free.lengths)}
     for value in values:
         value.metadata_props.clear()
-        if symbol is not None and value.shape is not None:
-            value.shape = type(value.shape)([_renamed(size, symbol) for size in value.shape])
+        if names and value.shape is not None:
+            value.shape = type(value.shape)([_renamed(size, names) for size in value.shape])
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     model.metadata_props.clear()
-    model.metadata_props[DYNAMIC_BATCH_KEY] = "true" if dynamic else "false"
+    model.metadata_props[DYNAMIC_BATCH_KEY] = "true" if free.has_batch else "false"
+    for symbol in free.lengths:
+        if symbol in free.example:
+            model.metadata_props[f"{EXAMPLE_KEY}{names[str(symbol)]}"] = str(free.example[symbol])
 
 
-def _batch_symbol(model: Any) -> str | None:
-    """The exporter's own name of the batch dimension, such as 's77'."""
-    for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            name: str | None = value.shape[0].value
-            return name
-    return None
-
-
-def _renamed(size: Any, symbol: str) -> Any:
+def _renamed(size: Any, names: dict[str, str]) -> Any:
     name = getattr(size, "value", None)
-    return size if not isinstance(name, str) else re.sub(rf"\b{re.escape(symbol)}\b", _BATCH, name)
+    return size if not isinstance(name, str) else re.sub(r"\b\w+\b", lambda match: names.get(match[0], match[0]), name)
 
 
 @contextmanager

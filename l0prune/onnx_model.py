@@ -16,6 +16,7 @@ from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output
 
 __all__ = [
     "DYNAMIC_BATCH_KEY",
+    "EXAMPLE_KEY",
     "OnnxDifference",
     "OnnxModel",
     "compare_outputs",
@@ -25,6 +26,9 @@ __all__ = [
 
 DYNAMIC_BATCH_KEY = "l0prune.dynamic_batch"
 """Metadata property of an exported file: "true" where every batch size works, "false" where only one does."""
+
+EXAMPLE_KEY = "l0prune.example."
+"""Metadata property, followed by the name of a free dimension: its size in the inputs the file was exported with."""
 
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile, ort_errors.NoModel)
 _UNSUPPORTED = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.RuntimeException)

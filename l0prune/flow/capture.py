@@ -1,4 +1,4 @@
-"""Capture a model with torch.export: an ATen graph, with a dynamic batch where the model allows it."""
+"""Capture a model with torch.export: an ATen graph, with a free batch and free lengths where the model allows it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError
+from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
-from l0prune.flow.op import varies
-from l0prune.model_call import ExampleInputs, evaluation_mode, split_inputs
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
 
 __all__ = ["Captured", "capture"]
 
@@ -33,7 +33,7 @@ class Captured:
         args: Positional example inputs.
         kwargs: Keyword example inputs.
         batch_size: Size of the batch dimension in the example; 1 where there is none.
-        dynamic_batch: Whether the program accepts other batch sizes.
+        free: Sizes of the inputs that the program leaves free.
         norms: The normalisations that an ordinary forward pass calls.
     """
 
@@ -41,24 +41,19 @@ class Captured:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     batch_size: int
-    dynamic_batch: bool
+    free: FreeSizes
     norms: NormCalls
 
-
-def _batch_size(inputs: Any) -> int | None:
-    """The size that dimension 0 of every tensor input shares, or None."""
-    tensors = [value for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor)]
-    sizes = {int(tensor.shape[0]) for tensor in tensors if tensor.dim() > 0}
-    return sizes.pop() if len(sizes) == 1 and all(tensor.dim() > 0 for tensor in tensors) else None
-
-
-def _doubled(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, Tensor) else value
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the program accepts other batch sizes."""
+        return self.free.has_batch
 
 
 def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
     """Export `model` in evaluation mode; the model itself is left as it was.
 
+    Batch and lengths (of token sequences, say) stay free where the model allows it; else the batch alone; else nothing.
     A batch of one is doubled for the export, because torch.export specialises on sizes 0 and 1.
 
     Args:
@@ -66,50 +61,66 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
         inputs: A tensor, a tuple of positional or a dict of keyword tensors.
 
     Returns:
-        The exported program; with a dynamic batch dimension if the model allows one.
+        The exported program.
 
     Raises:
         TraceError: the model does not run on the inputs, or torch.export cannot capture it.
     """
-    args, kwargs = split_inputs(inputs)
-    batch = _batch_size((args, kwargs))
+    call = ModelCall.of(inputs)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with RecordNorms() as recorded:
-                output = model(*args, **kwargs)
+                output = call(model)
         except Exception as error:
-            shapes = [tuple(v.shape) for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+            shapes = [tuple(tensor.shape) for tensor in call.tensors]
             raise TraceError(
                 f"{type(model).__name__} fails on the example inputs of shapes {shapes}: {_first_line(error)}; "
                 "pass inputs (or --input-shape) that fit the model"
             ) from error
         norms = recorded.calls(model)
         with _plain_outputs(model) if _plain(output) is not output else nullcontext():
-            if batch is not None:
-                big_args, big_kwargs = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
-                try:
-                    program = _export(model, big_args, big_kwargs, dynamic=True)
-                    if _is_dynamic(program):
-                        return Captured(program, big_args, big_kwargs, max(batch, 2), dynamic_batch=True, norms=norms)
-                except Exception:  # noqa: BLE001 - a batch that cannot vary; the static export below reports real failures
-                    pass
-            try:
-                program = _export(model, args, kwargs, dynamic=False)
-            except Exception as error:
-                raise TraceError(
-                    f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}; remove data-dependent "
-                    "control flow from its forward pass, or trace the part of the model that has none"
-                ) from error
-            return Captured(program, args, kwargs, batch or 1, dynamic_batch=False, norms=norms)
+            return _captured(model, call, norms)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
+def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
+    """The freest export that works."""
+    has_batch = shares_batch(call)
+    wide = call.with_batch(2) if has_batch and call.batch_size == 1 else call
+    for free_dims in _attempts(wide) if has_batch else ():
+        try:
+            program = _export(model, wide, free_dims)
+            free = FreeSizes.of(program, wide)
+        except Exception:  # noqa: BLE001 - a size that cannot vary; the static export below reports real failures
+            continue
+        if free.has_batch:
+            return Captured(program, wide.args, wide.kwargs, wide.batch_size or 1, free, norms)
+    try:
+        program = _export(model, call, {})
+    except Exception as error:
+        raise TraceError(
+            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}; remove data-dependent "
+            "control flow from its forward pass, or trace the part of the model that has none"
+        ) from error
+    batch_size = call.batch_size if has_batch else None
+    return Captured(program, call.args, call.kwargs, batch_size or 1, FreeSizes.of(program, call), norms)
+
+
+def _attempts(call: ModelCall) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Dimensions to leave free, by `id` of the tensor: batch and lengths, then the batch alone."""
+    batch: dict[int, tuple[int, ...]] = {id(tensor): (0,) for tensor in call.batched}
+    lengths = length_dimensions(call)
+    if lengths:
+        yield {key: batch.get(key, ()) + lengths.get(key, ()) for key in [*batch, *lengths]}
+    yield batch
+
+
+def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, ...]]) -> ExportedProgram:
     shapes: Any = None
-    if dynamic:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        shapes = pytree.tree_map(lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) else None, dict(bound))
-    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    if free_dims:
+        bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs).arguments
+        shapes = pytree.tree_map(lambda leaf: dict.fromkeys(free_dims.get(id(leaf), ()), Dim.AUTO) or None, dict(bound))
+    program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     program.graph.eliminate_dead_code()  # such as attention weights, averaged over heads, that nobody asked for
     program.graph_module.recompile()
     return program
@@ -146,13 +157,6 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
             del model.forward
         else:
             model.forward = own
-
-
-def _is_dynamic(program: ExportedProgram) -> bool:
-    inputs = set(program.graph_signature.user_inputs)
-    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    batched = [value for value in values if isinstance(value, Tensor) and value.dim() > 0]
-    return bool(batched) and all(varies(value.shape[0]) for value in batched)
 
 
 def _first_line(error: BaseException) -> str:

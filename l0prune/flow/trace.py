@@ -16,7 +16,6 @@ from l0prune.flow.contexts import open_contexts_
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
-from l0prune.flow.op import varies
 from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import INERT, IdArray, Split
 from l0prune.flow.units import Units, solve
@@ -197,7 +196,7 @@ def _batched_nodes(captured: Captured) -> frozenset[str]:
         node.name
         for node in graph.nodes
         for value in pytree.tree_leaves(node.meta.get("val"))
-        if any(varies(size) for size in getattr(value, "shape", ()))
+        if captured.free.depends_on_batch(value)
     )
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
-from l0prune.model_call import ExampleInputs, split_inputs
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, split_inputs
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
 from l0prune.surgery.in_graph import cut_in_graph
@@ -122,6 +122,8 @@ def shrink(
         compact, used = made
         try:
             difference, failure = _difference(reference, compact, args, kwargs), None
+            if used.form == "graph" and difference.max_rel <= tolerance:
+                difference = _worse(difference, _difference_elsewhere(reference, compact))
         except L0PruneError:
             raise
         except Exception as error:  # noqa: BLE001 - in place: the class has sizes in its code; the graph has none
@@ -272,6 +274,23 @@ def _difference(reference: nn.Module, compact: nn.Module, args: tuple[Any, ...],
     """The worse of the differences on the given inputs and on noise; on the given ones alone where noise gives NaN."""
     given = compare(reference, compact, args, kwargs)
     noise = compare(reference, compact, *random_like(args, kwargs, seed=1))
-    return (
-        given if math.isnan(noise.max_rel) or math.isnan(given.max_rel) else max(given, noise, key=lambda d: d.max_rel)
-    )
+    return _worse(given, noise)
+
+
+def _difference_elsewhere(reference: GatedModel, compact: nn.Module) -> Difference:
+    """At another batch size and other lengths than the model was traced with, as far as it takes them."""
+    for call in reference.flow.captured.free.elsewhere(ModelCall(*_inputs(reference, None))):
+        try:
+            with evaluation_mode(reference), torch.no_grad():
+                call(reference)
+        except (RuntimeError, IndexError):  # a length may be free in the graph and still not fit a table
+            continue
+        return compare(reference, compact, call.args, call.kwargs)
+    return Difference(0.0, 0.0, 0)
+
+
+def _worse(one: Difference, other: Difference) -> Difference:
+    """The larger one; the first where either is NaN."""
+    if math.isnan(one.max_rel) or math.isnan(other.max_rel):
+        return one
+    return max(one, other, key=lambda difference: difference.max_rel)

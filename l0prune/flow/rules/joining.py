@@ -114,10 +114,17 @@ def slice_(op: Op) -> Labels:
         return labels
     start, end, step = op.arg("start"), op.arg("end"), op.arg("step")
     if not all(bound is None or isinstance(bound, int) for bound in (start, end, step)):
-        raise NoRuleError
+        return _cut_anywhere(op, labels, dim)
     if step not in (None, 1) and written_later(op.node):
         op.tracker.pin(labels[dim], "every so many of it are written in place")
     labels[dim] = labels[dim][start:end:step]  # type: ignore[index]
+    return labels
+
+
+def _cut_anywhere(op: Op, labels: Labels, dim: int) -> Labels:
+    """How much of a dimension remains is known when the model runs: as of position weights for a sequence."""
+    op.tracker.pin(labels[dim], "cut at a size that varies")
+    labels[dim] = None
     return labels
 
 
@@ -128,7 +135,7 @@ def narrow(op: Op) -> Labels:
     dim, start, length = op.arg("dim") % len(labels), op.arg("start"), op.arg("length")
     if labels[dim] is not None:
         if not (isinstance(start, int) and isinstance(length, int)):
-            raise NoRuleError
+            return _cut_anywhere(op, labels, dim)
         start += len(labels[dim]) if start < 0 else 0  # type: ignore[arg-type]
         labels[dim] = labels[dim][start : start + length]  # type: ignore[index]
     return labels

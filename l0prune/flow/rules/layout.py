@@ -152,3 +152,11 @@ def rearrange(op: Op) -> Labels:
     for d in dims if dims else range(len(labels)):
         op.tracker.pin(labels[d], f"{op.name} moves indices along it")
     return labels
+
+
+@register("sym_size")
+def sym_size(op: Op) -> Labels:
+    """How long a dimension is, where that varies: asking changes nothing, but the number must stay."""
+    labels = op.labels(op.arg("self"))
+    op.tracker.pin(labels[op.arg("dim") % len(labels)], "its size is used as a number")
+    return []

@@ -1,0 +1,163 @@
+"""Sizes of a model's inputs that an exported program leaves free: the batch, and lengths such as that of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from l0prune.flow.op import varies
+from l0prune.model_call import ModelCall
+
+__all__ = ["FreeSizes", "length_dimensions", "shares_batch"]
+
+_LARGEST = 1 << 20
+"""Stands for a length without an upper bound."""
+
+
+def length_dimensions(call: ModelCall) -> dict[int, tuple[int, ...]]:
+    """Dimensions of a call's tensors, by `id` of the tensor, that may be lengths: worth a try, no more.
+
+    Those of integers and booleans (tokens, masks), those of three-dimensional numbers (positions by features, or the other
+    way round), and those of other numbers that are as long as the tokens; the batch is none. Images keep their size.
+    """
+    n_tokens = _token_counts(call)
+    found = {}
+    for tensor in call.tensors:
+        free = not _is_number(tensor) or tensor.ndim == 3
+        dims = tuple(dim for dim, size in _sizes(call, tensor) if free or size in n_tokens)
+        if dims:
+            found[id(tensor)] = dims
+    return found
+
+
+def shares_batch(call: ModelCall) -> bool:
+    """Whether the first dimension of the first tensor is a batch: all tensors have it, but tokens and masks of them."""
+    n_tokens = _token_counts(call)
+    batched = {id(tensor) for tensor in call.batched}
+    return bool(batched) and all(
+        id(tensor) in batched or not _is_number(tensor) or (tensor.ndim > 0 and n_tokens.issuperset(tensor.shape))
+        for tensor in call.tensors
+    )
+
+
+def _token_counts(call: ModelCall) -> set[int]:
+    return {size for tensor in call.tensors if not _is_number(tensor) for _, size in _sizes(call, tensor)}
+
+
+def _sizes(call: ModelCall, tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Dimension and size, where that is neither one nor the batch."""
+    is_batched = tensor.ndim > 0 and tensor.shape[0] == call.batch_size
+    return ((dim, int(size)) for dim, size in enumerate(tensor.shape) if size > 1 and not (dim == 0 and is_batched))
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@dataclass(frozen=True, eq=False)
+class FreeSizes:
+    """Sizes of the tensors that go into an exported program, in order.
+
+    Attributes:
+        shapes: Of every tensor, its sizes: a number where it is fixed, an expression where it is free.
+        batch: Symbols of batch dimensions; none unless that of every tensor that has one is free.
+        lengths: Other symbols -> smallest and largest value that the program accepts.
+        example: Symbol -> its value in the example.
+    """
+
+    shapes: tuple[tuple[sympy.Expr, ...], ...]
+    batch: frozenset[sympy.Symbol]
+    lengths: dict[sympy.Symbol, tuple[int, int]]
+    example: dict[sympy.Symbol, int]
+
+    @classmethod
+    def of(cls, program: ExportedProgram, call: ModelCall) -> FreeSizes:
+        """Read off the inputs of `program`, which was exported with the tensors of `call`."""
+        inputs = set(program.graph_signature.user_inputs)
+        values = [
+            node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
+        ]
+        symbolic = [value for value in values if isinstance(value, Tensor)]
+        given = call.tensors
+        shapes = tuple(tuple(_expression(size) for size in value.shape) for value in symbolic)
+        example = {
+            expression: int(size)
+            for shape, tensor in zip(shapes, given, strict=True)
+            for expression, size in zip(shape, tensor.shape, strict=True)
+            if expression.is_symbol
+        }
+        everything = {symbol for shape in shapes for expression in shape for symbol in expression.free_symbols}
+        rows = [
+            shape[0].free_symbols
+            for shape, tensor in zip(shapes, given, strict=True)
+            if tensor.ndim and tensor.shape[0] == call.batch_size
+        ]
+        batch = frozenset().union(*rows) if all(rows) else frozenset()
+        lengths = {symbol: _range(program, symbol) for symbol in sorted(everything - batch, key=str)}
+        return cls(shapes, batch, lengths, example)
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether other numbers of rows are accepted."""
+        return bool(self.batch)
+
+    def depends_on_batch(self, value: Any) -> bool:
+        """Whether the shape of a tensor of the program grows with the batch."""
+        return any(
+            varies(size) and not self.batch.isdisjoint(_expression(size).free_symbols)
+            for size in getattr(value, "shape", ())
+        )
+
+    def scaled_lengths(self, scale: float) -> dict[sympy.Symbol, int]:
+        """Every free length times `scale`, as far as the program accepts that."""
+        return {
+            symbol: min(max(round(self.example[symbol] * scale), low), high)
+            for symbol, (low, high) in self.lengths.items()
+            if symbol in self.example
+        }
+
+    def elsewhere(self, call: ModelCall) -> Iterator[ModelCall]:
+        """The call with another batch size, first with other lengths too; a model may still refuse lengths."""
+        if self.has_batch and call.batch_size is not None:
+            call = call.with_batch(2 * call.batch_size)
+        if self.lengths:
+            yield self.with_lengths(call, self.scaled_lengths(0.5))
+        if self.has_batch:
+            yield call
+
+    def with_lengths(self, call: ModelCall, lengths: dict[sympy.Symbol, int]) -> ModelCall:
+        """The call with other lengths: tensors are cut off, or begin again at their end."""
+        values = {
+            symbol: lengths.get(symbol, size) for symbol, size in self.example.items() if symbol not in self.batch
+        }
+        shapes: Iterator[tuple[sympy.Expr, ...]] = iter(self.shapes)
+
+        def resized(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            for dim, expression in enumerate(next(shapes)):
+                if expression.free_symbols and expression.free_symbols <= values.keys():
+                    positions = torch.arange(int(expression.subs(values)), device=leaf.device)
+                    leaf = leaf.index_select(dim, positions % leaf.shape[dim])
+            return leaf
+
+        args, kwargs = pytree.tree_map(resized, (call.args, call.kwargs))
+        return ModelCall(args, kwargs)
+
+
+def _expression(size: int | torch.SymInt) -> sympy.Expr:
+    return sympy.Integer(int(size)) if not varies(size) else size.node.expr  # type: ignore[union-attr]
+
+
+def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int]:
+    known = program.range_constraints.get(symbol)
+    if known is None:
+        return 2, _LARGEST
+    return int(known.lower), int(known.upper) if known.upper.is_Integer else _LARGEST
