@@ -2,12 +2,13 @@
 
 Usage: python benchmarks/mutation_rules.py [--only views] [--jobs 1]
 
-First the tests of the flow and the laws of cutting run once with the sound rules; the lines of the rules that each test runs are
-written down. Then every mutant (a tie, pin, consumer or cost left out, another axis, a refusal left out, a condition reversed) is
-put in place in a forked process, where the tests that run its lines are repeated, the shortest first, until one fails. Exported
-graphs do not depend on the rules and are kept from the first run. Results are kept in build/mutations.jsonl and hold while
-neither the broken file nor the test that caught it changes (of survivors: no test); the table is docs/mutations.md. Ends with
-exit code 1 where a mutant survives that `EXPLAINED` has no word for.
+First the tests of the flow and the laws of cutting run once with the sound rules; the lines of the rules that each test runs
+are written down. Then every mutant (a tie, pin, consumer or cost left out, another axis, a refusal left out, a condition
+reversed) is put in place in a forked process, where the tests that run its lines are repeated until one fails: first the one
+that did so in an earlier run, then the shortest. Exported graphs do not depend on the rules and are kept from the first run.
+Results are kept in build/mutations.jsonl and hold while neither the broken file nor the test that caught it changes (of
+survivors: no test); the table is docs/mutations.md. Ends with exit code 1 where a mutant survives that `EXPLAINED` has no word
+for.
 """
 
 import contextlib
@@ -107,7 +108,7 @@ def run(tests: list[str], observer: Observer) -> int:
         return int(pytest.main([*options, f"--rootdir={ROOT}", *tests], plugins=[observer]))
 
 
-def start(mutant: Mutant, tests: list[str], observer: Observer, answer: Path) -> int:
+def start(mutant: Mutant, batches: list[list[str]], observer: Observer, answer: Path) -> int:
     """Fork a process that puts the mutant in place and writes the first failing test to `answer`; returns its process id."""
     child = os.fork()
     if child:
@@ -115,7 +116,7 @@ def start(mutant: Mutant, tests: list[str], observer: Observer, answer: Path) ->
     signal.alarm(LIMIT_SECONDS)
     try:
         put_in_place(mutant)
-        code = run(tests, observer) if tests else 0
+        code = next((code for tests in batches if tests and (code := run(tests, observer))), 0)
         answer.write_text(observer.failed or (f"pytest ends with code {code}" if code else ""))
     finally:
         os._exit(0 if answer.exists() else 1)
@@ -124,20 +125,22 @@ def start(mutant: Mutant, tests: list[str], observer: Observer, answer: Path) ->
 def examine(todo: list[Mutant], observer: Observer, jobs: int) -> dict[str, str]:
     """Key -> test that caught the mutant, "" for a survivor."""
     results: dict[str, str] = {}
+    earlier = {key: entry["caught"] for key, entry in entries().items()}
     running: dict[int, tuple[Mutant, Path]] = {}
     waiting = list(todo)
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop(0)
-            first, last = mutant.lines
+            begin, end = mutant.lines
             tests = [
                 test
                 for test, lines in observer.lines.items()
-                if any(fnmatch(file, mutant.file) and first <= line <= last for file, line in lines)
+                if any(fnmatch(file, mutant.file) and begin <= line <= end for file, line in lines)
             ]
             tests.sort(key=lambda test: observer.seconds[test])
             answer = RESULTS.with_suffix(f".{mutant.file}.{mutant.position}")
-            running[start(mutant, tests, observer, answer)] = (mutant, answer)
+            first = [test for test in tests if test == earlier.get(mutant.key)]
+            running[start(mutant, [first, tests], observer, answer)] = (mutant, answer)
         process, status = os.wait()
         mutant, answer = running.pop(process)
         caught = answer.read_text() if status == 0 else f"does not end well (status {status})"
@@ -160,14 +163,19 @@ def state_of(file: str, caught: str) -> str:
     return digest.hexdigest()
 
 
-def known_results(every: list[Mutant]) -> dict[str, str]:
-    """Key -> test that caught the mutant, of earlier runs."""
+def entries() -> dict[str, dict[str, str]]:
+    """Key -> the last entry of that mutant, of earlier runs."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    entries = {entry["key"]: entry for entry in map(json.loads, lines)}
+    return {entry["key"]: entry for entry in map(json.loads, lines)}
+
+
+def known_results(every: list[Mutant]) -> dict[str, str]:
+    """Key -> test that caught the mutant, where an earlier run still holds."""
+    found = entries()
     return {
-        m.key: entries[m.key]["caught"]
+        m.key: found[m.key]["caught"]
         for m in every
-        if m.key in entries and entries[m.key]["state"] == state_of(m.file, entries[m.key]["caught"])
+        if m.key in found and found[m.key]["state"] == state_of(m.file, found[m.key]["caught"])
     }
 
 

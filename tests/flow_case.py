@@ -80,10 +80,11 @@ def gates(flow: ChannelFlow, name: str, dim: int) -> list[int] | None:
 
 
 def random_gates(flow: ChannelFlow, *, closed: float = 0.5, seed: int = 0) -> Tensor:
-    """A share `closed` of the gates at zero, the others in [0.3, 1), float32; no dimension is closed entirely."""
+    """A share `closed` of the gates at zero, one at least, the others in [0.3, 1), float32; no dimension is closed entirely."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(flow.n_gates, generator=generator)
     opened = scores >= closed
+    opened[scores.argsort()[:1]] = False
     for dimension in flow.dimensions:
         members = torch.from_numpy(dimension.gates)
         if dimension.n_ungated == 0 and not opened[members].any():

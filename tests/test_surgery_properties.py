@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from flow_case import EXACT, closing, difference, gated_at, inputs, n_parameters, random_gates
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from small_nets import PICTURE_BLOCKS, SEQUENCE_BLOCKS, Recipe, small_nets
 from torch import nn
@@ -36,12 +36,11 @@ def check_that_cutting_keeps_the_gated_function(recipe: Recipe, closed: float = 
     gated = half_open(recipe, closed)
     x = inputs(3, 3, 8, 8, seed=recipe.seed + 1)
     expected = gated(x)
-    any_closed = bool((gated.gate_values() == 0).any())
 
     for form in (None, "graph"):
         compact = shrink(gated, form=form)
         assert difference(compact(x), expected) < EXACT
-        assert n_parameters(compact) < n_parameters(gated.model) or not any_closed
+        assert n_parameters(compact) < n_parameters(gated.model) or gated.flow.n_gates == 0
         assert n_parameters(compact) == round(gated.flow.dense_cost("params") * gated.hard_cost("params"))
     return gated.flow
 
@@ -49,14 +48,16 @@ def check_that_cutting_keeps_the_gated_function(recipe: Recipe, closed: float = 
 @repeatable(max_examples=16)
 @given(recipe=small_nets(2), closed=SHARES)
 def test_cutting_keeps_the_gated_function(recipe, closed):
-    check_that_cutting_keeps_the_gated_function(recipe, closed)
+    flow = check_that_cutting_keeps_the_gated_function(recipe, closed)
+    assume(flow.n_gates > 0)  # else nothing was removed
 
 
 @pytest.mark.slow
 @repeatable(max_examples=500)
 @given(recipe=small_nets(4), closed=SHARES)
 def test_cutting_keeps_the_gated_function_of_larger_networks(recipe, closed):
-    check_that_cutting_keeps_the_gated_function(recipe, closed)
+    flow = check_that_cutting_keeps_the_gated_function(recipe, closed)
+    assume(flow.n_gates > 0)
 
 
 PINNING = {"Attended", "Turned"}
