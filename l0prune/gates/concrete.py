@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l0prune.gates.atomless import AtomlessGate, inside, outside_is
-from l0prune.gates.distribution import Parameter, as_scalar, require_positive
-from l0prune.gates.noise import Uniform, random_words
+from l0prune.gates.distribution import Parameter, as_number, as_scalar, require_positive
+from l0prune.gates.noise import logistic_noise, random_words
 from l0prune.gates.pathwise import in_blocks, pathwise
 
 __all__ = ["BinaryConcrete"]
@@ -44,10 +44,10 @@ class BinaryConcrete(AtomlessGate):
     def rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """One sample a gate, shape `(n_gates,)`, in [0, 1]; 0 and 1 only by rounding."""
         temperature = as_scalar(self.temperature)
-        cold = temperature.detach()
+        cold = as_number(self.temperature)
 
         def sample(location: Tensor, words: Tensor) -> tuple[Tensor, ...]:
-            logit = (location + Uniform.of_words(words, location.dtype).logit).div_(cold)
+            logit = logistic_noise(words, location.dtype).add_(location).div_(cold)
             value = torch.sigmoid(logit)
             slope = torch.sigmoid(-logit).mul_(value).div_(cold)
             return (value, slope, -slope * logit) if temperature.requires_grad else (value, slope)
@@ -57,7 +57,7 @@ class BinaryConcrete(AtomlessGate):
 
     def logit_rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """One sample of Y = logit z a gate, shape `(n_gates,)`, any real number: what `rsample` cannot round."""
-        noise = Uniform.of_words(random_words(log_alpha, generator), log_alpha.dtype).logit
+        noise = logistic_noise(random_words(log_alpha, generator), log_alpha.dtype)
         return (log_alpha + noise) / as_scalar(self.temperature)
 
     def logit_log_prob(self, log_alpha: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from l0prune.errors import ConfigError
 
-__all__ = ["GateDistribution", "Parameter", "as_scalar", "require_positive"]
+__all__ = ["GateDistribution", "Parameter", "as_number", "as_scalar", "require_positive"]
 
 Parameter = float | Tensor
 """A family's fixed parameter: a number, or a scalar tensor to differentiate in."""
@@ -24,13 +24,18 @@ def as_scalar(value: Parameter) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
+def as_number(value: Parameter) -> float:
+    """A parameter as a plain number, for computations that are not differentiated."""
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
 def require_positive(name: str, value: Parameter, usual: str) -> None:
     """Refuse a parameter that is not a positive, finite number.
 
     Raises:
         ConfigError: names it and the usual value.
     """
-    number = float(value.detach()) if isinstance(value, Tensor) else value
+    number = as_number(value)
     if not 0 < number < math.inf:
         raise ConfigError(f"{name} is {number!r}; expected a positive number, {usual} by default")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l0prune.gates.distribution import GateDistribution, Parameter, as_scalar, require_positive
-from l0prune.gates.noise import Uniform, random_words
+from l0prune.gates.distribution import GateDistribution, Parameter, as_number, as_scalar, require_positive
+from l0prune.gates.noise import logistic_noise, random_words
 from l0prune.gates.pathwise import in_blocks, pathwise
 from l0prune.gates.stretch import require_stretch, unit_legendre
 
@@ -64,14 +64,15 @@ class HardConcrete(GateDistribution):
         The gradient in `log_alpha` is that of the clipped value: zero where the sample is exactly 0 or 1.
         """
         temperature, (gamma, zeta) = as_scalar(self.temperature), self.stretch
-        cold = temperature.detach()
+        cold = as_number(self.temperature)
 
         def sample(location: Tensor, words: Tensor) -> tuple[Tensor, ...]:
-            logit = (location + Uniform.of_words(words, location.dtype).logit).div_(cold)
+            logit = logistic_noise(words, location.dtype).add_(location).div_(cold)
             s = torch.sigmoid(logit)
             stretched = (s * (zeta - gamma)).add_(gamma)
             value = stretched.clamp(0.0, 1.0)
-            slope = (s - s * s).mul_((zeta - gamma) / cold).mul_(stretched == value)
+            is_between = (value - value * value).sign_()
+            slope = torch.addcmul(s, s, s, value=-1).mul_((zeta - gamma) / cold).mul_(is_between)
             return (value, slope, -slope * logit) if temperature.requires_grad else (value, slope)
 
         value, *slopes = in_blocks(sample, log_alpha.detach(), random_words(log_alpha, generator))

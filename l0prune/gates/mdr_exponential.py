@@ -1,5 +1,6 @@
 """Mixture of two mirrored, truncated exponential densities."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import ConfigError
-from l0prune.gates.distribution import Parameter, as_scalar
+from l0prune.gates.distribution import Parameter, as_number, as_scalar
 from l0prune.gates.mixture import MixtureGate
 
 __all__ = ["MdrExponential", "exponential_cdf_slope", "exponential_root", "require_single_precision"]
@@ -63,11 +64,11 @@ class MdrExponential(MixtureGate):
 
     def lower_quantile(self, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, R - R1 and density where cdf(x) = u, from a quadratic equation for e^(-beta x)."""
-        beta = as_scalar(self.temperature).detach()
-        end, whole = torch.exp(-beta), -torch.expm1(-beta)
+        beta = as_number(self.temperature)
+        end, whole = math.exp(-beta), -math.expm1(-beta)
         x, fallen, decay = exponential_root(beta, q, p, u)
         mirrored = end / decay
-        return x, fallen * (1 - mirrored) / whole, (p * decay).addcmul_(q, mirrored).mul_(beta / whole)
+        return x, (1 - mirrored).mul_(fallen).div_(whole), (p * decay).addcmul_(q, mirrored).mul_(beta / whole)
 
 
 def require_single_precision(beta: Parameter) -> None:
@@ -76,8 +77,8 @@ def require_single_precision(beta: Parameter) -> None:
     Raises:
         ConfigError: names the bound.
     """
-    if float(as_scalar(beta).detach()) > _MAX_TEMPERATURE:
-        raise ConfigError(f"temperature is {float(as_scalar(beta).detach())!r}; expected at most {_MAX_TEMPERATURE:g}")
+    if as_number(beta) > _MAX_TEMPERATURE:
+        raise ConfigError(f"temperature is {as_number(beta)!r}; expected at most {_MAX_TEMPERATURE:g}")
 
 
 def exponential_cdf_slope(beta: Tensor, t: Tensor) -> Tensor:
@@ -94,16 +95,16 @@ def exponential_cdf_slope(beta: Tensor, t: Tensor) -> Tensor:
     return torch.where(t < 0, near_zero, near_one) / whole.square()
 
 
-def exponential_root(beta: Tensor, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def exponential_root(beta: float, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the cdf of the exponential mixture is `u`, for roots up to 1/2: x, 1 - e^(-beta x) and e^(-beta x).
 
     m = e^(-beta x) solves p m^2 + b m - q e^(-beta) = 0 with b = u (1 - e^(-beta)) + q e^(-beta) - p. Of the two forms of
     its root the one without cancellation is taken, by the sign of b; 1 - m comes from the equation for it, and x from
     both, so that it keeps its digits next to 0.
     """
-    end, whole = torch.exp(-beta), -torch.expm1(-beta)
+    end, whole = math.exp(-beta), -math.expm1(-beta)
     reached, rest = u * whole, q * end
-    b = reached + rest - p
+    b = (reached + rest).sub_(p)
     root = torch.sqrt((4 * p).mul_(rest).addcmul_(b, b))
     fallen = 2 * reached / (reached + rest).add_(p).add_(root)
     outer = b.abs() + root

@@ -1,5 +1,6 @@
 """Mixture of two mirrored densities, each exponential with a uniform floor."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import ConfigError
-from l0prune.gates.distribution import Parameter, as_scalar
+from l0prune.gates.distribution import Parameter, as_number, as_scalar
 from l0prune.gates.fast_exp import fast_exp
 from l0prune.gates.mdr_exponential import exponential_cdf_slope, exponential_root, require_single_precision
 from l0prune.gates.mixture import MixtureGate
@@ -69,8 +70,8 @@ class MdrExponentialUniform(MixtureGate):
 
     def lower_quantile(self, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, R - R1 and density where cdf(x) = u, by Halley's method for the relative excess of the cdf."""
-        beta = as_scalar(self.temperature).detach()
-        end, share = torch.exp(-beta), (1 - self.floor) / -torch.expm1(-beta)
+        beta = as_number(self.temperature)
+        end, share = math.exp(-beta), (1 - self.floor) / -math.expm1(-beta)
 
         def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             """1 - e^(-beta x), e^(-beta (1 - x)), and the components' shares of the density over share * beta."""
@@ -87,7 +88,7 @@ class MdrExponentialUniform(MixtureGate):
 
         # The exponential part alone and the uniform part alone bound the root from above, the peak slope from below.
         high = torch.full_like(u, 0.5)
-        low = (u / (share * beta * (p + q * torch.exp(-beta / 2)) + self.floor)).minimum(high)
+        low = (u / (share * beta * (p + q * math.exp(-beta / 2)) + self.floor)).minimum(high)
         guess = torch.minimum(exponential_root(beta, q, p, u)[0], u / self.floor)
         x = find_root(excess, torch.maximum(guess, low).minimum(high), low, high)
         fallen, mirrored, near, far = parts(x)

@@ -1,5 +1,6 @@
 """Mixture of two mirrored power functions."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l0prune.gates.distribution import Parameter, as_scalar
+from l0prune.gates.distribution import Parameter, as_number, as_scalar
 from l0prune.gates.fast_exp import fast_exp
 from l0prune.gates.mixture import MixtureGate
 from l0prune.gates.roots import find_root
@@ -58,7 +59,7 @@ class MdrPower(MixtureGate):
 
     def lower_quantile(self, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, R - R1 and density where cdf(x) = u, by Halley's method for log(cdf / u) over log x."""
-        beta = as_scalar(self.temperature).detach()
+        beta = as_number(self.temperature)
         rate = 1 / beta
 
         def parts(log_x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,17 +74,17 @@ class MdrPower(MixtureGate):
             cdf = torch.addcmul(near, q, mirrored)
             far = odds * (1 - mirrored) * q
             slope = (near + far).mul_(rate).div_(cdf)
-            curvature = (odds * (1 - rate)).add_(1).mul_(far).add_(near, alpha=float(rate)).mul_(rate).div_(cdf)
+            curvature = (odds * (1 - rate)).add_(1).mul_(far).add_(near, alpha=rate).mul_(rate).div_(cdf)
             # log(cdf / u), to the third order
             value = (cdf - u).div_(cdf + u).mul_(2)
             return value, slope, curvature.addcmul_(slope, slope, value=-1)
 
         # Each component alone bounds the root from above; with half of u, one of them does from below.
         log_u, log_p, log_q = torch.log(u), torch.log(p), torch.log(q)
-        half = -torch.expm1(_LOG_HALF * rate)
+        half = -math.expm1(_LOG_HALF * rate)
         first, second = (log_u - log_p).mul_(beta), log_u - log_q
-        high = torch.minimum(first, second + torch.log(beta)).clamp_(max=_LOG_HALF)
-        low = torch.minimum(first + beta * _LOG_HALF, second - torch.log(4 * half)).minimum(high)
+        high = torch.minimum(first, second + math.log(beta)).clamp_(max=_LOG_HALF)
+        low = torch.minimum(first + beta * _LOG_HALF, second - math.log(4 * half)).minimum(high)
         x, risen, mirrored, odds = parts(find_root(mismatch, high, low, high))
         near = p * risen
         return x, risen - mirrored, (odds * (1 - mirrored) * q).add_(near).mul_(rate).div_(x)

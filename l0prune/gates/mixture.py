@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l0prune.gates.atomless import AtomlessGate, inside, outside_is
-from l0prune.gates.distribution import Parameter, as_scalar, require_positive
+from l0prune.gates.distribution import Parameter, as_number, as_scalar, require_positive
 from l0prune.gates.noise import Uniform, random_words
 from l0prune.gates.pathwise import in_blocks, pathwise
 
@@ -133,9 +133,9 @@ class MixtureGate(AtomlessGate):
     def _quantile(self, log_alpha: Tensor, level: Uniform) -> "_Quantile":
         """The quantile at `level`; above the centre that of the mirrored mixture, so that searches end in (0, 1/2]."""
         q, p = torch.sigmoid(log_alpha), torch.sigmoid(-log_alpha)
-        centre = torch.zeros((), dtype=q.dtype, device=q.device)
-        middle = p * self.component_cdf(centre) + q * self.component_survival(centre)
-        mirrored = torch.copysign(torch.full_like(q, 0.5), level.lower - middle).add_(0.5)
+        near_half = as_number(self.component_cdf(torch.zeros((), dtype=torch.float64)))
+        excess = level.lower.sub_(1 - near_half).sub_(p, alpha=2 * near_half - 1)
+        mirrored = torch.full_like(q, 0.5).copysign_(excess).add_(0.5)
         q, p = torch.lerp(q, p, mirrored), torch.lerp(p, q, mirrored)
         u = level.seen_from(mirrored).clamp_(min=torch.finfo(q.dtype).tiny)
         return _Quantile(q, p, mirrored, *self.lower_quantile(q, p, u))
@@ -170,8 +170,8 @@ class _Quantile:
     @property
     def value(self) -> Tensor:
         """The quantile itself, in [0, 1]."""
-        return torch.lerp(self.x, 1 - self.x, self.mirrored)
+        return (self.mirrored - self.x).abs_()
 
     def slope(self) -> Tensor:
         """Derivative of the quantile in log_alpha: equation 16 times dq / dlog_alpha."""
-        return self.gap * self.p * self.q / self.density
+        return (self.gap * self.p).mul_(self.q).div_(self.density)

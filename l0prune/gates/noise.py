@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Uniform", "random_words"]
+__all__ = ["Uniform", "logistic_noise", "random_words"]
 
 _WORD = 2.0**-32
 
@@ -25,6 +25,12 @@ def random_words(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return pairs.view(torch.int32)[:n].view(like.shape).to(like.device)
 
 
+def logistic_noise(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logistic noise, log u - log(1 - u) for uniform u, from `random_words`; in (-23, 23), accurate in both tails."""
+    centred = _centred(words, dtype)
+    return centred.abs().logit_().copysign_(centred)
+
+
 @dataclass(frozen=True, eq=False)
 class Uniform:
     """Numbers u in [0, 1], kept as the distance from the nearer end, so that neither tail is rounded away.
@@ -40,8 +46,8 @@ class Uniform:
     @classmethod
     def of_words(cls, words: Tensor, dtype: torch.dtype) -> "Uniform":
         """From `random_words`: a grid of 2**32 points, symmetric about 1/2, the least of them 2**-33."""
-        centred = words.to(dtype).add_(0.5).mul_(_WORD)
-        return cls(centred.abs(), centred.sign().add_(1.0).mul_(0.5))
+        centred = _centred(words, dtype)
+        return cls(centred.abs(), centred.sign_().add_(1.0).mul_(0.5))
 
     @classmethod
     def of_levels(cls, u: Tensor) -> "Uniform":
@@ -50,14 +56,14 @@ class Uniform:
 
     @property
     def lower(self) -> Tensor:
-        """U itself."""
-        return torch.lerp(self.tail, 1 - self.tail, self.is_upper)
-
-    @property
-    def logit(self) -> Tensor:
-        """Logistic noise: log u - log(1 - u)."""
-        return torch.logit(self.tail) * (1 - 2 * self.is_upper)
+        """The numbers u."""
+        return (self.is_upper - self.tail).abs_()
 
     def seen_from(self, end: Tensor) -> Tensor:
-        """U where `end` is 0.0, and 1 - u where it is 1.0."""
-        return torch.lerp(self.tail, 1 - self.tail, (end - self.is_upper).abs_())
+        """Distance from an end of [0, 1]: u where `end` is 0.0, and 1 - u where it is 1.0."""
+        return (end - self.is_upper).abs_().sub_(self.tail).abs_()
+
+
+def _centred(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Random numbers in [-1/2, 1/2], never 0: minus u in the lower half of (0, 1), 1 - u in the upper one."""
+    return words.to(dtype).add_(0.5).mul_(_WORD)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["in_blocks", "pathwise"]
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 16
 
 
 class _Pathwise(torch.autograd.Function):
