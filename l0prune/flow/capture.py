@@ -72,14 +72,16 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
         try:
             with RecordNorms() as recorded:
                 output = call(model)
+            norms, plain = recorded.calls(model), _plain(output) is output
         except Exception as error:
-            shapes = [tuple(tensor.shape) for tensor in call.tensors]
-            raise TraceError(
-                f"{type(model).__name__} fails on the example inputs of shapes {shapes}: {_first_line(error)}; "
-                "pass inputs (or --input-shape) that fit the model"
-            ) from error
-        norms = recorded.calls(model)
-        with _plain_outputs(model) if _plain(output) is not output else nullcontext():
+            if not any(parameter.is_meta for parameter in model.parameters()):
+                shapes = [tuple(tensor.shape) for tensor in call.tensors]
+                raise TraceError(
+                    f"{type(model).__name__} fails on the example inputs of shapes {shapes}: {_first_line(error)}; "
+                    "pass inputs (or --input-shape) that fit the model"
+                ) from error
+            norms, plain = NormCalls(observed=False), False
+        with nullcontext() if plain else _plain_outputs(model):
             return _captured(model, call, norms)
 
 

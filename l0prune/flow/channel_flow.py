@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,40 @@ class Unit:
 
     gate: int
     places: tuple[tuple[str, int, int], ...]
+
+
+class _Units(Sequence[Unit]):
+    """Units that are put together when they are asked for: a large model has hundreds of thousands."""
+
+    def __init__(self, tensors: Mapping[str, tuple[DimensionGates, ...]], n_gates: int) -> None:
+        self._dims = [(name, d) for name, dims in tensors.items() for d, gates in enumerate(dims) if gates is not None]
+        found = [
+            np.unique(gates[gates >= 0], return_counts=True)
+            for name, d in self._dims
+            if (gates := tensors[name][d]) is not None
+        ]
+        gates = np.concatenate([part for part, _ in found]) if found else np.zeros(0, dtype=np.int64)
+        order = np.argsort(gates, kind="stable")
+        self._starts = np.searchsorted(gates[order], np.arange(n_gates + 1))
+        self._places = np.repeat(np.arange(len(found)), [len(part) for part, _ in found])[order]
+        self._counts = np.concatenate([counts for _, counts in found])[order] if found else gates
+
+    def __len__(self) -> int:
+        """Number of units."""
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, gate: int) -> Unit: ...
+    @overload
+    def __getitem__(self, gate: slice) -> Sequence[Unit]: ...
+    def __getitem__(self, gate: int | slice) -> Unit | Sequence[Unit]:
+        """The unit of a gate, or those of several."""
+        if isinstance(gate, slice):
+            return [self[i] for i in range(*gate.indices(len(self)))]
+        number = range(len(self))[gate]
+        own = slice(self._starts[number], self._starts[number + 1])
+        places = zip(self._places[own].tolist(), self._counts[own].tolist(), strict=True)
+        return Unit(number, tuple((*self._dims[place], count) for place, count in places))
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,16 +181,9 @@ class ChannelFlow:
         return [str(name) for name in names]
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> Sequence[Unit]:
         """All removable units with their places."""
-        places: list[list[tuple[str, int, int]]] = [[] for _ in range(self.n_gates)]
-        for name, dims in self.tensors.items():
-            for dim, gates in enumerate(dims):
-                if gates is not None:
-                    found, counts = np.unique(gates[gates >= 0], return_counts=True)
-                    for gate, count in zip(found.tolist(), counts.tolist(), strict=True):
-                        places[gate].append((name, dim, count))
-        return tuple(Unit(gate, tuple(where)) for gate, where in enumerate(places))
+        return _Units(self.tensors, self.n_gates)
 
     @cached_property
     def prunable_fraction(self) -> float:

@@ -1,6 +1,7 @@
 """Which normalisations a forward pass calls: known by their weight tensor, or by the order of their calls if they have none.
 
-Means, sums and variances along a dimension are what hand-written normalisations are made of, and are known by their order.
+Means, sums and variances along a dimension, which hand-written normalisations are made of, and extremes, which attention to
+places is made of, are known by their order.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ STATISTICS: dict[Callable[..., Any], str] = {
     torch.var: "var",
     Tensor.std: "std",
     torch.std: "std",
+    Tensor.amax: "amax",
+    torch.amax: "amax",
+    Tensor.amin: "amin",
+    torch.amin: "amin",
 }
 """Functions that reduce over a dimension of units, and the op each becomes in an exported graph."""
 
@@ -64,10 +69,12 @@ class NormCalls:
     Attributes:
         weights: Names of the parameters or buffers that serve as their weights.
         n_others: Kind -> number of calls without a weight (statistics have none), or with one that was computed.
+        observed: Whether the model ran; False where it has no numbers (meta device) and reads some.
     """
 
     weights: frozenset[str] = frozenset()
     n_others: dict[str, int] = field(default_factory=dict)
+    observed: bool = True
 
 
 def norm_weight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

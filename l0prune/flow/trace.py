@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -60,6 +61,8 @@ def trace_program(
     choices: dict[str, int] = {}
     for _ in range(MAX_PASSES):
         followed = follow(captured.program, aliases=aliases, ignore=ignore, choices=choices)
+        if not captured.norms.observed:
+            captured = replace(captured, norms=_norms_of_graph(followed))
         _pin_uncalled_norms(followed, captured.norms)
         units = solve(followed)
         stuck = [
@@ -93,6 +96,12 @@ def _pin_uncalled_norms(followed: Followed, called: NormCalls) -> None:
         seen = n_others == called.n_others.get(use.kind, 0) if use.weight is None else use.weight in called.weights
         if not seen:
             tracker.pin(use.ids, "normalised inside compiled code")
+
+
+def _norms_of_graph(followed: Followed) -> NormCalls:
+    """The normalisations in the graph, for those of a forward pass that could not be made."""
+    tracker = followed.tracker
+    return NormCalls(frozenset(tracker.norm_weights), dict(tracker.n_other_norms), observed=False)
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:
