@@ -101,7 +101,7 @@ class FinetuneConfig:
     gate_lr: float | None = None
     distillation: float = 0.9
     distillation_temperature: float = 4.0
-    feature_distillation: float = 1.0
+    feature_distillation: float = 5.0
     ema_decay: float | None = None
     gate_decision: str = "soft"
     gate_floor: float = 0.1
