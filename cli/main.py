@@ -11,6 +11,7 @@ from l0prune.cli.finetune import finetune_command
 from l0prune.cli.inspect import inspect_command
 from l0prune.cli.report import report_command
 from l0prune.cli.shrink import shrink_command
+from l0prune.cli.study import study_command
 from l0prune.cli.verify import verify_command
 
 __all__ = ["cli", "main"]
@@ -51,6 +52,7 @@ for command in (
     bench_command,
     eval_command,
     report_command,
+    study_command,
     demo_command,
 ):
     cli.add_command(command)

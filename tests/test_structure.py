@@ -20,7 +20,7 @@ ORDER = [
     *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms", "gated"),
     *("surgery", "finetuning"),
     *("hardware", "timing", "onnx_model", "compact", "export", "bench_report", "bench", "alignment"),
-    *("verification", "report", "cli"),
+    *("verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {
@@ -29,6 +29,7 @@ KNOWS_ONLY = {
     "sources": {"errors", "models", "model_call"},
     "flow": {"errors", "model_call"},
     "gates": {"errors"},
+    "study": {"errors", "gates"},
 }
 HEAVY = {"torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "torch_pruning", "accelerate", "rich", "timm"}
 START_SECONDS = 0.3

@@ -1,0 +1,74 @@
+"""`l0prune study`: measurements of the gates themselves, without a network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from l0prune.cli.options import common_options, threads_option
+from l0prune.cli.output import console, note, print_table, show, working
+
+__all__ = ["gradients_command", "study_command"]
+
+
+@click.group("study")
+def study_command() -> None:
+    """Measure the gates themselves, without a network."""
+
+
+@study_command.command("gradients")
+@click.option("--samples", type=click.IntRange(min=2), default=1_000_000, show_default=True, help="Samples a point.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the samples.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Directory for gradients.json and pictures."
+)
+@threads_option
+@common_options
+def gradients_command(samples: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Gradient variance against the distance from a binary gate.
+
+    For the concrete gate and the three mixtures at q = 1/2, over the published betas. With --out also as pictures: the
+    trade-off, and density, quantile and gradient of each family.
+    """
+    with working():
+        result = study_gradients(samples=samples, seed=seed, out=out)
+    show(result, as_json, lambda: print_points(result))
+
+
+def study_gradients(*, samples: int, seed: int, out: Path | None) -> dict[str, Any]:
+    """Measure all points, and write them where `out` says; plain data."""
+    from l0prune.study.figures import draw_families, draw_trade_off
+    from l0prune.study.gradients import gradient_points
+
+    points = list(gradient_points(samples, seed=seed))
+    result = {
+        "format": "l0prune.gradients",
+        "version": 1,
+        "samples": samples,
+        "seed": seed,
+        "points": [point.to_json() for point in points],
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_trade_off(points, out / "trade-off.svg")
+        draw_families(out / "families.svg")
+        (out / "gradients.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        note(f"written to {out}: gradients.json, trade-off.svg, families.svg")
+    return result
+
+
+def print_points(result: dict[str, Any]) -> None:
+    """One row a point."""
+    rows = [
+        (
+            point["family"],
+            f"{point['beta']:g}",
+            f"{point['variance']:.4f}",
+            f"{point['mean']:.4f}",
+            f"{point['distance']:.6f}",
+        )
+        for point in result["points"]
+    ]
+    columns = ("gate", "beta", "variance of dz/dq", "mean of dz/dq", "mean |z - round z|")
+    print_table(console(), f"{result['samples']} samples a point, q = 1/2", columns, rows)

@@ -1,0 +1,128 @@
+"""Pictures of the gradient study, after figures 3 and 4 of the mixture paper's supplement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l0prune.errors import ConfigError
+from l0prune.gates.distribution import GateDistribution
+from l0prune.study.gradients import FAMILIES, GradientPoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Curves", "curves", "draw_families", "draw_trade_off"]
+
+COLORS = {
+    "concrete": "#6b7785",
+    "mdr-exponential": "#c0562f",
+    "mdr-exponential-uniform": "#6b8e4e",
+    "mdr-power": "#2f6f9f",
+}
+_N_POINTS = 999
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """A gate at q = 1/2, on grids inside (0, 1).
+
+    Attributes:
+        x: Values of the gate.
+        density: At `x`.
+        u: Levels.
+        quantile: At `u`.
+        gradient: Derivative of the quantile in q, at `u`.
+    """
+
+    x: Tensor
+    density: Tensor
+    u: Tensor
+    quantile: Tensor
+    gradient: Tensor
+
+
+def curves(gate: GateDistribution) -> Curves:
+    """Density, quantile and gradient of a gate at q = 1/2."""
+    grid = torch.linspace(0, 1, _N_POINTS + 2, dtype=torch.float64)[1:-1]
+    log_alpha = torch.zeros_like(grid).requires_grad_()
+    quantile = gate.icdf(log_alpha, grid)
+    (slope,) = torch.autograd.grad(quantile.sum(), log_alpha)
+    density = gate.log_prob(torch.zeros_like(grid), grid).exp()
+    return Curves(grid, density, grid, quantile.detach(), 4 * slope)
+
+
+def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
+    """Variance of the gradient against the distance from a binary gate, a curve a family, a dot a beta.
+
+    Args:
+        points: From `gradient_points`.
+        path: Picture to write; the suffix says the format.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(6.4, 4.4)
+    axes = figure.subplots()
+    for name, family in FAMILIES.items():
+        dots = [point for point in points if point.family == name]
+        axes.plot(
+            [dot.variance for dot in dots],
+            [dot.distance for dot in dots],
+            "o-",
+            color=COLORS[name],
+            markersize=4,
+            linewidth=1.4,
+            label=family.label,
+        )
+    axes.set_xlabel("variance of dz/dq")
+    axes.set_ylabel("mean |z - round(z)|")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def draw_families(path: Path) -> None:
+    """Density, quantile and gradient of each family at its smallest and a middle beta.
+
+    Args:
+        path: Picture to write; the suffix says the format.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(9.0, 9.0)
+    grid = figure.subplots(len(FAMILIES), 3, squeeze=False)
+    for row, (name, family) in zip(grid, FAMILIES.items(), strict=True):
+        for beta, style in zip(family.betas[:: len(family.betas) // 2], ("-", "--"), strict=False):
+            shown = curves(family.gate(float(beta)))
+            for axes, x, y in (
+                (row[0], shown.x, shown.density),
+                (row[1], shown.u, shown.quantile),
+                (row[2], shown.u, shown.gradient),
+            ):
+                axes.plot(x, y, style, color=COLORS[name], linewidth=1.4, label=f"beta {beta:g}")
+        row[0].set_yscale("log")
+        row[0].set_ylabel(family.label)
+        row[0].legend(frameon=False, fontsize=7)
+    for axes, title in zip(grid[0], ("density of z", "quantile of u", "dz/dq at u"), strict=True):
+        axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib: pip install 'l0prune[report]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
