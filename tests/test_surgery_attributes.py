@@ -3,8 +3,10 @@
 import copy
 from types import SimpleNamespace
 
+import pytest
 import torch
-from flow_case import EXACT, difference, gated_at, inputs, random_gates, traced
+import torch.nn.functional as F
+from flow_case import EXACT, difference, gated_at, inputs, random_gates, ready, traced
 from torch import nn
 
 import l0prune
@@ -83,3 +85,70 @@ def test_a_configuration_that_layers_share_becomes_each_layers_own(tmp_path):
     assert {c.attribute for c in surgery_of(compact).plan.attributes} == {"config.heads"}
     assert difference(compact(x), gated(x)) < EXACT
     assert difference(loaded(x), gated(x)) < EXACT
+
+
+class Parts(nn.Module):
+    """Sizes that stand in sequences, in integers of a layer of one's own, and in what the layer has computed before."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [3, 4, 1]
+        self.others = [torch.ones(3), 4, None]
+        self.in_channels = 3
+        self.channels = 8
+        self.up = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 2)
+        self.bias = nn.Parameter(torch.empty(8))
+        self.filters = nn.Parameter(torch.empty(8, 1, 1))
+        self.computed = {}
+        self.forward_of = None
+
+    def forward(self, x):
+        return self.head(self.forward_of(self, self.up(x)))
+
+
+def split_by_a_list(net, y):
+    a, b, c = y.split(net.parts, dim=-1)
+    return torch.cat([a.relu(), b, c.tanh()], -1)
+
+
+def sliced_by_an_integer(net, y):
+    return torch.cat([y[:, : net.in_channels].relu(), y[:, net.in_channels :]], 1)
+
+
+def grouped_by_an_integer(net, y):
+    return F.conv1d(y[..., None], net.filters, groups=net.channels).flatten(1).relu()
+
+
+def computed_before(net, y):
+    if "bias" not in net.computed:
+        net.computed["bias"] = net.bias.exp()
+    return y.relu() + net.computed["bias"]
+
+
+@pytest.mark.parametrize(
+    ("function", "attribute"),
+    [
+        (split_by_a_list, "parts"),
+        (sliced_by_an_integer, "in_channels"),
+        (grouped_by_an_integer, "channels"),
+        (computed_before, None),
+    ],
+)
+def test_integers_that_other_calls_take(function, attribute):
+    net, x = ready(Parts()), inputs(2, 6)
+    net.forward_of = function
+    net(x)
+    flow = l0prune.trace(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+    dense = copy.copy(vars(net))
+
+    compact = shrink(gated, form="in-place")
+
+    plan = surgery_of(compact).plan
+    assert not plan.calls
+    assert attribute is None or type(getattr(compact, attribute)) is type(dense[attribute])
+    assert attribute is None or attribute in {change.attribute for change in plan.attributes}
+    assert compact.up.out_features < 8
+    assert difference(compact(x), gated(x)) < EXACT
+    assert all(dense[name] is value for name, value in vars(net).items())

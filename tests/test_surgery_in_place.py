@@ -238,19 +238,6 @@ def test_a_model_that_cannot_be_copied_is_cut_in_its_graph():
         shrink(gated, form="in-place")
 
 
-def sizes_in_code() -> nn.Module:
-    return Net(lambda net, x: net.head(net.up(x).view(-1, 8, 2).mean(2)), up=nn.Linear(6, 16), head=nn.Linear(8, 4))
-
-
-def test_a_model_with_sizes_in_its_code_is_cut_in_its_graph():
-    net, x = sizes_in_code(), inputs(2, 6)
-    gated = half_open(net, x)
-
-    assert surgery_of(shrink(gated)).form == "graph"
-    with pytest.raises(EquivalenceError, match=r"the cut Net does not run \(RuntimeError: .*\); leave form open"):
-        shrink(gated, form="in-place")
-
-
 def test_a_model_that_scales_by_its_own_width_is_cut_in_its_graph():
     """In place it would run, and compute something else."""
     net = Net(lambda net, x: net.head(net.up(x) / net.up(x).shape[-1] ** 0.5), up=nn.Linear(6, 8), head=nn.Linear(8, 4))

@@ -93,6 +93,7 @@ def test_a_plan_survives_the_disk():
         (lambda d: d["tensors"]["0.weight"].update(kept={"7": [[0, 1]]}), "dimension 7 of a tensor"),
         (lambda d: d["tensors"]["0.weight"].update(dense_shape="big"), "is damaged"),
         (lambda d: d.update(attributes=[{"module": ""}]), "is damaged"),
+        (lambda d: d.update(calls=[{"module": ""}]), "is damaged"),
         (lambda d: d.update(tensors=[1]), "is damaged"),
     ],
 )
@@ -138,3 +139,10 @@ def test_another_dense_model_is_refused_and_the_tensor_named():
         plan.check(other)
     with pytest.raises(PlanMismatchError, match="other tensors or dtypes"):
         plan.check(single)
+
+
+def test_a_plan_from_before_calls_had_sizes_is_read():
+    data = a_plan()[1].to_json()
+    del data["calls"]
+
+    assert SurgeryPlan.from_json(data).calls == ()

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError
+from l0prune.flow.caches import without_caches
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
@@ -122,7 +123,8 @@ def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, .
     if free_dims:
         bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs).arguments
         shapes = pytree.tree_map(lambda leaf: dict.fromkeys(free_dims.get(id(leaf), ()), Dim.AUTO) or None, dict(bound))
-    program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+    with without_caches(model):
+        program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     program.graph.eliminate_dead_code()  # such as attention weights, averaged over heads, that nobody asked for
     program.graph_module.recompile()
     return program

@@ -12,61 +12,85 @@ from torch import nn
 from torch.fx import Node
 
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.op import op_name, varies
+from l0prune.flow.op import argument_of, concrete, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
-__all__ = ["GUESSES", "find_attributes"]
+__all__ = ["GUESSES", "find_attributes", "owner_of"]
 
 GUESSES = ("in order", "backwards", "with config")
 """Ways to match integers to sizes, in the order they are to be tried."""
 
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_SPLITS = {"split", "split_with_sizes", "chunk"}
 _PADS = {"pad", "constant_pad_nd"}
-_SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split", "split_with_sizes", "slice", "narrow",
-                   "zeros", "ones", "full", "new_zeros", "new_ones", "layer_norm", "rms_norm", "group_norm", "chunk",
-                   *_PADS}  # fmt: skip
-_SKIPPED = {"training", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels",
-            "normalized_shape", "groups", "embedding_dim"}  # fmt: skip
+_SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", *_SPLITS, "slice", "narrow",
+                   "zeros", "ones", "full", "new_zeros", "new_ones", "layer_norm", "rms_norm", "group_norm",
+                   *_PADS, *_CONVOLUTIONS}  # fmt: skip
+_CUT_BY_TYPE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.conv._ConvNd,
+                nn.modules.batchnorm._NormBase, nn.RNNBase)  # fmt: skip
 _NORM_DIMENSION = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_norm": 1}
 
 
 def find_attributes(
-    flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_], *, guess: str = GUESSES[0]
+    flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_], *, guess: str | None = GUESSES[0]
 ) -> tuple[AttributeChange, ...]:
     """Attributes whose value equals a size in the module's own calls that the cut changes.
 
     A module that reshapes to (batch, positions, heads, head width) with `heads` gated holds the number of heads in some
     integer attribute; every integer of that module with the old value is changed to the new one. Where one old value has
     several new ones (padding before and after), integers are matched to them in order if there are as many; or backwards, as
-    layers name their output before their input. A module may also read the integers of its `config`. Norms hold their width
-    and number of groups under names of their own. The result is a guess: the caller verifies what it computes.
+    layers name their output before their input. A module may also read the integers of its `config`. A list or tuple that
+    equals all the sizes of a call, such as the parts of a split, is changed as a whole. Norms hold their width
+    and number of groups under names of their own. The result is a guess: the caller verifies what it computes. Without a
+    `guess` only the integers of norms and recurrent layers are changed, which are known by name.
     """
+    known = (
+        *_norm_changes(flow, model, np.append(keep, True)),
+        *_recurrent_changes(flow, model, np.append(keep, True)),
+    )
+    if guess is None:
+        return known
     wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
+    sequences: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = defaultdict(set)
     kept = np.append(keep, True)
     for node in flow.captured.program.graph.nodes:
         if node.op != "call_function" or op_name(node.target) not in _SIZE_ARGUMENTS:
             continue
-        sizes = _pad_amounts(flow, node, kept) if op_name(node.target) in _PADS else _sizes(flow, node, kept)
-        for old, new in sizes:
-            wanted[_owner(node), old].append(new)
+        path = owner_of(node)
+        for old, new in _integers_of(flow, node, kept):
+            wanted[path, old].append(new)
+        for before, after in _sequences_of(flow, node, kept):
+            sequences[path, before].add(after)
     changes = []
     for (path, old), news in wanted.items():
         names = [
             name
             for name, value in _integers(model.get_submodule(path), config=guess == "with config")
-            if type(value) is int and value == old and name not in _SKIPPED and not name.startswith("_")
+            if type(value) is int and value == old and not name.startswith("_")
         ]
         matched = news[:1] * len(names) if len(set(news)) == 1 else news
         if guess == "backwards":
             matched = matched[::-1]
         if len(matched) == len(names):
             changes += [AttributeChange(path, n, old, new) for n, new in zip(names, matched, strict=True) if new != old]
-    return (*changes, *_norm_changes(flow, model, kept), *_recurrent_changes(flow, model, kept))
+    for (path, before), afters in sequences.items():
+        changes += [
+            AttributeChange(path, name, before, after)
+            for name, value in vars(model.get_submodule(path)).items()
+            for after in afters
+            if len(afters) == 1 and _are_integers(value) and tuple(value) == before
+        ]
+    return (*changes, *known)
+
+
+def _are_integers(value: Any) -> bool:
+    return type(value) in (list, tuple) and all(type(item) is int for item in value)
 
 
 def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
     """Attributes of a module, and on request those of the `config` it holds, as `config.name`."""
     held = vars(module)
-    yield from () if isinstance(module, nn.RNNBase) else held.items()
+    yield from () if isinstance(module, _CUT_BY_TYPE) else held.items()
     if config and hasattr(held.get("config"), "__dict__"):
         yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
 
@@ -100,7 +124,7 @@ def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool
         if name == "group_norm":
             groups: Any = node.args[1]
             found["num_groups"] = (groups, new * groups // old if groups > 1 else groups)
-        path = _owner(node)
+        path = owner_of(node)
         held = vars(model.get_submodule(path))
         for attribute, (before, after) in found.items():
             if before != after and held.get(attribute) == before:
@@ -108,24 +132,60 @@ def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool
     return list(changes.values())
 
 
-def _owner(node: Node) -> str:
+def owner_of(node: Node) -> str:
+    """Dotted name of the innermost module that makes a call."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [str(entry[0]) for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
     return paths[-1] if paths else ""
 
 
-def _sizes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(dense size, compact size) of every output dimension that the cut changes."""
+def _integers_of(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(dense, compact) of every number in a call that the cut changes."""
+    name = op_name(node.target)
+    if name in _PADS:
+        return _pad_amounts(flow, node, kept)
+    if name in _CONVOLUTIONS:
+        return _group_counts(flow, node, kept)
+    pairs = [pair for shape in _shapes(flow, node, kept) for pair in shape]
+    return [(old, new) for old, new in pairs if old != new]
+
+
+def _sequences_of(
+    flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(dense, compact) of all sizes of a view, or of the parts of a split, where the cut changes some."""
+    shapes = _shapes(flow, node, kept)
+    if op_name(node.target) in _SPLITS:
+        shapes = [list(sizes) for sizes in zip(*shapes, strict=True)]
+    for shape in shapes:
+        if any(old != new for old, new in shape):
+            yield tuple(old for old, _ in shape), tuple(new for _, new in shape)
+
+
+def _shapes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+    """(dense size, compact size) of every dimension of every output; (-1, -1) for one that grows with the batch."""
     result: list[Any] = flow.nodes.get(node.name, [])
-    parts = result if result and isinstance(result[0], (list, tuple)) else [result]
-    values = node.meta["val"] if parts is result else [node.meta["val"]]
-    sizes = [
-        (len(gates), int(kept[gates].sum()))
+    several = bool(result) and isinstance(result[0], (list, tuple))
+    parts, values = (result, node.meta["val"]) if several else ([result], [node.meta["val"]])
+    return [
+        [
+            (-1, -1)  # no attribute holds that
+            if varies(size)
+            else (concrete(size), concrete(size) if gates is None else int(kept[gates].sum()))
+            for gates, size in zip(part, value.shape, strict=False)
+        ]
         for part, value in zip(parts, values, strict=True)
-        for gates, size in zip(part, value.shape, strict=False)
-        if gates is not None and not varies(size)  # not one that grows with the batch: no attribute holds that
     ]
-    return [(old, new) for old, new in sizes if old != new]
+
+
+def _group_counts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(dense, compact) number of groups of a convolution."""
+    source, groups = node.args[0], argument_of(node, "groups")
+    labels = flow.nodes.get(source.name, []) if isinstance(source, Node) else []
+    gates = labels[1] if labels else None
+    if gates is None or groups == 1:
+        return []
+    return [(groups, int(kept[gates].reshape(groups, -1).any(1).sum()))]
 
 
 def _pad_amounts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

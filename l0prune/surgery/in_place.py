@@ -14,12 +14,22 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from l0prune.flow.caches import empty_caches_
 from l0prune.flow.trace import aliases_of
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, TensorCut, named_tensors, to_indices
+from l0prune.surgery.resized_forward import apply_calls_
 
 __all__ = ["apply_attributes_", "apply_plan_", "cut_in_place"]
 
 Cutter = Callable[[nn.Module, list[int]], nn.Module]
+
+
+def _cut_group_norm(norm: nn.Module, removed: list[int]) -> nn.Module:
+    """Also one without a bias, which torch-pruning does not expect."""
+    assert isinstance(norm, nn.GroupNorm)
+    norm.num_channels -= len(removed)
+    return norm
+
 
 _OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
     (nn.Linear, tp.prune_linear_out_channels),
@@ -29,7 +39,7 @@ _OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
     ),
     (nn.modules.batchnorm._BatchNorm, tp.prune_batchnorm_out_channels),
     (nn.LayerNorm, tp.prune_layernorm_out_channels),
-    (nn.GroupNorm, tp.prune_groupnorm_out_channels),
+    (nn.GroupNorm, _cut_group_norm),
     (nn.modules.instancenorm._InstanceNorm, tp.prune_instancenorm_out_channels),
     (nn.PReLU, tp.prune_prelu_out_channels),
     (nn.Embedding, tp.prune_embedding_out_channels),
@@ -51,14 +61,16 @@ def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
 
     Args:
         model: The dense model; it is not changed.
-        plan: What stays of each tensor, what is folded into it, and the integers of modules to change.
+        plan: What stays of each tensor, what is folded into it, and the integers of modules and sizes of calls to change.
 
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
     compact = copy.deepcopy(model)
+    empty_caches_(compact)
     apply_plan_(compact, plan)
     apply_attributes_(compact, plan.attributes)
+    apply_calls_(compact, plan.calls)
     return compact
 
 
@@ -91,7 +103,8 @@ def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) ->
                 setattr(holder, inner, copy.copy(getattr(holder, inner)))
                 own.add(change.module)
             holder = getattr(holder, inner)
-        setattr(holder, attribute, change.compact)
+        value = change.compact
+        setattr(holder, attribute, list(value) if isinstance(getattr(holder, attribute), list) else value)  # type: ignore[arg-type]
 
 
 def _touched(name: str, plan: SurgeryPlan) -> bool:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
 
-__all__ = ["AttributeChange", "Runs", "SurgeryPlan", "TensorCut", "fingerprint", "make_plan", "named_tensors"]
+__all__ = [
+    "AttributeChange",
+    "CallChange",
+    "Runs",
+    "SurgeryPlan",
+    "TensorCut",
+    "fingerprint",
+    "make_plan",
+    "named_tensors",
+]
 
 FORMAT = "l0prune.surgery"
 VERSION = 1
@@ -102,6 +111,24 @@ class AttributeChange:
     compact: int | tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class CallChange:
+    """Sizes of a call inside a module's forward pass that the cut changes and no integer of the module stands for.
+
+    Attributes:
+        module: Name of the innermost module whose forward pass makes the call.
+        kind: "view", "expand", "unflatten", "split", "slice" or "groups" (of a convolution).
+        number: Which call of its kind it is within one forward pass of the module, from zero, submodules included.
+        sizes: Rows of a place among the sizes (the part of a split, the item of an index) and the size there (start and stop
+            of a slice).
+    """
+
+    module: str
+    kind: str
+    number: int
+    sizes: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class SurgeryPlan:
     """Which indices of the dense model stay, and the gate values to fold into the weights that consume them.
@@ -111,6 +138,7 @@ class SurgeryPlan:
         tensors: Name -> cut, for every tensor that loses indices.
         folds: (parameter, dimension) -> factor of every dense index, shape `(size,)`, float64. Empty once folded.
         attributes: Integers of modules that change, for the in-place form.
+        calls: Sizes of calls that change, for the in-place form.
         form: "in-place" or "graph".
     """
 
@@ -118,6 +146,7 @@ class SurgeryPlan:
     tensors: dict[str, TensorCut]
     folds: dict[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
     attributes: tuple[AttributeChange, ...] = ()
+    calls: tuple[CallChange, ...] = ()
     form: str = "in-place"
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
@@ -153,6 +182,10 @@ class SurgeryPlan:
                 {"module": c.module, "attribute": c.attribute, "dense": c.dense, "compact": c.compact}
                 for c in self.attributes
             ],
+            "calls": [
+                {"module": c.module, "kind": c.kind, "number": c.number, "sizes": [list(row) for row in c.sizes]}
+                for c in self.calls
+            ],
         }
 
     @staticmethod
@@ -162,13 +195,14 @@ class SurgeryPlan:
         Raises:
             FileFormatError: another format or version, unknown or missing keys, or indices that make no sense.
         """
-        keys = {"format", "version", "form", "fingerprint", "tensors", "attributes"}
+        keys = {"format", "version", "form", "fingerprint", "tensors", "attributes", "calls"}
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileFormatError(f"{source} is not a surgery plan: expected format {FORMAT!r}; run shrink again")
         if data.get("version") != VERSION:
             raise FileFormatError(
                 f"{source} has version {data.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
             )
+        data = {"calls": [], **data}
         if set(data) != keys:
             odd = ", ".join(sorted(set(data) ^ keys))
             raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
@@ -181,13 +215,14 @@ class SurgeryPlan:
                 for name, cut in data["tensors"].items()
             }
             attributes = tuple(_attribute_from_json(change) for change in data["attributes"])
+            calls = tuple(_call_from_json(change) for change in data["calls"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{source} is damaged ({error}); run shrink again") from error
         if data["form"] not in ("in-place", "graph"):
             raise FileFormatError(
                 f"{source} has form {data['form']!r}; expected 'in-place' or 'graph'; run shrink again"
             )
-        return SurgeryPlan(str(data["fingerprint"]), tensors, {}, attributes, data["form"])
+        return SurgeryPlan(str(data["fingerprint"]), tensors, {}, attributes, calls, data["form"])
 
     def check(self, model: nn.Module) -> None:
         """See that `model` is the dense model the plan was made for.
@@ -227,6 +262,11 @@ def _attribute_from_json(data: Mapping[str, Any]) -> AttributeChange:
         return tuple(int(v) for v in raw) if isinstance(raw, list) else int(raw)
 
     return AttributeChange(str(data["module"]), str(data["attribute"]), value(data["dense"]), value(data["compact"]))
+
+
+def _call_from_json(data: Mapping[str, Any]) -> CallChange:
+    sizes = tuple(tuple(int(value) for value in row) for row in data["sizes"])
+    return CallChange(str(data["module"]), str(data["kind"]), int(data["number"]), sizes)
 
 
 def make_plan(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,9 @@ from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, split_inputs
-from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
-from l0prune.surgery.in_graph import cut_in_graph
-from l0prune.surgery.in_place import cut_in_place
 from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
+from l0prune.surgery.ways import ways_to_cut
 
 __all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
 
@@ -109,20 +106,13 @@ def shrink(
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
-    in_graph_only = form == "graph" or _has_empty_dimension(plan)
-    candidates: list[Any] = [] if in_graph_only else [partial(_in_place, guess=guess) for guess in GUESSES]
-    candidates += [] if form == "in-place" else [_in_graph]
     tolerance = _tolerance(gated)
     compact: nn.Module | None = None
     difference, failure = Difference(math.inf, math.inf, 0), None
-    for candidate in candidates:
-        made = candidate(gated, plan, keep)
-        if made is None:
-            continue
-        compact, used = made
+    for compact, used in ways_to_cut(gated, plan, keep, _inputs(gated, None), form=form):
         try:
             difference, failure = _difference(reference, compact, args, kwargs), None
-            if used.form == "graph" and difference.max_rel <= tolerance:
+            if (used.form == "graph" or used.calls) and difference.max_rel <= tolerance:
                 difference = _worse(difference, _difference_elsewhere(reference, compact))
         except L0PruneError:
             raise
@@ -203,30 +193,6 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
             else:
                 tensor_cut.scatter_(dense[known], value)
     gated.freeze(torch.from_numpy(keep.astype(np.float32)))
-
-
-def _has_empty_dimension(plan: SurgeryPlan) -> bool:
-    """A residual branch is closed entirely: only the graph can do without its layers."""
-    return any(not runs for cut in plan.tensors.values() for runs in cut.kept.values())
-
-
-def _in_place(
-    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], *, guess: str
-) -> tuple[nn.Module, SurgeryPlan] | None:
-    """Cut with the integers of this guess; None if the first guess has found the same, or the class cannot be cut."""
-    try:
-        attributes = find_attributes(gated.flow, gated.model, keep, guess=guess)
-        if guess != GUESSES[0] and attributes == find_attributes(gated.flow, gated.model, keep):
-            return None
-        plan = replace(plan, attributes=attributes, form="in-place")
-        return cut_in_place(gated.model, plan), plan
-    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
-        return None
-
-
-def _in_graph(gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_]) -> tuple[nn.Module, SurgeryPlan]:
-    plan = replace(plan, attributes=(), form="graph")
-    return cut_in_graph(gated.flow, named_tensors(gated.model), plan, keep), plan
 
 
 def _with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:

@@ -1,0 +1,77 @@
+"""Give calls inside a module's own forward pass the sizes of the compact model, where its code has no integer for them.
+
+Code such as `x.reshape(B, N, C)` with `C` taken from the input holds only while the input is as wide as all heads together. A
+module with such code keeps its class and runs its own forward pass; the calls named in the plan get other sizes there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from l0prune.surgery.plan import CallChange
+from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
+
+__all__ = ["apply_calls_"]
+
+
+def apply_calls_(model: nn.Module, changes: tuple[CallChange, ...]) -> None:
+    """Let the forward passes of modules run with the sizes of `changes`."""
+    sizes: dict[nn.Module, dict[tuple[str, int], Rows]] = {}
+    for change in changes:
+        sizes.setdefault(model.get_submodule(change.module), {})[change.kind, change.number] = change.sizes
+    for module, given in sizes.items():
+        module.forward = _Forward(module, vars(module).get("forward"), given)  # type: ignore[method-assign]
+
+
+class _Forward:
+    """The forward pass of a module's class (or the one it had been given), with sizes given to some of its calls."""
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any] | None, sizes: dict[tuple[str, int], Rows]) -> None:
+        self.module = module
+        self.own = own
+        self.sizes = sizes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _GiveSizes(self.sizes):
+            return self._forward(*args, **kwargs)
+
+    @property
+    def _forward(self) -> Callable[..., Any]:
+        return type(self.module).forward.__get__(self.module) if self.own is None else self.own
+
+    @property
+    def __code__(self) -> Any:
+        """That of the forward pass, of which torch.export takes the name and the place."""
+        return self._forward.__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the forward pass, for whoever binds arguments to it."""
+        return inspect.signature(self._forward)
+
+
+class _GiveSizes(TorchFunctionMode):
+    """Inside this block, the calls that are counted out in `sizes` get the sizes there."""
+
+    def __init__(self, sizes: dict[tuple[str, int], Rows]) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self._seen: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call, with its own sizes or those of the plan."""
+        kwargs = kwargs or {}
+        if func not in KIND_OF:
+            return func(*args, **kwargs)
+        call = SizedCall(func, args, kwargs)
+        rows = self._sizes.get((call.kind, self._seen[call.kind]))
+        self._seen[call.kind] += 1
+        return call.make() if rows is None else call.with_sizes(rows).make()

@@ -1,0 +1,125 @@
+"""The ways to cut a model, in the order they are to be tried: the user's own class as long as it can be had, then the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from l0prune.gated import GatedModel
+from l0prune.surgery.attributes import GUESSES, find_attributes
+from l0prune.surgery.find_calls import CallFinder
+from l0prune.surgery.in_graph import cut_in_graph
+from l0prune.surgery.in_place import apply_attributes_, cut_in_place
+from l0prune.surgery.plan import AttributeChange, CallChange, SurgeryPlan, named_tensors
+
+__all__ = ["ways_to_cut"]
+
+Change = TypeVar("Change", AttributeChange, CallChange)
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def ways_to_cut(
+    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs, *, form: str | None
+) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+    """Compact models to verify, each with the plan it was cut by.
+
+    In place, integers of modules are matched to sizes in several ways; then sizes that no integer stands for are given to the
+    calls in question: with the integers matched as in the first way, and with none.
+
+    Args:
+        gated: The gated model.
+        plan: The cut, without integers and calls.
+        keep: Units that stay, shape `(n_gates,)`.
+        inputs: Positional and keyword inputs that the model was traced with.
+        form: "in-place" or "graph" for these ways only; None for all.
+    """
+    if form != "graph" and not _has_empty_dimension(plan):
+        yield from _in_place(gated, plan, keep, inputs)
+    if form != "in-place":
+        used = replace(plan, attributes=(), calls=(), form="graph")
+        yield cut_in_graph(gated.flow, named_tensors(gated.model), used, keep), used
+
+
+def _in_place(
+    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs
+) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+    plan = replace(plan, form="in-place")
+    tried: list[tuple[AttributeChange, ...]] = []
+    for guess in GUESSES:
+        attributes = find_attributes(gated.flow, gated.model, keep, guess=guess)
+        if attributes not in tried:
+            tried.append(attributes)
+            yield from _cut(gated, replace(plan, attributes=attributes))
+    certain = find_attributes(gated.flow, gated.model, keep, guess=None)
+    for attributes in dict.fromkeys((tried[0], certain)):
+        used = _with_calls(gated, replace(plan, attributes=attributes), keep, inputs)
+        if used is not None and (used.calls or used.attributes not in tried):
+            yield from _cut(gated, used)
+
+
+def _cut(gated: GatedModel, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+    """The model cut in place; nothing if its class cannot be."""
+    try:
+        compact = cut_in_place(gated.model, plan)
+    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
+        return
+    yield compact, plan
+
+
+def _with_calls(
+    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs
+) -> SurgeryPlan | None:
+    """The plan with the sizes of calls that it needs; None if sizes do not help."""
+    try:
+        compact = cut_in_place(gated.model, plan)
+        finder = CallFinder(gated.flow, gated.model, keep, inputs)
+        calls = finder.find(compact)
+        return _without_mistakes(plan, finder, compact, calls)
+    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
+        return None
+
+
+def _without_mistakes(
+    plan: SurgeryPlan, finder: CallFinder, compact: nn.Module, calls: tuple[CallChange, ...]
+) -> SurgeryPlan:
+    """The plan without integers that were matched by mistake: with the dense value, fewer calls of their module need a size.
+
+    The integers of all modules are tried at the same time, one of each.
+    """
+    needed = _by_module(calls)
+    matched = _by_module(a for a in plan.attributes if a.module in needed)
+    mistakes = []
+    for position in range(max((len(changes) for changes in matched.values()), default=0)):
+        tried = [changes[position] for changes in matched.values() if position < len(changes)]
+        apply_attributes_(compact, tuple(replace(a, dense=a.compact, compact=a.dense) for a in tried))
+        try:
+            found = _by_module(finder.find(compact))
+        except Exception:  # noqa: BLE001 - one of them is needed, and says so in any way
+            found = needed
+        fewer = [a for a in tried if _n_sizes(found.get(a.module, ())) < _n_sizes(needed[a.module])]
+        apply_attributes_(compact, tuple(a for a in tried if a not in fewer))
+        needed |= {a.module: found.get(a.module, []) for a in fewer}
+        mistakes += fewer
+    attributes = tuple(a for a in plan.attributes if a not in mistakes)
+    return replace(plan, attributes=attributes, calls=tuple(call for found in needed.values() for call in found))
+
+
+def _by_module(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.module, []).append(change)
+    return found
+
+
+def _n_sizes(calls: Iterable[CallChange]) -> int:
+    return sum(len(call.sizes) for call in calls)
+
+
+def _has_empty_dimension(plan: SurgeryPlan) -> bool:
+    """A residual branch is closed entirely: only the graph can do without its layers."""
+    return any(not runs for cut in plan.tensors.values() for runs in cut.kept.values())
