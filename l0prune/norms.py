@@ -90,10 +90,10 @@ def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor
 def masked_statistic(
     kind: str, x: Tensor, mask: Mask, dims: Sequence[int], *, keepdim: bool = False, correction: float = 1
 ) -> Tensor:
-    """Mean, sum, variance or standard deviation over the open units.
+    """Mean, sum, variance, standard deviation or an extreme over the open units.
 
     Args:
-        kind: "mean", "sum", "var" or "std".
+        kind: "mean", "sum", "var", "std", "amax" or "amin".
         x: Any shape, floating-point.
         mask: True for open and False for closed units, shape `(C,)`.
         dims: What to reduce; exactly one of these dimensions has length C.
@@ -101,13 +101,18 @@ def masked_statistic(
         correction: Subtracted from the number of elements a variance is divided by.
 
     Returns:
-        The statistic; closed units count neither in the sum nor in the number of elements.
+        The statistic; closed units count neither in the sum nor in the number of elements. Extremes of none are zero.
     """
     dims = [d % x.dim() for d in dims]
     (along,) = (d for d in dims if x.shape[d] == len(mask))
     shape = [1] * x.dim()
     shape[along] = -1
     closed = ~mask.view(shape)
+    if kind in ("amax", "amin"):
+        extreme = torch.amax if kind == "amax" else torch.amin
+        limits = torch.finfo(x.dtype)
+        unseen = x.masked_fill(closed, limits.min if kind == "amax" else limits.max)
+        return extreme(unseen, dims, keepdim).where(mask.any(), 0)
     opened = x.masked_fill(closed, 0)
     if kind == "sum":
         return opened.sum(dims, keepdim=keepdim)

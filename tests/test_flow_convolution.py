@@ -99,12 +99,85 @@ def test_a_transposed_depthwise_convolution():
     assert flow.n_gates == 8
 
 
-def test_groups_of_the_model_input_stay():
-    net = nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.ReLU(), nn.Conv2d(8, 3, 1))
+@pytest.mark.parametrize("options", [{"groups": 2}, {"groups": 4}])
+def test_groups_of_the_model_input_stay_and_lose_the_same_outputs(options):
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, **options), nn.ReLU(), nn.Conv2d(8, 3, 1))
 
-    flow = traced(net, inputs(2, 4, 4, 4))
+    flow = assert_cut_exactly(net, inputs(2, 4, 4, 4))
 
-    assert flow.n_gates == 0
+    places = 8 // options["groups"]
+    assert gates(flow, "0.weight", 0) == gates(flow, "2.weight", 1) == list(range(places)) * options["groups"]
+    assert gates(flow, "0.weight", 1) is None
+
+
+def test_depthwise_channels_of_the_model_input_stay():
+    net = nn.Sequential(nn.Conv2d(4, 4, 1, groups=4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+    assert traced(net, inputs(2, 4, 4, 4)).n_gates == 0
+
+
+def halved(middle: nn.Module, n_out: int) -> Net:
+    """The outputs of both groups are added, so that no group can go: split attention, as in ResNeSt, does that."""
+    return Net(
+        lambda net, x: net.last(net.middle(net.first(x).relu()).view(2, 2, n_out // 2, 4, 4).sum(1)),
+        first=nn.Conv2d(3, 8, 1),
+        middle=middle,
+        last=nn.Conv2d(n_out // 2, 4, 1),
+    )
+
+
+def test_groups_that_have_to_stay_lose_the_same_places():
+    flow = assert_cut_exactly(halved(nn.Conv2d(8, 12, 3, padding=1, groups=2), 12), inputs(2, 3, 4, 4), seeds=range(3))
+
+    assert flow.n_gates == 4 + 6
+    assert gates(flow, "first.weight", 0) == gates(flow, "middle.weight", 1) * 2 == [0, 1, 2, 3] * 2
+    assert gates(flow, "middle.weight", 0) == gates(flow, "middle.bias", 0) == gates(flow, "last.weight", 1) * 2
+    assert {(c.parameter, c.dim) for c in flow.consumers} == {("middle.weight", 1), ("last.weight", 1)}
+    term = next(term for term in flow.terms("macs") if term.name == "middle")
+    assert sorted(len(side.gates) for side in term.sides) == [4, 12]
+    assert term.coefficient == 9 * 16
+
+
+def test_transposed_groups_that_have_to_stay_lose_the_same_places():
+    middle = nn.ConvTranspose2d(8, 12, 3, padding=1, groups=2)
+
+    flow = assert_cut_exactly(halved(middle, 12), inputs(2, 3, 4, 4), seeds=range(3))
+
+    assert flow.n_gates == 4 + 6
+    assert gates(flow, "first.weight", 0) == gates(flow, "middle.weight", 0) == [0, 1, 2, 3] * 2
+    assert gates(flow, "middle.weight", 1) * 2 == gates(flow, "middle.bias", 0) == gates(flow, "last.weight", 1) * 2
+
+
+def test_a_group_with_one_output_keeps_it():
+    flow = assert_cut_exactly(halved(nn.Conv2d(8, 2, 3, padding=1, groups=2), 2), inputs(2, 3, 4, 4))
+
+    assert gates(flow, "first.weight", 0) == [0, 1, 2, 3] * 2
+    assert gates(flow, "middle.weight", 0) is None
+
+
+def test_outputs_are_cut_although_the_inputs_of_the_groups_stay():
+    net = Net(
+        lambda net, x: net.last(net.middle(net.first(x)).relu()).sum((1, 2, 3)) + net.first(x).flatten(1).max(1).values,
+        first=nn.Conv2d(3, 8, 1),
+        middle=nn.Conv2d(8, 12, 1, groups=4),
+        last=nn.Conv2d(12, 4, 1),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3, 4, 4))
+
+    assert gates(flow, "first.weight", 0) is None
+    assert gates(flow, "middle.weight", 0) == [0, 1, 2] * 4
+
+
+def test_groups_of_normed_weights_lose_the_same_places():
+    """Transposed, the outputs stay: each input has a norm over those of its group."""
+    norm = torch.nn.utils.parametrizations.weight_norm
+
+    plain = assert_cut_exactly(halved(norm(nn.Conv2d(8, 12, 1, groups=2)), 12), inputs(2, 3, 4, 4))
+    transposed = assert_cut_exactly(halved(norm(nn.ConvTranspose2d(8, 12, 1, groups=2)), 12), inputs(2, 3, 4, 4))
+
+    assert plain.n_gates == 4 + 6
+    assert transposed.n_gates == 4
 
 
 def test_a_grouped_convolution_between_groups_of_other_sizes_ties_both():

@@ -1,5 +1,6 @@
 """Heads that are merged with the batch, and copies made for them: what is cut still takes any batch."""
 
+import pytest
 import torch
 from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
 from torch import nn
@@ -109,3 +110,27 @@ def test_gathering_fewer_than_there_are_pins_them():
     )
 
     assert traced(net, inputs(2, 5, 3)).n_gates == 0
+
+
+def test_heads_times_batch_may_be_sliced_as_a_whole():
+    """As `y[:, :4]` does: the first slice takes everything."""
+    assert_any_batch(attending(lambda net, q, scores: scores + q[:, :, :1] * scores[:, :4].sum(1, keepdim=True)))
+
+
+PARTS = {
+    "slice": lambda y: y[1:].sum(0),
+    "narrow": lambda y: y.narrow(0, 1, 2).sum(0),
+    "chunk": lambda y: y.chunk(2)[1].sum(0),
+    "split": lambda y: y.split([2, y.shape[0] - 2])[0].sum(0),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_heads_of_a_part_of_the_batch_stay(name):
+    """How many of them a part has depends on the batch; the features of the values may still go."""
+    net = attending(lambda net, q, scores: scores + PARTS[name](scores))
+
+    flow = assert_cut_exactly(net, inputs(2, TOKENS, 6), forms=["graph"])
+
+    assert gates(flow, "q.weight", 0) is None
+    assert gates(flow, "v.weight", 0) == list(range(WIDTH)) * HEADS

@@ -26,7 +26,7 @@ REDUCTIONS = {
     "aminmax": lambda x, d: x.aminmax(dim=d)[1],
     "nanmean": lambda x, d: x.nanmean(d),
 }
-STATISTICS = ("mean", "sum", "var", "std")
+STATISTICS = ("mean", "sum", "var", "std", "amax")
 AREA = {
     "softmax": lambda x, d: x.softmax(d),
     "log_softmax": lambda x, d: x.log_softmax(d),

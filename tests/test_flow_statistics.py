@@ -24,12 +24,17 @@ STATISTICS = {
     "corrected var": lambda x, dim: torch.var(x, dim=dim, correction=2, keepdim=True).squeeze(dim),
     "std": lambda x, dim: x.std(dim),
     "biased std": lambda x, dim: torch.std(x, dim, unbiased=False),
+    "amax": lambda x, dim: x.amax(dim),
+    "amax kept": lambda x, dim: torch.amax(x, (dim,), True).squeeze(dim),
+    "amin": lambda x, dim: torch.amin(x, dim=dim),
 }
 FUNCTIONS = {
     "mean": lambda x, dims, correction: x.mean(dims),
     "sum": lambda x, dims, correction: x.sum(dims),
     "var": lambda x, dims, correction: x.var(dims, correction=correction),
     "std": lambda x, dims, correction: x.std(dims, correction=correction),
+    "amax": lambda x, dims, correction: x.amax(dims),
+    "amin": lambda x, dims, correction: x.amin(dims),
 }
 
 

@@ -133,7 +133,7 @@ OF_UNITS = {
     "index_copy": (lambda y, z: y.index_copy(2, torch.tensor([3, 0]), z[..., :2]), LOOKED_UP),
     "index_fill": (lambda y, z: y.index_fill(2, torch.tensor([3, 0]), 0.5), LOOKED_UP),
     "scatter": (lambda y, z: y.scatter(2, z.argsort(2), z), LOOKED_UP),
-    "mask": (lambda y, z: y.index_put((y > z,), z.flatten()[:1]), LOOKED_UP),
+    "mask": (lambda y, z: y.index_put((y > z,), z[0, 0, :1]), LOOKED_UP),
 }
 
 

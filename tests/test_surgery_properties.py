@@ -60,7 +60,7 @@ def test_cutting_keeps_the_gated_function_of_larger_networks(recipe, closed):
     assume(flow.n_gates > 0)
 
 
-PINNING = {"Attended", "Turned"}
+PINNING = {"Turned"}
 
 
 @pytest.mark.parametrize("name", [*PICTURE_BLOCKS, *SEQUENCE_BLOCKS])

@@ -210,6 +210,8 @@ def _slice(r: _Rewriter, node: Node) -> None:
         start, stop, step = r.argument(node, "start"), r.argument(node, "end"), r.argument(node, "step")
     kept = r.mask(gates)
     chosen = np.arange(len(kept))[slice(start, stop, step)]
+    if len(chosen) == len(kept):
+        return  # all of it, however long it is
     places = (np.cumsum(kept) - 1)[chosen[kept[chosen]]]
     steps = np.unique(np.diff(places))
     if len(places) and len(steps) <= 1:
@@ -240,11 +242,11 @@ def _split(r: _Rewriter, node: Node) -> None:
 
 
 def _convolution(r: _Rewriter, node: Node) -> None:
+    """As many groups as have inputs left."""
     groups = r.argument(node, "groups")
     gates = r.gates(node.args[0])
-    if groups == 1 or not gates or gates[1] is None:
-        return
-    r.set(node, "groups", r.count(gates[1]) // (len(gates[1]) // groups))
+    if groups > 1 and gates and gates[1] is not None:
+        r.set(node, "groups", int(r.mask(gates[1]).reshape(groups, -1).any(1).sum()))
 
 
 def _layer_norm(r: _Rewriter, node: Node) -> None:

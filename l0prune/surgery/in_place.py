@@ -154,14 +154,13 @@ def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
 
 
 def _cut_grouped(module: nn.modules.conv._ConvNd, cuts: dict[str, TensorCut]) -> None:
-    """Grouped and depthwise convolutions lose whole groups."""
+    """Grouped and depthwise convolutions lose whole groups, or the same places of every group."""
     weight = cuts["weight"]
-    kept = weight.shape[0] / weight.dense_shape[0]
-    per_group_in = module.in_channels // module.groups
-    per_group_out = module.out_channels // module.groups
-    module.groups = round(module.groups * kept)
-    module.in_channels = module.groups * per_group_in
-    module.out_channels = module.groups * per_group_out
+    kept = torch.ones(weight.dense_shape[0], dtype=torch.bool)
+    kept[_removed(weight, 0)] = False
+    module.groups = int(kept.view(module.groups, -1).any(1).sum())
+    first, second = weight.shape[0], weight.shape[1] * module.groups
+    module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
 
 
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.contraction import contract, count_multiplications
-from l0prune.flow.tracker import NO_UNIT, IdArray, Labels
+from l0prune.flow.tracker import NO_UNIT, IdArray, Labels, Split
 
 __all__: list[str] = []
 
@@ -51,8 +51,8 @@ def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
         out_ids = w_labels[out_dim]
         count_multiplications(op, [*outer, (x_shape[1], x_labels[1]), (out_shape[1], out_ids)])
     else:
-        out_ids = _grouped(op, x_labels[1], weight, groups, transposed=transposed)
-        count_multiplications(op, [*outer, (x_shape[1] // groups, None), (out_shape[1], out_ids)])
+        out_ids, inside = _grouped(op, x_labels[1], weight, groups, transposed=transposed)
+        count_multiplications(op, [*outer, (x_shape[1] // groups, inside), (out_shape[1], out_ids)])
     if bias is not None:
         op.tracker.tie(op.labels(bias)[0], out_ids)
     return [x_labels[0], out_ids, *space]
@@ -76,23 +76,58 @@ def _at(option: Any, dim: int) -> Any:
     return option[dim if len(option) > 1 else 0] if isinstance(option, (list, tuple)) else option
 
 
-def _grouped(op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transposed: bool) -> IdArray | None:
+def _grouped(
+    op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transposed: bool
+) -> tuple[IdArray | None, IdArray | None]:
+    """Either whole groups are units, or, where those are all pinned, the channels at the same place of every group.
+
+    Returns:
+        Units of the outputs, and of the inputs of one group.
+    """
+    if in_ids is None:
+        return _places_in_groups(op, None, weight, groups, transposed=transposed)
+    if op.shape(op.arg("input"))[1] > groups:
+        key, first = f"{op.node.name}:groups", op.labels(weight)[0]
+        op.tracker.splits.append(Split(key, 2, in_ids if first is None else np.concatenate([in_ids, first])))
+        if op.tracker.choices.get(key) == 1:
+            return _places_in_groups(op, in_ids, weight, groups, transposed=transposed)
+    return _whole_groups(op, in_ids, weight, groups, transposed=transposed), None
+
+
+def _whole_groups(op: Op, in_ids: IdArray, weight: Any, groups: int, *, transposed: bool) -> IdArray | None:
     """The unit is a whole group: all its inputs and outputs, so that a removed group leaves `groups - 1`.
 
     Depthwise is the case of one input a group. No consumer is recorded: a group mixes nothing but its own unit.
     """
-    w_labels = op.labels(weight)
-    op.tracker.pin(w_labels[1], INSIDE_GROUP)
-    if w_labels[0] is None:
+    first, second = op.labels(weight)[:2]
+    op.tracker.pin(second, INSIDE_GROUP)
+    if first is None:
         op.tracker.pin(in_ids, INSIDE_GROUP)
         return None
+    out_ids = first
     if transposed:
-        op.tracker.tie(in_ids, w_labels[0])
-        in_ids, out_ids = w_labels[0], op.tracker.fresh(op.shape()[1])
-    else:
-        out_ids = w_labels[0]
-    if in_ids is None:
-        op.tracker.tie(None, out_ids)
-        return out_ids
+        op.tracker.tie(in_ids, first)
+        out_ids = op.tracker.fresh(op.shape()[1])
     op.tracker.tie_rows(np.concatenate([in_ids.reshape(groups, -1), out_ids.reshape(groups, -1)], axis=1))
     return out_ids
+
+
+def _places_in_groups(
+    op: Op, in_ids: IdArray | None, weight: Any, groups: int, *, transposed: bool
+) -> tuple[IdArray, IdArray | None]:
+    """The unit is a place in every group, of the inputs or of the outputs: all groups stay, and stay as long as each other."""
+    rows = None if in_ids is None else in_ids.reshape(groups, -1).T
+    if rows is not None:
+        op.tracker.tie_rows(rows)
+    inside = None if rows is None else rows[:, 0]
+    first, second = op.labels(weight)[:2]
+    out_ids = op.tracker.fresh(op.shape()[1])
+    if transposed:
+        contract(op, in_ids, weight, 0)
+        outputs = None if second is None else np.tile(second, groups)
+    else:
+        contract(op, inside, weight, 1)
+        outputs = first
+    op.tracker.tie(outputs, out_ids, INSIDE_GROUP)
+    op.tracker.tie_rows(out_ids.reshape(groups, -1).T)
+    return out_ids, inside

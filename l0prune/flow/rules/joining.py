@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from l0prune.flow.memory import written_later
-from l0prune.flow.op import NoRuleError, Op, Result, register
+from l0prune.flow.op import NoRuleError, Op, Result, register, varies
 from l0prune.flow.tracker import IdArray, Labels
 
 __all__: list[str] = []
@@ -95,10 +96,12 @@ def split(op: Op) -> Result:
     op.set_origin(x, [None if d == dim else d for d in range(len(labels))])
     ids = labels[dim]
     sizes = [op_part.shape[dim] for op_part in op.node.meta["val"]]
-    if ids is None:
+    if ids is not None and _is_free(x, dim):
+        labels = _cut_anywhere(op, labels, dim)
+    if labels[dim] is None:
         return [list(labels) for _ in sizes]
     ends = np.cumsum([int(size) for size in sizes])
-    parts = np.split(ids, ends[:-1])
+    parts = np.split(ids, ends[:-1])  # type: ignore[arg-type]
     if op.name != "split_with_sizes" and len({len(part) for part in parts}) == 1:
         op.tracker.tie_rows(np.stack(parts, axis=1))
     return [[*labels[:dim], part, *labels[dim + 1 :]] for part in parts]
@@ -113,12 +116,22 @@ def slice_(op: Op) -> Labels:
     if labels[dim] is None:
         return labels
     start, end, step = op.arg("start"), op.arg("end"), op.arg("step")
-    if not all(bound is None or isinstance(bound, int) for bound in (start, end, step)):
+    whole = start in (None, 0) and step in (None, 1) and (end is None or end == sys.maxsize)
+    if whole:
+        return labels
+    if not all(bound is None or isinstance(bound, int) for bound in (start, end, step)) or _is_free(
+        op.arg("self"), dim
+    ):
         return _cut_anywhere(op, labels, dim)
     if step not in (None, 1) and written_later(op.node):
         op.tracker.pin(labels[dim], "every so many of it are written in place")
     labels[dim] = labels[dim][start:end:step]  # type: ignore[index]
     return labels
+
+
+def _is_free(x: Any, dim: int) -> bool:
+    """Whether a dimension may have another length than in the example, as heads times batch has."""
+    return varies(x.meta["val"].shape[dim])
 
 
 def _cut_anywhere(op: Op, labels: Labels, dim: int) -> Labels:
@@ -134,7 +147,7 @@ def narrow(op: Op) -> Labels:
     labels = op.labels(op.arg("self"))
     dim, start, length = op.arg("dim") % len(labels), op.arg("start"), op.arg("length")
     if labels[dim] is not None:
-        if not (isinstance(start, int) and isinstance(length, int)):
+        if not (isinstance(start, int) and isinstance(length, int)) or _is_free(op.arg("self"), dim):
             return _cut_anywhere(op, labels, dim)
         start += len(labels[dim]) if start < 0 else 0  # type: ignore[arg-type]
         labels[dim] = labels[dim][start : start + length]  # type: ignore[index]

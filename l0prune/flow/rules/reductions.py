@@ -1,6 +1,6 @@
 """Ops along a dimension: reductions, softmax, cumulative sums, sorting.
 
-Means, sums and variances over units are taken over the open ones; a dimension of units that others run along is pinned.
+Means, sums, variances and extremes over units are taken over the open ones; a dimension of units that others run along is pinned.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _CONTRACTED = {
     **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), 1),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0),
 }
-"""Dimension of the weight that each op contracts; of a grouped convolution the one inside the group, 1, stays."""
+"""Dimension of the weight that each op contracts."""
 
 
 @register("_weight_norm")
@@ -48,4 +48,5 @@ def _use(weight: Node, user: Node) -> tuple[int | None, bool]:
         return None, False
     if name == "linear":
         return _CONTRACTED[name], False
-    return (_CONTRACTED[name] if argument_of(user, "groups") == 1 else 1), True
+    groups_of_outputs = _CONTRACTED[name] == 0 and argument_of(user, "groups") > 1
+    return None if groups_of_outputs else _CONTRACTED[name], True
