@@ -70,7 +70,7 @@ class ExactK(ZeroOneGate):
         if k in (0, log_alpha.numel()):
             return torch.full_like(log_alpha, float(k > 0)) + 0 * log_alpha
         keys = log_alpha - torch.log(-torch.log(Uniform.of_words(words, log_alpha.dtype).lower))
-        soft = _summing_to(k, keys / as_scalar(self.temperature), torch.sigmoid)
+        soft = _summing_to(k, keys / as_scalar(self.temperature), _relaxed)
         return soft if self.relaxed else pathwise(_k_hot(keys, k), (soft,), (torch.ones_like(soft),))
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
@@ -92,9 +92,16 @@ class ExactK(ZeroOneGate):
         return log_alpha.numel() if self.k is None else min(self.k, log_alpha.numel())
 
 
-def _drawn(log_rate: Tensor) -> Tensor:
-    """P(an exponential variable of this rate is below 1); it is 1 long before the exponential overflows."""
-    return -torch.expm1(-torch.exp(log_rate.clamp(max=30.0)))
+def _relaxed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(x), and its derivative."""
+    value = torch.sigmoid(x)
+    return value, value * (1 - value)
+
+
+def _drawn(log_rate: Tensor) -> tuple[Tensor, Tensor]:
+    """P(an exponential variable of this rate is below 1), and its derivative; 1 long before the exponential overflows."""
+    rate = torch.exp(log_rate.clamp(max=30.0))
+    return -torch.expm1(-rate), rate * torch.exp(-rate)
 
 
 def _k_hot(keys: Tensor, k: int) -> Tensor:
@@ -104,29 +111,21 @@ def _k_hot(keys: Tensor, k: int) -> Tensor:
     return hot
 
 
-def _summing_to(k: int, x: Tensor, squash: Callable[[Tensor], Tensor]) -> Tensor:
+def _summing_to(k: int, x: Tensor, squash: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """squash(x - tau), with tau such that they add up to `k`; differentiable in x, tau included."""
-    fixed = x.detach().double()
+    with torch.no_grad():
+        fixed = x.detach().double()
 
-    def excess(minus_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            at = minus_tau.detach().requires_grad_()
-            total = squash(fixed + at).sum()
-            (slope,) = torch.autograd.grad(total, at)
-        return total.detach() - k, slope.clamp_min(_TINY), torch.zeros_like(slope)
+        def excess(minus_tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            values, slopes = squash(fixed + minus_tau)
+            slope = slopes.sum().clamp_min(_TINY)
+            return values.sum() - k, slope, torch.zeros_like(slope)
 
-    # This far below all x the sum is under 1, this far above them it is over n - 1.
-    reach = math.log(fixed.numel()) + 2
-    low, high = -fixed.max() - reach, -fixed.min() + reach
-    start = (-fixed.topk(k).values[-1]).clamp(low, high)
-    shift = find_root(excess, start, low, high)
-    slopes = _slopes(squash, fixed + shift)
-    moved = (x * (slopes / slopes.sum().clamp_min(_TINY)).to(x)).sum()
-    return squash(x + shift.to(x) - (moved - moved.detach()))
-
-
-def _slopes(squash: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        at = x.clone().requires_grad_()
-        (slopes,) = torch.autograd.grad(squash(at).sum(), at)
-    return slopes
+        # This far below all x the sum is under 1, this far above them it is over n - 1.
+        reach = math.log(fixed.numel()) + 2
+        low, high = -fixed.max() - reach, -fixed.min() + reach
+        shift = find_root(excess, (-fixed.topk(k).values[-1]).clamp(low, high), low, high)
+        slopes = squash(fixed + shift)[1]
+        shares = (slopes / slopes.sum().clamp_min(_TINY)).to(x)
+    moved = (x * shares).sum()
+    return squash(x + shift.to(x) - (moved - moved.detach()))[0]

@@ -52,8 +52,8 @@ class StraightThroughGate(ZeroOneGate):
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """P(z = 1), the probability that the base is above 1/2, shape `(n_gates,)`, in (0, 1)."""
-        return self.base.survival(log_alpha, torch.full_like(log_alpha, 0.5))
+        return self.base.survival(log_alpha, log_alpha.new_full((), 0.5))
 
     def prob_zero(self, log_alpha: Tensor) -> Tensor:
         """P(z = 0), shape `(n_gates,)`, in (0, 1)."""
-        return self.base.cdf(log_alpha, torch.full_like(log_alpha, 0.5))
+        return self.base.cdf(log_alpha, log_alpha.new_full((), 0.5))

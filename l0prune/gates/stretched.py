@@ -64,15 +64,15 @@ class StretchedGate(GateDistribution):
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """P(z != 0), shape `(n_gates,)`, in (0, 1)."""
-        return self.base.survival(log_alpha, self._before(torch.zeros_like(log_alpha)))
+        return self.base.survival(log_alpha, self._before(log_alpha.new_zeros(())))
 
     def prob_zero(self, log_alpha: Tensor) -> Tensor:
         """P(z = 0), shape `(n_gates,)`, in (0, 1)."""
-        return self.base.cdf(log_alpha, self._before(torch.zeros_like(log_alpha)))
+        return self.base.cdf(log_alpha, self._before(log_alpha.new_zeros(())))
 
     def prob_one(self, log_alpha: Tensor) -> Tensor:
         """P(z = 1), shape `(n_gates,)`, in (0, 1)."""
-        return self.base.survival(log_alpha, self._before(torch.ones_like(log_alpha)))
+        return self.base.survival(log_alpha, self._before(log_alpha.new_ones(())))
 
     def mean(self, log_alpha: Tensor) -> Tensor:
         """E[z], shape `(n_gates,)`, in (0, 1), by Gauss-Legendre quadrature of P(z > x) over x in [0, 1]."""
