@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.errors import FileFormatError, ModelSpecError, PlanMismatchError
+from l0prune.errors import CaptureError, FileFormatError, ModelSpecError, PlanMismatchError
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
 
@@ -23,13 +24,15 @@ __all__ = ["load", "save"]
 FORMAT = "l0prune.compact"
 VERSION = 1
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
+FILES = (WEIGHTS, PLAN, PROGRAM)
 _MANIFEST_KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
 
 
 def save(compact: nn.Module, directory: str | Path) -> Path:
     """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
 
-    The files are written to a temporary folder that then takes the place of `directory`.
+    The files are written to a temporary folder that then takes the place of `directory`. A model that torch.export refuses
+    has no `model.pt2`: it is loaded with its dense model as `base`.
 
     Args:
         compact: From `l0prune.shrink`, perhaps trained further.
@@ -56,10 +59,13 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
     try:
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
-        captured = capture(compact, record.example_kwargs or record.example_args)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(captured.program, draft / PROGRAM)
+        captured = None
+        with suppress(CaptureError):
+            captured = capture(compact, record.example_kwargs or record.example_args)
+        if captured is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.export.save(captured.program, draft / PROGRAM)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -67,8 +73,8 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
             "model_class": type(compact).__name__,
             "form": record.form,
             "max_rel_diff": record.difference.max_rel,
-            "dynamic_batch": captured.dynamic_batch,
-            "files": {name: _sha256(draft / name) for name in (WEIGHTS, PLAN, PROGRAM)},
+            "dynamic_batch": captured is not None and captured.dynamic_batch,
+            "files": {name: _sha256(draft / name) for name in FILES if (draft / name).exists()},
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         draft.chmod(0o755)
@@ -97,12 +103,12 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
 
     Raises:
         FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
-        PlanMismatchError: `base` is not the dense model the plan was made for.
+        PlanMismatchError: `base` is not the dense model the plan was made for, or is needed and not given.
     """
     from l0prune.sources.weights import load_weights_
 
     folder = Path(directory)
-    _check_manifest(folder)
+    has_graph = _check_manifest(folder)
     plan = SurgeryPlan.from_json(_read_json(folder / PLAN), source=str(folder / PLAN))
     if base is not None:
         plan.check(base)
@@ -113,6 +119,10 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
         from l0prune.surgery.in_place import cut_in_place
 
         model = cut_in_place(base, replace(plan, folds={}))
+    elif not has_graph:
+        raise PlanMismatchError(
+            f"{folder} has no {PROGRAM}, because torch.export cannot capture the model; pass the dense model as base="
+        )
     else:
         model = _load_graph(folder / PROGRAM)
     load_weights_(model, folder / WEIGHTS)
@@ -141,8 +151,8 @@ def _tie_(model: nn.Module) -> None:
             model.get_submodule(path)._parameters[leaf] = known
 
 
-def _check_manifest(folder: Path) -> None:
-    """See that every file is the one that was saved."""
+def _check_manifest(folder: Path) -> bool:
+    """See that every file is the one that was saved; says whether there is a graph."""
     if not folder.is_dir():
         raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
     manifest = _read_json(folder / MANIFEST)
@@ -155,13 +165,15 @@ def _check_manifest(folder: Path) -> None:
     if set(manifest) != _MANIFEST_KEYS or not isinstance(manifest["files"], dict):
         odd = ", ".join(sorted(set(manifest) ^ _MANIFEST_KEYS)) or "files"
         raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
-    for name in (WEIGHTS, PLAN, PROGRAM):
+    has_graph = PROGRAM in manifest["files"] or (folder / PROGRAM).exists()
+    for name in FILES if has_graph else (WEIGHTS, PLAN):
         if not (folder / name).is_file():
             raise FileFormatError(f"{folder / name} is missing; run shrink again")
         if _sha256(folder / name) != manifest["files"].get(name):
             raise FileFormatError(
                 f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
             )
+    return has_graph
 
 
 def _read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "BudgetInfeasibleError",
+    "CaptureError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -39,6 +40,10 @@ class DataError(L0PruneError):
 
 class TraceError(L0PruneError):
     """The model cannot be captured or followed."""
+
+
+class CaptureError(TraceError):
+    """The model runs, but torch.export cannot capture it."""
 
 
 class BudgetInfeasibleError(L0PruneError):

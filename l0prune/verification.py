@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import ConfigError, EquivalenceError
+from l0prune.errors import CaptureError, ConfigError, EquivalenceError
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.trace import aliases_of, trace_program
+from l0prune.flow.trace import aliases_of, trace_modules, trace_program
 from l0prune.gated import inject
 from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.shrink import shrink, surgery_of
@@ -40,7 +40,8 @@ class VerifyReport:
         exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance.
         max_abs_diff: Largest absolute difference between gated and compact outputs.
         max_rel_diff: The same, relative to the largest output.
-        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if not exported.
+        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if not exported, as models
+            that torch.export refuses cannot be.
         n_gates: Number of removable units.
         params_before: Parameters of the dense model.
         params_after: Parameters of the compact model.
@@ -112,10 +113,7 @@ def verify(
         model, example_inputs = model.double(), _double(example_inputs)
     vary_constants_(model, seed=seed)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "export"):
-        captured = capture(model, example_inputs)
-    with _timed(seconds, "analysis"):
-        flow = trace_program(captured, aliases=aliases_of(model))
+    flow = _traced(model, example_inputs, seconds)
     gated = inject(model, flow, seed=seed).eval()
     gated.freeze(
         torch.from_numpy(
@@ -149,7 +147,7 @@ def verify(
         )
     record = surgery_of(compact)
     onnx_diff = None
-    if onnx:
+    if onnx and not flow.refusal:
         with _timed(seconds, "onnx"):
             onnx_diff = _onnx_difference(compact, record.example_args, record.example_kwargs)
     return VerifyReport(
@@ -163,6 +161,19 @@ def verify(
         stage_seconds=seconds,
         **report,  # type: ignore[arg-type]
     )
+
+
+def _traced(model: nn.Module, example_inputs: ExampleInputs, seconds: dict[str, float]) -> ChannelFlow:
+    refusal: CaptureError | None = None
+    with _timed(seconds, "export"):
+        try:
+            captured = capture(model, example_inputs)
+        except CaptureError as error:
+            refusal = error
+    with _timed(seconds, "analysis"):
+        if refusal is not None:
+            return trace_modules(model, example_inputs, refusal=refusal)
+        return trace_program(captured, aliases=aliases_of(model))
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +18,15 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import TraceError
+from l0prune.errors import CaptureError, TraceError
 from l0prune.flow.caches import without_caches
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
 
-__all__ = ["Captured", "capture"]
+__all__ = ["Captured", "capture", "without_graph"]
+
+_NOISY = "torch.fx.experimental.symbolic_shapes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,8 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
         The exported program.
 
     Raises:
-        TraceError: the model does not run on the inputs, or torch.export cannot capture it.
+        TraceError: the model does not run on the inputs.
+        CaptureError: torch.export cannot capture it.
     """
     call = ModelCall.of(inputs)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
@@ -86,6 +91,24 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
             return _captured(model, call, norms)
 
 
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """torch.export writes whole graphs to stderr before it raises."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def without_graph(call: ModelCall) -> Captured:
+    """Example inputs beside an empty program, for a model that torch.export cannot capture."""
+    program = torch.export.export(nn.Identity(), (torch.zeros(1),))
+    free = FreeSizes((), frozenset(), {}, {})
+    return Captured(program, call.args, call.kwargs, call.batch_size or 1, free, NormCalls())
+
+
 def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
     """The freest export that works."""
     has_batch = shares_batch(call)
@@ -101,7 +124,7 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
     try:
         program = _export(model, call, {})
     except Exception as error:
-        raise TraceError(
+        raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}; remove data-dependent "
             "control flow from its forward pass, or trace the part of the model that has none"
         ) from error
@@ -123,7 +146,7 @@ def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, .
     if free_dims:
         bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs).arguments
         shapes = pytree.tree_map(lambda leaf: dict.fromkeys(free_dims.get(id(leaf), ()), Dim.AUTO) or None, dict(bound))
-    with without_caches(model):
+    with without_caches(model), _silent(logging.getLogger(_NOISY)), redirect_stderr(io.StringIO()):
         program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     program.graph.eliminate_dead_code()  # such as attention weights, averaged over heads, that nobody asked for
     program.graph_module.recompile()

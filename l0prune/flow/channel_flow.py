@@ -123,6 +123,8 @@ class ChannelFlow:
         aliases: Other names of shared tensors -> the name used here.
         parameters: Names of the trainable tensors among `tensors`.
         sizes: Shape of every tensor in `tensors`.
+        refusal: Why torch.export cannot capture the model, where the units come from torch-pruning's dependency graph
+            instead; there are no nodes then, and the model can only be cut in place.
     """
 
     captured: Captured
@@ -141,6 +143,7 @@ class ChannelFlow:
     aliases: dict[str, str]
     parameters: frozenset[str]
     sizes: dict[str, tuple[int, ...]]
+    refusal: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChannelFlow:
         """Immutable, so a copy of a model shares it."""
@@ -210,6 +213,8 @@ class ChannelFlow:
         lines += [
             f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])
         ]
+        if self.refusal:
+            lines.append(f"  followed by torch-pruning's dependency graph, because {self.refusal}")
         return "\n".join(lines)
 
 

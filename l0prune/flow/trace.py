@@ -10,8 +10,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import TraceError
-from l0prune.flow.capture import Captured, capture
+from l0prune.errors import CaptureError, TraceError
+from l0prune.flow.capture import Captured, capture, without_graph
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.contexts import open_contexts_
 from l0prune.flow.costs import CostTerm, Dimension, Side
@@ -21,9 +21,9 @@ from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import INERT, IdArray, Split
 from l0prune.flow.units import Units, solve
 from l0prune.flow.unreached import unreached_parameters
-from l0prune.model_call import ExampleInputs
+from l0prune.model_call import ExampleInputs, ModelCall
 
-__all__ = ["aliases_of", "trace", "trace_program"]
+__all__ = ["aliases_of", "trace", "trace_modules", "trace_program"]
 
 MAX_PASSES = 12
 """Times the graph is walked again with other axes for views that pinned everything."""
@@ -41,15 +41,41 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
         The channel flow: units, consumers, costs, and what is pinned with the reason.
 
     Raises:
-        TraceError: the model fails on the inputs, torch.export cannot capture it, or a name in `ignore` is not in it.
+        TraceError: the model fails on the inputs, neither torch.export nor torch-pruning can follow it, or a name in
+            `ignore` is not in it.
     """
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for name in ignored:
         if name not in known:
             raise TraceError(f"ignore names {name!r}, which is no module or parameter of {type(model).__name__}")
-    captured = capture(model, example_inputs)
+    try:
+        captured = capture(model, example_inputs)
+    except CaptureError as refusal:
+        return trace_modules(model, example_inputs, refusal=refusal, ignore=ignored)
     return trace_program(captured, aliases=aliases_of(model), ignore=ignored)
+
+
+def trace_modules(
+    model: nn.Module, example_inputs: ExampleInputs, *, refusal: CaptureError, ignore: Iterable[str] = ()
+) -> ChannelFlow:
+    """The analysis of a model that torch.export refuses, by torch-pruning's dependency graph.
+
+    Raises:
+        TraceError: that does not work either.
+    """
+    from l0prune.flow.fallback import follow_modules
+
+    call, aliases = ModelCall.of(example_inputs), aliases_of(model)
+    try:
+        followed = follow_modules(model, call, aliases=aliases, ignore=ignore)
+    except TraceError as error:
+        raise TraceError(f"{refusal}. {error}") from error
+    parameters = frozenset(name for name, _ in model.named_parameters())
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    sizes = {name: tuple(int(size) for size in tensor.shape) for name, tensor in tensors}
+    reason = str(refusal).partition(";")[0]
+    return _assemble(without_graph(call), followed, solve(followed), aliases, parameters, sizes, refusal=reason)
 
 
 def trace_program(
@@ -74,7 +100,9 @@ def trace_program(
             break
         for split in _causes(stuck, units):
             choices[split.key] = choices.get(split.key, 0) + 1
-    return _assemble(captured, followed, units, aliases)
+    inputs = captured.program.graph_signature.inputs_to_parameters.values()
+    parameters = frozenset(aliases.get(name, name) for name in inputs) & frozenset(followed.tensors)
+    return _assemble(captured, followed, units, aliases, parameters, _sizes(captured.program, aliases))
 
 
 def _causes(stuck: list[Split], units: Units) -> list[Split]:
@@ -117,7 +145,16 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dict[str, str]) -> ChannelFlow:
+def _assemble(
+    captured: Captured,
+    followed: Followed,
+    units: Units,
+    aliases: dict[str, str],
+    parameters: frozenset[str],
+    sizes: dict[str, tuple[int, ...]],
+    *,
+    refusal: str = "",
+) -> ChannelFlow:
     program = captured.program
     tensors = {name: units.label_gates(labels) for name, labels in followed.tensors.items()}
     nodes = {
@@ -126,10 +163,6 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         else list(units.label_gates(result))  # type: ignore[arg-type]
         for node, result in followed.nodes.items()
     }
-    parameters = frozenset(
-        aliases.get(name, name) for name in program.graph_signature.inputs_to_parameters.values()
-    ) & frozenset(tensors)
-    sizes = _sizes(program, aliases)
     consumers: dict[tuple[str, int], Consumer] = {}
     for use in followed.tracker.consumptions:
         gates = units.gates(use.ids)
@@ -151,7 +184,9 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         norms=tuple(norms),
         macs_terms=_macs_terms(captured, followed, units),
         params_terms=_params_terms(tensors, parameters, sizes),
-        dimensions=removable_dimensions(
+        dimensions=dimensions
+        if refusal
+        else removable_dimensions(
             program.graph, nodes, dimensions, groups, frozenset(program.graph_signature.user_inputs)
         ),
         gate_group=groups,
@@ -163,6 +198,7 @@ def _assemble(captured: Captured, followed: Followed, units: Units, aliases: dic
         aliases=aliases,
         parameters=parameters,
         sizes={name: sizes[name] for name in tensors},
+        refusal=refusal,
     )
 
 

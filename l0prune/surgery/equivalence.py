@@ -13,7 +13,10 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import EquivalenceError
 from l0prune.model_call import evaluation_mode, output_tensors
 
-__all__ = ["Difference", "compare", "random_like", "require_equal"]
+__all__ = ["GUESSED", "REPORT", "Difference", "compare", "random_like", "require_equal"]
+
+REPORT = "please report the model: this must not happen"
+GUESSED = "its layers were grouped without a graph of the model: name those that are grouped wrongly in ignore"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def _distance(a: Tensor, reference: Tensor) -> tuple[float, float]:
     return absolute, absolute / max(float(reference[finite].abs().max()), 1e-30)
 
 
-def require_equal(difference: Difference, tolerance: float, what: str) -> None:
+def require_equal(difference: Difference, tolerance: float, what: str, *, remedy: str = REPORT) -> None:
     """Raise if two models are further apart than `tolerance` (relative).
 
     Raises:
@@ -101,5 +104,5 @@ def require_equal(difference: Difference, tolerance: float, what: str) -> None:
     if not difference.max_rel <= tolerance:
         raise EquivalenceError(
             f"{what} outputs differ by {difference.max_rel:.1e} relative to the largest (tolerance {tolerance:.0e}) at output "
-            f"{difference.output}; nothing was written. Please report the model: this must not happen"
+            f"{difference.output}; nothing was written. {remedy[0].upper()}{remedy[1:]}"
         )

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
-from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, split_inputs
-from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
+from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
+from l0prune.surgery.equivalence import GUESSED, REPORT, Difference, require_equal
 from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
+from l0prune.surgery.trials import difference_between
 from l0prune.surgery.ways import ways_to_cut
 
 __all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
@@ -26,6 +27,7 @@ __all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
 TOLERANCE = {torch.float64: 1e-9}
 """Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; 1e-4 for the others."""
 
+_REMEDY = "leave form open, or use form='graph'"
 _RECORD = "_l0prune_surgery"
 
 
@@ -106,14 +108,20 @@ def shrink(
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
+    traced = _inputs(gated, None)
+    if form == "graph" and gated.flow.refusal:
+        raise ConfigError(f"there is no graph to cut: {gated.flow.refusal}; leave form open")
+    ways = "in-place" if gated.flow.refusal else form
     tolerance = _tolerance(gated)
     compact: nn.Module | None = None
     difference, failure = Difference(math.inf, math.inf, 0), None
-    for compact, used in ways_to_cut(gated, plan, keep, _inputs(gated, None), form=form):
+    for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways):
         try:
-            difference, failure = _difference(reference, compact, args, kwargs), None
-            if (used.form == "graph" or used.calls) and difference.max_rel <= tolerance:
-                difference = _worse(difference, _difference_elsewhere(reference, compact))
+            elsewhere = used.form == "graph" or bool(used.calls)
+            difference = difference_between(
+                reference, compact, ModelCall(args, kwargs), ModelCall(*traced), in_graph=elsewhere
+            )
+            failure = None
         except L0PruneError:
             raise
         except Exception as error:  # noqa: BLE001 - in place: the class has sizes in its code; the graph has none
@@ -127,13 +135,9 @@ def shrink(
         reason = (str(failure).splitlines() or [""])[0]
         raise EquivalenceError(
             f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); "
-            + (
-                "leave form open, or use form='graph'"
-                if form == "in-place"
-                else "please report the model: this must not happen"
-            )
+            + (GUESSED if gated.flow.refusal else _REMEDY if form == "in-place" else REPORT)
         ) from failure
-    require_equal(difference, tolerance, "shrunk and gated")
+    require_equal(difference, tolerance, "shrunk and gated", remedy=GUESSED if gated.flow.refusal else REPORT)
     record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
     object.__setattr__(compact, _RECORD, record)
     return compact.eval()
@@ -234,29 +238,3 @@ def _tolerance(gated: GatedModel) -> float:
         ):
             dtypes.add(value.dtype)
     return max((TOLERANCE.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
-
-
-def _difference(reference: nn.Module, compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
-    """The worse of the differences on the given inputs and on noise; on the given ones alone where noise gives NaN."""
-    given = compare(reference, compact, args, kwargs)
-    noise = compare(reference, compact, *random_like(args, kwargs, seed=1))
-    return _worse(given, noise)
-
-
-def _difference_elsewhere(reference: GatedModel, compact: nn.Module) -> Difference:
-    """At another batch size and other lengths than the model was traced with, as far as it takes them."""
-    for call in reference.flow.captured.free.elsewhere(ModelCall(*_inputs(reference, None))):
-        try:
-            with evaluation_mode(reference), torch.no_grad():
-                call(reference)
-        except (RuntimeError, IndexError):  # a length may be free in the graph and still not fit a table
-            continue
-        return compare(reference, compact, call.args, call.kwargs)
-    return Difference(0.0, 0.0, 0)
-
-
-def _worse(one: Difference, other: Difference) -> Difference:
-    """The larger one; the first where either is NaN."""
-    if math.isnan(one.max_rel) or math.isnan(other.max_rel):
-        return one
-    return max(one, other, key=lambda difference: difference.max_rel)
