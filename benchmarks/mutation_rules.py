@@ -12,6 +12,7 @@ for.
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -114,6 +115,7 @@ def start(mutant: Mutant, batches: list[list[str]], observer: Observer, answer: 
     if child:
         return child
     signal.alarm(LIMIT_SECONDS)
+    gc.freeze()  # else every session of pytest would search the exported graphs for garbage, several times
     try:
         put_in_place(mutant)
         code = next((code for tests in batches if tests and (code := run(tests, observer))), 0)

@@ -130,7 +130,7 @@ def _of(node: ast.AST, *, is_rule: bool) -> Iterator[tuple[str, ast.AST]]:
         yield "assignment left out", ast.Pass()
     elif isinstance(node, (ast.If, ast.IfExp)):
         yield "condition reversed", _with(node, test=ast.UnaryOp(ast.Not(), node.test))
-    elif isinstance(node, ast.Return) and is_rule and node.value is not None:
+    elif isinstance(node, ast.Return) and is_rule and node.value is not None and ast.unparse(node.value) != "[]":
         yield "axes of the result rotated", ast.Return(_call("_l0_rotated", node.value))
     elif isinstance(node, ast.Subscript) and (index := _constant(node.slice)) is not None:
         other = {0: 1, 1: 0, -1: -2, -2: -1}.get(index, index - 1)

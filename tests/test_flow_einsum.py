@@ -150,3 +150,39 @@ def test_products_with_a_vector(name):
         assert_cut_exactly(net, inputs(5, 6, 3))
         assert gates(flow, "up.weight", 0) == [0, 1, 2, 3]
     assert [(c.parameter, c.dim) for c in flow.consumers] == [("vector", 0)]
+
+
+def test_positions_contracted_with_a_vector_leave_units_in_place():
+    net = Net(
+        lambda net, x: net.head(net.up(x).mT @ net.places), up=nn.Linear(3, 4), places=weight(6), head=nn.Linear(4, 2)
+    )
+
+    assert assert_cut_exactly(net, inputs(5, 6, 3)).n_gates == 4
+
+
+def test_given_dimensions_of_two_tensors_are_contracted_and_the_others_stay_in_order():
+    net = Net(
+        lambda net, x: net.head(torch.tensordot(net.up(x), net.weight, dims=([2], [0]))),
+        up=nn.Linear(3, 4),
+        weight=weight(4, 6),
+        head=nn.Linear(6, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(5, 7, 3))
+
+    assert gates(flow, "weight", 0) == gates(flow, "up.weight", 0) == [0, 1, 2, 3]
+    assert gates(flow, "weight", 1) == gates(flow, "head.weight", 1) == [4, 5, 6, 7, 8, 9]
+
+
+def test_the_inner_product_with_a_number_has_no_rule():
+    net = Net(
+        lambda net, x: net.head(torch.inner(net.up(x), net.scale)),
+        up=nn.Linear(3, 4),
+        scale=nn.Parameter(torch.tensor(0.5)),
+        head=nn.Linear(4, 2),
+    )
+
+    flow = traced(net, inputs(5, 3))
+
+    assert flow.n_gates == 0
+    assert "aten.inner.default" in flow.unknown_ops

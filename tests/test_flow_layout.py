@@ -5,6 +5,7 @@ import torch
 from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, traced
 from torch import nn
 
+from l0prune.flow.trace import trace_program
 from l0prune.surgery.shrink import shrink
 
 MOVES = {
@@ -148,3 +149,18 @@ def test_rolling_without_a_dimension_moves_everything():
     net = Net(lambda net, x: net.head(net.up(x).roll(1)), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
 
     assert traced(net, inputs(2, 3)).n_gates == 0
+
+
+def test_a_length_of_units_that_is_used_as_a_number_stays():
+    """torch.export asks the inputs for sizes; a program written by hand may ask any tensor."""
+    net = Net(lambda net, x: net.head(net.up(x)) * x.shape[0], up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+    captured = traced(net, inputs(5, 3)).captured
+    up, _ = captured.program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+    (size,) = captured.program.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
+    up.append(size)
+    size.args = (up, 1)
+
+    flow = trace_program(captured)
+
+    assert flow.n_gates == 0
+    assert flow.pinned["its size is used as a number"] == 4

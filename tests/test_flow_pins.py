@@ -29,6 +29,16 @@ def test_units_that_are_looked_up_stay(name):
     assert flow.n_gates == 0
 
 
+def test_units_of_positions_that_a_mask_chooses_stay():
+    """How many there are is known when the model runs."""
+    net = Net(lambda net, x, chosen: net.head(net.up(x)[chosen]), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    flow = traced(net, (inputs(2, 5, 3), inputs(2, 5) > 0))
+
+    assert flow.n_gates == 0
+    assert "aten.index.Tensor" in flow.unknown_ops
+
+
 def test_indices_behind_units_leave_them_where_they_are():
     net = Net(
         lambda net, x: net.head(net.up(x)[:, :, [2, 0]].transpose(1, 2)),
@@ -224,6 +234,7 @@ def test_layers_of_a_first_state_are_not_reported():
 DECLINED = {
     "random by units": lambda net, y: torch.bernoulli(y.sigmoid()),
     "nothing of them": lambda net, y: y[:, :0].reshape(y.shape[0], 4, 0),
+    "take_along_dim of all": lambda net, y: y.take_along_dim(torch.tensor([1, 5])),
     "nothing of them, and flat": lambda net, y: y[:, :0].reshape(y.shape[0], 0),
 }
 
@@ -239,9 +250,17 @@ def test_units_in_a_view_too_large_to_follow_stay(monkeypatch):
     assert traced(both(lambda net, y: y.flatten(1), n_out=20), inputs(2, 5, 3)).n_gates == 0
 
 
-def test_units_joined_to_others_that_were_looked_up_keep_their_places():
+THREE_OF_FOUR = {
+    "index_select": lambda y: y.index_select(-1, torch.tensor([2, 0, 1])),
+    "windows": lambda y: y.unfold(-1, 2, 1).amax(-1),
+    "topk": lambda y: y.topk(3).values,
+}
+
+
+@pytest.mark.parametrize("name", THREE_OF_FOUR)
+def test_units_joined_to_what_is_left_of_others_keep_their_places(name):
     net = Net(
-        lambda net, x: net.head(torch.cat([net.a(x).index_select(-1, torch.tensor([2, 0, 1])), net.b(x)], -1)),
+        lambda net, x: net.head(torch.cat([THREE_OF_FOUR[name](net.a(x)), net.b(x)], -1)),
         a=nn.Linear(3, 4),
         b=nn.Linear(3, 5),
         head=nn.Linear(8, 2),
@@ -251,3 +270,24 @@ def test_units_joined_to_others_that_were_looked_up_keep_their_places():
 
     assert flow.n_gates == 5
     assert gates(flow, "head.weight", 1) == [-1, -1, -1, 0, 1, 2, 3, 4]
+
+
+UNTIL_THE_BATCH_ENDS = {
+    "slice": lambda table, n: table[:n],
+    "narrow": lambda table, n: table.narrow(0, 0, n),
+    "flat for a while": lambda table, n: table[:n].flatten().unflatten(0, (-1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNTIL_THE_BATCH_ENDS)
+def test_a_table_of_which_the_batch_takes_as_much_as_it_needs_keeps_its_units(name):
+    net = Net(
+        lambda net, x: net.head(net.up(x) + UNTIL_THE_BATCH_ENDS[name](net.table, x.shape[0])),
+        up=nn.Linear(3, 4),
+        table=nn.Parameter(torch.empty(8, 4)),
+        head=nn.Linear(4, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(5, 3), forms=["graph"])
+
+    assert gates(flow, "table", 1) == gates(flow, "up.weight", 0) == [0, 1, 2, 3]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import Net, assert_cut_exactly, inputs, traced
+from flow_case import Net, assert_cut_exactly, both, inputs, traced
 from torch import nn
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -110,3 +110,10 @@ def test_places_of_a_grid_that_are_units_are_pinned():
 
     assert flow.n_gates == 6
     assert flow.pinned["grid_sampler mixes along it"] == 2
+
+
+def test_units_along_the_space_that_a_grid_looks_at_stay():
+    grid = inputs(2, 5, 3, 2).tanh()
+    net = both(lambda net, y: F.grid_sample(y, grid, align_corners=False), width=6, n_out=3)
+
+    assert traced(net, inputs(2, 4, 5, 3)).n_gates == 0

@@ -146,6 +146,21 @@ def test_of_two_dimensions_of_units_that_merge_one_goes_on():
     assert flow.pinned["merged with another dimension of units"] == 4
 
 
+def test_of_two_dimensions_that_merge_the_one_that_is_free_goes_on():
+    net = Net(
+        lambda net, x: (net.head((net.rows[None, :, None] * net.up(x)[:, None, :]).flatten(1)), net.rows * 2),
+        rows=nn.Parameter(torch.empty(3)),
+        up=nn.Linear(3, 4),
+        head=nn.Linear(12, 5),
+    )
+
+    flow = assert_cut_exactly(net, inputs(2, 3))
+
+    assert gates(flow, "rows", 0) is None
+    assert gates(flow, "up.weight", 0) == [0, 1, 2, 3]
+    assert gates(flow, "head.weight", 1) == [0, 1, 2, 3] * 3
+
+
 def shuffled(net: Net, x: torch.Tensor) -> torch.Tensor:
     left, right = net.up(x).chunk(2, 1)
     x = torch.cat([left, net.branch(right)], 1)

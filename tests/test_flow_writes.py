@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
 from torch import Tensor, nn
 
 LOOKED_UP = "indexed by position"
@@ -170,3 +170,17 @@ def test_numbers_of_positions_made_of_units_are_pinned():
     )
 
     assert gates(flow, "other.weight", 0)[:2] == [-1, -1]
+
+
+PLACES = torch.tensor([5, 0, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda x, y: x.scatter(-1, PLACES.expand(3, 5, 4), y), lambda x, y: x.index_copy(-1, PLACES, y)],
+    ids=["scatter", "index_copy"],
+)
+def test_units_that_are_written_to_given_places_stay(write):
+    net = both(lambda net, y: write(torch.zeros(3, 5, 8, dtype=y.dtype), y), n_out=8)
+
+    assert traced(net, inputs(3, 5, 3)).n_gates == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import Op, register
 from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
 from l0prune.flow.rules.einsum import Index, multilinear
 from l0prune.flow.tracker import Labels
@@ -53,8 +53,6 @@ def addmm(op: Op) -> Labels:
 def _product(op: Op, a: Any, b: Any) -> Labels:
     a_labels, b_labels = op.labels(a), op.labels(b)
     a_shape, b_shape = op.shape(a), op.shape(b)
-    if len(a_shape) < 2 or len(b_shape) < 2:
-        raise NoRuleError
     if op.origin(b) is not None:
         contract(op, a_labels[-1], b, len(b_shape) - 2)
     elif op.origin(a) is not None:

@@ -35,10 +35,8 @@ def spatial(op: Op) -> Labels | list[Labels]:
 def grid_sampler(op: Op) -> Labels:
     """Channels are looked up at places of space that a tensor names: the same places for all of them."""
     labels, grid = op.labels(op.arg("input")), op.labels(op.arg("grid"))
-    pin_space(op, labels[2:])
-    pin_space(op, grid[1:])
-    batch = None if labels[0] is None and grid[0] is None else op.tracker.tie(labels[0], grid[0])
-    return [batch, labels[1], *([None] * (len(labels) - 2))]
+    pin_space(op, [labels[0], *labels[2:], *grid])
+    return [None, labels[1], *([None] * (len(labels) - 2))]
 
 
 def pin_space(op: Op, labels: Labels) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import Op, register
 from l0prune.flow.rules.indexing import LOOKED_UP, indexed, is_mask
 from l0prune.flow.rules.pointwise import pointwise
 from l0prune.flow.tracker import Labels
@@ -79,10 +79,7 @@ def index_write(op: Op) -> Labels:
     op.tracker.pin_all(op.labels(op.arg("index")), LOOKED_UP)
     if op.name.rstrip("_") == "index_fill":
         return labels
-    source = op.labels(op.arg("source"))
-    if len(source) != len(labels):
-        raise NoRuleError
-    for d, ids in enumerate(source):
+    for d, ids in enumerate(op.labels(op.arg("source"))):
         if d == dim:
             op.tracker.pin(ids, LOOKED_UP)
         else:
