@@ -91,6 +91,7 @@ def check_cut(model: nn.Module, inputs: Any, result: dict[str, Any]) -> None:
     if compact is not None:
         record = surgery_of(compact)
         result |= {"exact": True, "max_rel_diff": record.difference.max_rel, "form": record.form}
+        result["calls_given_sizes"] = len(record.plan.calls)
         result["kept_params"] = sum(p.numel() for p in compact.parameters()) / result["params"]
         result["smallest_output"] = min(
             (float(t.abs().max()) for t in output_tensors(_run(compact, inputs)) if t.numel()), default=0.0

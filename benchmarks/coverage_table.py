@@ -32,7 +32,8 @@ random, the others get gate values between 0.3 and 1, and the closed units are c
 
 - **exact**: largest difference between the cut model and the gated one, relative to the largest output, in float64 (float32
   beyond 200 M parameters). Above 1e-9 (1e-4 in float32) the model counts as wrong.
-- **form**: `in-place` keeps the user's class, `graph` is the exported graph with smaller tensors.
+- **form**: `in-place` keeps the user's class, `graph` is the exported graph with smaller tensors. A number in brackets: as many
+  calls in the class's code have sizes that no integer of it stands for, and are given those of the compact model.
 - **params**, **MACs**: share that some gate can remove.
 - **ONNX**: onnxruntime against torch for the cut model in float32, relative. Where float32 itself is off by more than that (torch
   in float32 against float64), up to five times its own error counts as agreement.
@@ -89,7 +90,11 @@ def _summary(by_model: dict[tuple[str, str], dict[str, Record]]) -> list[str]:
             + (f" {suite}" if suite in TITLES and suite not in TITLES[suite].split(":")[0] else "")
         ]
         cells += [len(cuts), len(captured), len(exact), sum(r.get("exact") is False for r in cuts)]
-        cells += [f"{sum(r.get('form') == 'in-place' for r in exact)} of {len(exact)}"]
+        given = sum(r.get("calls_given_sizes", 0) > 0 for r in exact)
+        cells += [
+            f"{sum(r.get('form') == 'in-place' for r in exact)} of {len(exact)}"
+            + (f" ({given} with sizes given to calls)" if given else "")
+        ]
         cells += (
             [f"{median(shares):.4f}", f"{median(macs):.4f}", sum(s < LOW for s in shares)] if shares else ["", "", ""]
         )
@@ -112,7 +117,7 @@ def _table(rows: dict[str, dict[str, Record]]) -> list[str]:
             name,
             f"{cut['params'] / 1e6:.2f}" if "params" in cut else "",
             exact if cut else "",
-            cut.get("form", ""),
+            cut.get("form", "") + (f" ({cut['calls_given_sizes']})" if cut.get("calls_given_sizes") else ""),
             f"{cut['prunable_params']:.4f}" if "prunable_params" in cut else "",
             f"{cut['prunable_macs']:.4f}" if "prunable_macs" in cut else "",
             _onnx_cell(checks.get("onnx")),

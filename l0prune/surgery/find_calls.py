@@ -209,6 +209,8 @@ def _wanted(
 
 def _rows(flow: ChannelFlow, kind: str, node: Node, kept: npt.NDArray[np.bool_], item: int) -> Rows:
     """The sizes of a node after the cut, as far as they do not grow with an input; those of a slice for the item of an index."""
+    if node.target is torch.ops.aten.view.dtype:
+        return ()
     source: Any = node.args[0]
     before, after = flow.nodes.get(source.name, []), flow.nodes.get(node.name, [])
     if kind == "slice":
