@@ -125,3 +125,24 @@ def test_a_triangle_is_cut_out_by_position(cut):
 
     assert flow.n_gates == 4
     assert traced(net(2), inputs(2, 5, 5, 3)).pinned[f"{cut.__name__} cuts by position"] == 4
+
+
+OF_A_NUMBER = {
+    "softmax": lambda number: number.softmax(0),
+    "sort": lambda number: number.sort(0).values,
+    "topk": lambda number: number.topk(1, 0).values,
+    "windows": lambda number: number.unfold(0, 1, 1),
+    "index_fill": lambda number: number.index_fill(0, torch.tensor([0]), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_a_number_has_no_dimension_to_run_along(name):
+    net = Net(
+        lambda net, x: net.head(net.up(x) * OF_A_NUMBER[name](net.scale)),
+        up=nn.Linear(3, 4),
+        scale=nn.Parameter(torch.empty(())),
+        head=nn.Linear(4, 2),
+    )
+
+    assert assert_cut_exactly(net, inputs(5, 3)).n_gates == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from l0prune.flow.op import Op, register
+from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.spatial import pin_space
 from l0prune.flow.tracker import IdArray, Labels
 
@@ -15,7 +15,9 @@ __all__: list[str] = []
 def windows(op: Op) -> Labels:
     """Tensor.unfold: windows along one dimension; places inside the window become a dimension of their own, at the end."""
     labels = op.labels(op.arg("self"))
-    dim = op.arg("dimension") % max(len(labels), 1)
+    if not labels:
+        raise NoRuleError  # a single number
+    dim = op.arg("dimension") % len(labels)
     op.tracker.pin(labels[dim], "windows are cut along it")
     labels[dim] = None
     return [*labels, None]

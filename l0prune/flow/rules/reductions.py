@@ -67,10 +67,11 @@ def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
 def along(op: Op) -> Result:
     """Every output along `dim` depends on all inputs along it."""
     labels = op.labels(op.tensor_args()[0])
-    dim = op.arg("dim") % max(len(labels), 1)
-    op.tracker.pin(labels[dim], f"{op.name.lstrip('_')} runs along it")
-    if op.name == "topk":
-        labels[dim] = None
+    if labels:  # a single number has no dimension, but may be said to be taken along its first
+        dim = op.arg("dim") % len(labels)
+        op.tracker.pin(labels[dim], f"{op.name.lstrip('_')} runs along it")
+        if op.name == "topk":
+            labels[dim] = None
     value = op.node.meta["val"]
     return [list(labels) for _ in value] if isinstance(value, (tuple, list)) else labels
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.op import Op, register
+from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.indexing import LOOKED_UP, indexed, is_mask
 from l0prune.flow.rules.pointwise import pointwise
 from l0prune.flow.tracker import Labels
@@ -74,7 +74,9 @@ def scatter(op: Op) -> Labels:
 def index_write(op: Op) -> Labels:
     """Rows along `dim`, chosen by a vector of numbers, are written; the others stay."""
     labels = op.labels(op.arg("self"))
-    dim = op.arg("dim") % max(len(labels), 1)
+    if not labels:
+        raise NoRuleError
+    dim = op.arg("dim") % len(labels)
     op.tracker.pin(labels[dim], LOOKED_UP)
     op.tracker.pin_all(op.labels(op.arg("index")), LOOKED_UP)
     if op.name.rstrip("_") == "index_fill":
