@@ -1,11 +1,14 @@
 """From options to a model with its inputs, and to data that fits it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from l0prune.cli.options import ModelOptions
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
 
@@ -24,7 +27,7 @@ def load(options: ModelOptions) -> "LoadedModel":
     size = options.image_size
     if size is not None and len(size) > 2:
         raise ConfigError(f"image size has {len(size)} numbers; give one side, or HEIGHT,WIDTH")
-    return load_model(
+    loaded = load_model(
         options.spec,
         weights=None if options.weights is None else str(options.weights),
         model_args=options.model_args,
@@ -34,6 +37,16 @@ def load(options: ModelOptions) -> "LoadedModel":
         image_size=None if size is None else (size[0], size[-1]),
         pretrained=options.pretrained,
     )
+    return replace(loaded, model=trainable(loaded.model))
+
+
+def trainable(model: "nn.Module") -> "nn.Module":
+    """The model; if it is an exported graph, one whose dropout and batch norms follow its mode."""
+    from torch.fx import GraphModule
+
+    from l0prune.surgery.graph_model import GraphModel
+
+    return GraphModel(model, model.graph).eval() if isinstance(model, GraphModule) else model
 
 
 def load_data_for(loaded: "LoadedModel", spec: str) -> "DataSource":

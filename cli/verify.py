@@ -37,11 +37,7 @@ def verify_command(
         result = verify_model(model, closed=closed, seed=seed, align=align, double=double, onnx=not no_onnx)
     show(result, as_json, lambda: print_verification(result))
     if not result["exact"]:
-        click.echo(
-            f"error: {model.spec}: the cut network differs from the gated one by {result['max_rel_diff']:.1e} relative to "
-            "its largest output; run `l0prune inspect` to see the layers, and report this as a bug",
-            err=True,
-        )
+        click.echo(f"error: {model.spec}: {what_differs(result)}", err=True)
         ctx.exit(EXIT_ERROR)
 
 
@@ -56,6 +52,20 @@ def verify_model(
         loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double
     )
     return {"model": model.spec, **report.to_json()}
+
+
+def what_differs(result: dict[str, Any]) -> str:
+    """Which two networks disagree, and what to do."""
+    onnx = result["onnx_max_rel_diff"]
+    if onnx is None:
+        return (
+            f"the cut network differs from the gated one by {result['max_rel_diff']:.1e} relative to its largest output; run "
+            "`l0prune inspect` to see the layers, and report this as a bug"
+        )
+    return (
+        f"the ONNX file differs from the cut network by {onnx:.1e} relative to its largest output; the cut itself is exact to "
+        f"{result['max_rel_diff']:.1e}: try --no-onnx, and report this as a bug"
+    )
 
 
 def print_verification(result: dict[str, Any]) -> None:

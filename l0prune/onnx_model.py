@@ -1,5 +1,6 @@
 """An ONNX file as something that can be called like a torch model, and how far it is from one."""
 
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ class OnnxModel:
         self.path = Path(path)
         self.session = open_session(self.path, threads=threads)
         self.input_names: tuple[str, ...] = tuple(node.name for node in self.session.get_inputs())
+        names = [node.name for node in self.session.get_outputs()]
+        self._outputs: Any = namedtuple("Outputs", names, rename=True)  # type: ignore[misc]
 
     @property
     def static_batch(self) -> int | None:
@@ -109,7 +112,7 @@ class OnnxModel:
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Outputs for the inputs: one tensor, or a tuple where the file has several outputs.
+        """Outputs for the inputs: one tensor, or a named tuple where the file has several outputs.
 
         Args:
             args: Tensors in the order of the file's inputs; or one tuple of them; or one dict, input name -> tensor.
@@ -128,7 +131,7 @@ class OnnxModel:
             parts = [self._run(part) for part in _batches(feeds, rows, batch)]
             outputs = [np.concatenate(values)[:rows] for values in zip(*parts, strict=True)]
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in outputs)
-        return tensors[0] if len(tensors) == 1 else tensors
+        return tensors[0] if len(tensors) == 1 else self._outputs(*tensors)
 
     def _feeds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if len(args) == 1 and not kwargs and isinstance(args[0], list | tuple | Mapping):

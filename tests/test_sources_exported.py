@@ -219,6 +219,31 @@ def test_code_that_checks_inputs_is_left_out(program, tmp_path):
     assert not trap.exists()
 
 
+def test_outputs_of_a_class_that_is_not_installed_become_a_dict(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return {"logits": self.layer(x), "twice": 2 * x}
+
+    def change(content):
+        signature = content["graph_module"]["module_call_graph"][0]["signature"]
+        assert "builtins.dict" in signature["out_spec"]
+        last = signature["out_spec"].replace("builtins.dict", "transformers.modeling_outputs.NamedOutput")
+        signature["out_spec"] = last
+
+    model, x = Named().eval(), torch.randn(2, 3)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "named.pt2")
+
+    loaded, _ = load_exported(rewritten(tmp_path / "named.pt2", tmp_path / "x.pt2", editing(MODEL, change)))
+
+    found = loaded(x)
+    assert list(found) == ["logits", "twice"]
+    torch.testing.assert_close(found["logits"], model(x)["logits"])
+
+
 def test_files_that_are_no_archives_are_damaged(program, tmp_path):
     (tmp_path / "junk.pt2").write_bytes(b"junk" * 50)
     (tmp_path / "half.pt2").write_bytes(program[1].read_bytes()[:2000])

@@ -38,12 +38,15 @@ TARGET = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|trunc)"
 )
-PYTREE_TYPE = re.compile(r"builtins\.(tuple|list|dict)|collections\.OrderedDict|transformers\.[\w.]*Output\w*")
+OUTPUT_CLASS = re.compile(r"transformers\.[\w.]*Output\w*")
+PYTREE_TYPE = re.compile(rf"builtins\.(tuple|list|dict)|collections\.OrderedDict|{OUTPUT_CLASS.pattern}")
+SPECS = {"in_spec", "out_spec"}  # how inputs and outputs nest
 SYMPY = {"Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "FloorDiv", "CleanDiv", "Mod"}
 SYMPY |= {"PythonMod", "ModularIndexing", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "ToFloat", "CeilToInt", "FloorToInt"}
 SYMPY |= {"TruncToInt", "Identity", "Where", "PowByNatural", "Equality", "Unequality", "StrictLessThan", "LessThan"}
 SYMPY |= {"StrictGreaterThan", "GreaterThan", "And", "Or", "Not"}
 SYMPY_NODES = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.keyword, ast.Constant, ast.UnaryOp, ast.USub)
+MODES = {"training", "train", "use_input_stats"}  # arguments that say whether an op is in training mode
 FREE_TEXT = {"torch_version", "as_string"}  # stored and quoted, never interpreted
 DROPPED = {"guards_code", "metadata"}  # code that checks inputs; stack traces
 
@@ -55,14 +58,16 @@ def load_exported(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...] | dic
         path: A `.pt2` file written by torch.export.save.
 
     Returns:
-        The module, in the mode it was exported in (its batch norm and dropout nodes keep theirs), and its example
-        inputs as a tuple of positional or a dict of keyword tensors, or None where the file has none of that form.
+        The module, for evaluation: batch norm takes its running statistics and dropout does nothing, also where the
+        network was exported in training mode. And its example inputs as a tuple of positional or a dict of keyword
+        tensors, or None where the file has none of that form.
 
     Raises:
         ModelSpecError: if the file is missing or damaged, or holds what an exported network does not need.
     """
     program = load_exported_program(path)
     module = program.module(check_guards=False)
+    _evaluate_(module)
     for method in ("train", "eval"):  # torch forbids both on this module; here they set the flags and nothing else
         module.__dict__.pop(method, None)
     return module, _plain_inputs(program.example_inputs)
@@ -88,6 +93,22 @@ def load_exported_program(path: str | Path) -> torch.export.ExportedProgram:
         raise ModelSpecError(
             f"{path} cannot be loaded by torch {torch.__version__} ({type(error).__name__}); export it again."
         ) from error
+
+
+def _evaluate_(module: torch.fx.GraphModule) -> None:
+    """Take every op out of training mode, but norms that have no running statistics."""
+    for node in list(module.graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target is torch.ops.aten.add_.Tensor and str(node.args[0]).endswith("num_batches_tracked"):
+            module.graph.erase_node(node)
+            continue
+        positions = {argument.name: position for position, argument in enumerate(node.target._schema.arguments)}
+        has_statistics = "running_mean" not in positions or node.args[positions["running_mean"]] is not None
+        for name in MODES & positions.keys():
+            if has_statistics and positions[name] < len(node.args):
+                node.update_arg(positions[name], False)
+    module.recompile()
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
@@ -149,7 +170,22 @@ def _checked(value: Any, path: Path, key: str = "") -> Any:
         return [_checked(item, path, key) for item in value]
     if isinstance(value, str):
         _check_text(value, key, path)
+        return json.dumps(_without_classes(json.loads(value))) if key in SPECS and value else value
     return value
+
+
+def _without_classes(spec: Any) -> Any:
+    """A serialised pytree with dicts for the outputs of transformers, which need not be installed."""
+    if isinstance(spec, list):
+        return [_without_classes(item) for item in spec]
+    if not isinstance(spec, dict):
+        return spec
+    is_output = OUTPUT_CLASS.fullmatch(spec.get("type") or "") is not None
+    return {
+        "type": "builtins.dict" if is_output else spec.get("type"),
+        "context": spec.get("context"),
+        "children_spec": _without_classes(spec.get("children_spec")),
+    }
 
 
 def _emptied(value: Any) -> Any:
@@ -159,7 +195,7 @@ def _emptied(value: Any) -> Any:
 def _check_text(text: str, key: str, path: Path) -> None:
     if key == "expr_str":
         fine = _is_arithmetic(text)
-    elif key in {"in_spec", "out_spec"}:
+    elif key in SPECS:
         fine = not text or all(_is_container(node) for node in _nodes(json.loads(text)))
     elif key == "target":
         fine = TARGET.fullmatch(text) is not None
