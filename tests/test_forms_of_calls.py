@@ -107,6 +107,39 @@ def test_any_form_of_call_becomes_a_file(kind, make, form, tmp_path):
         assert torch.equal(found.logits, found[found._fields.index("logits")])
 
 
+class Normalised(nn.Module):
+    """LayerNorm, RMSNorm by hand and one-group GroupNorm over units that can be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mix, self.head = nn.Linear(4, 10), nn.Linear(10, 12), nn.Linear(12, 3)
+        self.first, self.second, self.last = nn.LayerNorm(10), nn.GroupNorm(1, 12), nn.RMSNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        y = self.first(y) + y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 0.1)
+        y = self.second(self.mix(y).transpose(1, 2)).transpose(1, 2)
+        y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True) + 0.1)
+        return self.head(self.last(y))
+
+
+def test_norms_in_a_file_are_masked_as_in_the_code(tmp_path):
+    net, x = Normalised(), inputs(2, 5, 4)
+    flow = traced(net, x)
+    torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
+
+    model = load_model(str(tmp_path / "net.pt2")).model
+    from_file = l0prune.trace(model, x)
+    gated = gated_at(model, from_file, random_gates(from_file))
+    compact = shrink(gated)
+
+    assert from_file.n_gates == flow.n_gates == 22
+    assert from_file.pinned == flow.pinned
+    assert n_parameters(compact) < n_parameters(net)
+    assert difference(compact(x), gated(x)) < EXACT
+    assert difference(gated(x), gated_at(net, flow, random_gates(flow))(x)) < EXACT
+
+
 class Convolutional(nn.Module):
     """Batch norm and dropout, which a mode switches."""
 

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["KIND_OF", "STATISTICS", "NormCalls", "RecordNorms", "norm_weight", "statistic_kind"]
 
+aten = torch.ops.aten
+
 KIND_OF: dict[Callable[..., Any], str] = {
     F.layer_norm: "layer_norm",
     torch.layer_norm: "layer_norm",
@@ -25,8 +27,11 @@ KIND_OF: dict[Callable[..., Any], str] = {
     torch.group_norm: "group_norm",
     F.rms_norm: "rms_norm",
     torch.rms_norm: "rms_norm",
+    aten.layer_norm.default: "layer_norm",
+    aten.group_norm.default: "group_norm",
+    aten.rms_norm.default: "rms_norm",
 }
-"""Functions that normalise over a dimension of units, and the op each becomes in an exported graph."""
+"""Functions that normalise over a dimension of units, and the op each becomes, or is already, in an exported graph."""
 
 STATISTICS: dict[Callable[..., Any], str] = {
     Tensor.mean: "mean",
@@ -41,8 +46,16 @@ STATISTICS: dict[Callable[..., Any], str] = {
     torch.amax: "amax",
     Tensor.amin: "amin",
     torch.amin: "amin",
+    aten.mean.dim: "mean",
+    aten.sum.dim_IntList: "sum",
+    aten.var.dim: "var",
+    aten.var.correction: "var",
+    aten.std.dim: "std",
+    aten.std.correction: "std",
+    aten.amax.default: "amax",
+    aten.amin.default: "amin",
 }
-"""Functions that reduce over a dimension of units, and the op each becomes in an exported graph."""
+"""Functions that reduce over a dimension of units, and the op each becomes, or is already, in an exported graph."""
 
 
 def statistic_kind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
