@@ -108,7 +108,8 @@ class Stage:
     def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
         """All losses, and the scalar to differentiate."""
         args, kwargs = split_inputs(inputs)
-        taught, wanted = None, {}
+        taught: Any = None
+        wanted: dict[str, Tensor] = {}
         with self._runtime.autocast():
             if self._read_teacher is not None:
                 with torch.no_grad():

@@ -56,4 +56,3 @@ def check_classes(loaded: LoadedModel, data: DataSource) -> None:
             f"{data.name} has {data.n_classes} classes, {loaded.spec!r} has {outputs} outputs; build it with "
             f"num_classes={data.n_classes} (--model-arg num_classes={data.n_classes})."
         )
-
