@@ -15,18 +15,9 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
-    *(
-        "epochs",
-        "warmup_epochs",
-        "gate_epochs",
-        "settle_epochs",
-        "optimizer",
-        "lr",
-        "recovery_lr",
-        "weight_decay",
-        "grad_clip",
-    ),
-    *("gate_lr", "ema_decay", "distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
+    *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
+    *("optimizer", "lr", "recovery_lr", "weight_decay", "grad_clip", "gate_lr", "ema_decay"),
+    *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
 
 
