@@ -102,14 +102,20 @@ def test_help_lists_the_commands_in_the_order_of_use():
 
     assert result.exit_code == 0
     listed = [line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["inspect", "verify", "finetune", "shrink", "bench", "eval", "report", "demo"]
+    assert listed == ["inspect", "verify", "finetune", "shrink", "bench", "eval", "report", "study", "demo"]
 
 
-@pytest.mark.parametrize("name", list(cli.commands))
-def test_every_command_explains_itself(name):
-    command = cli.commands[name]
+def runnable(group, *path):
+    """Every command that does something, with the names that lead to it."""
+    for name, command in group.commands.items():
+        yield from runnable(command, *path, name) if isinstance(command, click.Group) else [((*path, name), command)]
 
-    result = CliRunner().invoke(cli, [name, "--help"])
+
+@pytest.mark.parametrize(
+    ("path", "command"), runnable(cli), ids=lambda part: "-".join(part) if type(part) is tuple else ""
+)
+def test_every_command_explains_itself(path, command):
+    result = CliRunner().invoke(cli, [*path, "--help"])
 
     assert result.exit_code == 0
     assert command.get_short_help_str(limit=120).endswith(".")
