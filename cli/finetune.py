@@ -64,7 +64,11 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option("--lr", type=POSITIVE, help=by_optimizer("Peak learning rate while gates are learned.", "lr"))
 @click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
 @click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
-@click.option("--grad-clip", type=POSITIVE, help="Largest norm of the gradient.  [default: no limit]")
+@click.option(
+    "--grad-clip",
+    type=click.FloatRange(min=0),
+    help=with_default("Largest norm of the gradient, 0 for no limit.", f"{DEFAULTS.grad_clip:g}"),
+)
 @click.option("--augment/--no-augment", default=None, help="Crop and mirror images.  [default: those in colour]")
 @click.option(
     "--distillation/--no-distillation",

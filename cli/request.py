@@ -37,7 +37,7 @@ class FinetuneOptions:
         lr: Peak learning rate while gates are learned.
         recovery_lr: Peak learning rate of the recovery.
         weight_decay: Decay of matrices and filters.
-        grad_clip: Largest norm of the gradient.
+        grad_clip: Largest norm of the gradient; 0 does not limit it.
         gate_lr: Learning rate of the gates.
         ema_decay: Decay of a moving average of the recovered weights.
         augment: Change training images at random.

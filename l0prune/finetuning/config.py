@@ -55,7 +55,7 @@ class FinetuneConfig:
         recovery_lr_end: The same for the recovery.
         weight_decay: Decay of matrices and filters, >= 0; norms and biases never decay; None takes the optimizer's own.
         momentum: Nesterov momentum of "sgd", in [0, 1).
-        grad_clip: Largest L2 norm of the weights' gradient, > 0; None does not clip.
+        grad_clip: Largest L2 norm of the weights' gradient, >= 0; 0 does not clip.
         gate_lr: Learning rate of the gates; None lets the gated model choose by the number of gate steps.
         distillation: Weight of the teacher's loss, in [0, 1]; the task loss has the rest. 0 trains without a teacher.
         distillation_temperature: Temperature of teacher and student, > 0.
@@ -97,7 +97,7 @@ class FinetuneConfig:
     recovery_lr_end: float = 0.0
     weight_decay: float | None = None
     momentum: float = 0.9
-    grad_clip: float | None = None
+    grad_clip: float = 10.0
     gate_lr: float | None = None
     distillation: float = 0.9
     distillation_temperature: float = 4.0
@@ -123,7 +123,8 @@ class FinetuneConfig:
         self._check_one_of("mixed_precision", PRECISIONS)
         self._check_range("distillation", 0, 1)
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
-        self._check_range("feature_distillation", 0, math.inf)
+        for name in ("feature_distillation", "grad_clip"):
+            self._check_range(name, 0, math.inf)
         self._check_range("gate_floor", 0, 1, open_low=True)
         for name in ("recalibration_batches", "salience_batches"):
             self._check_range(name, 0, math.inf)
@@ -229,7 +230,7 @@ class FinetuneConfig:
 
     def _check_optimization(self) -> None:
         self._check_one_of("optimizer", tuple(OPTIMIZERS))
-        for name in ("lr", "recovery_lr", "grad_clip", "gate_lr"):
+        for name in ("lr", "recovery_lr", "gate_lr"):
             self._check_range(name, 0, math.inf, open_low=True)
         self._check_range("weight_decay", 0, math.inf)
         for name in ("lr_ramp", "momentum"):

@@ -138,7 +138,7 @@ class Stage:
         """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
         scaler = self._runtime.scaler
         scaler.unscale_(self.optimizer)
-        if self._config.grad_clip is not None:
+        if self._config.grad_clip > 0:
             nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
         if self.gated is not None:
             self._unscale_gates(self.gated, scaler.get_scale())
@@ -187,7 +187,7 @@ class LossWindow:
             rate = "recovery_lr" if phase in ("settle", "recovery") else "lr"
             raise TrainingError(
                 f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
-                f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1.0,"
+                f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1,"
                 " or train without mixed precision; see that inputs, targets and weights are finite"
             )
         task = torch.stack([loss.task for loss in losses]).double().mean()
