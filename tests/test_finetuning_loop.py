@@ -129,6 +129,37 @@ def test_each_option_runs_and_learns(change):
     assert result.evaluation["accuracy"] > 0.8
 
 
+def sharp_net() -> nn.Module:
+    """Trained, without norms, and so sure of itself that the first gradients are hundreds of times the usual."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    batches = SmallBatches(20)
+    for epoch in range(6):
+        batches.set_epoch(epoch)
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    with torch.no_grad():
+        for parameter in model[3].parameters():
+            parameter *= 300
+    return model
+
+
+@pytest.mark.parametrize(("changes", "learns"), [({}, True), ({"grad_clip": 0.0}, False)])
+def test_the_defaults_do_not_ruin_a_network_without_norms(changes, learns):
+    model = sharp_net()
+    gated = l0prune.inject(model, l0prune.trace(model, (torch.randn(2, 3, 6, 6),)))
+    config = l0prune.FinetuneConfig(epochs=4, align=1, **changes)
+
+    result = l0prune.finetune(gated, SmallBatches(20), loss=F.cross_entropy, budget=BUDGET, config=config)
+
+    assert (accuracy(result.compact)["accuracy"] > 0.9) is learns
+
+
 def test_the_same_seed_gives_the_same_network_and_another_one_another():
     first, second, third = (run(gated_net(seed), config=replace(QUICK, seed=seed)) for seed in (0, 0, 1))
 
