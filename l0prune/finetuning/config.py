@@ -97,7 +97,7 @@ class FinetuneConfig:
     recovery_lr_end: float = 0.0
     weight_decay: float | None = None
     momentum: float = 0.9
-    grad_clip: float = 10.0
+    grad_clip: float = 50.0
     gate_lr: float | None = None
     distillation: float = 0.9
     distillation_temperature: float = 4.0
