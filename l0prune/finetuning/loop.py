@@ -168,7 +168,7 @@ def _trainer(
         batches,
         loss=loss,
         teacher=taught_by,
-        is_parent=teacher is None,
+        teaches_features=teacher is None and taught_by is not None and config.feature_distillation > 0,
         budget=budget,
         config=config,
         phases=phases,

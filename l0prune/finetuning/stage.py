@@ -69,7 +69,7 @@ class Stage:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._loss = loss
         taught = teacher is not None and config.distillation > 0
-        self._sites = sites if taught and config.feature_distillation > 0 else ()
+        self._sites = sites if taught else ()
         self._read = FeatureReader(model, self._sites)
         self._read_teacher = FeatureReader(teacher, self._sites) if teacher is not None and taught else None
         self._config = config

@@ -39,7 +39,7 @@ class Trainer:
         batches: The training data.
         loss: The task's loss.
         teacher: Teaches by its logits, on the device, or None.
-        is_parent: Whether the teacher is the dense network itself, so that it can teach the blocks by their features too.
+        teaches_features: Whether it also teaches the blocks by their features; then it is the dense network itself.
         budget: What the compact network may cost.
         config: Everything else.
         phases: The run in steps.
@@ -57,7 +57,7 @@ class Trainer:
         *,
         loss: Loss,
         teacher: nn.Module | None,
-        is_parent: bool,
+        teaches_features: bool,
         budget: Budget,
         config: FinetuneConfig,
         phases: Phases,
@@ -72,7 +72,7 @@ class Trainer:
         self._batches = batches
         self._loss = loss
         self._teacher = teacher
-        self._is_parent = is_parent
+        self._teaches_features = teaches_features
         self._budget = budget
         self._config = config
         self._phases = phases
@@ -248,7 +248,7 @@ class Trainer:
         gated, device = self.gated, self._runtime.device
         gated.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         compact = shrink(gated)
-        sites = feature_sites(gated, compact) if self._is_parent else ()
+        sites = feature_sites(gated, compact) if self._teaches_features else ()
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         gated.to(device)
         self._compact = compact.to(device, memory_format=order).train()  # type: ignore[call-overload]
