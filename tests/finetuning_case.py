@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import nn
 
 import l0prune
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.metrics import read_metrics
 
 N_CLASSES = 4
 BUDGET = l0prune.Budget("macs", 0.5)
@@ -118,6 +120,11 @@ def run(gated=None, batches=None, **kwargs):
     return l0prune.finetune(
         gated_net() if gated is None else gated, SmallBatches() if batches is None else batches, **arguments
     )
+
+
+def untimed(path: Path) -> list[dict]:
+    """Lines of a metrics file without what a clock measured."""
+    return [{key: value for key, value in line.items() if key != "seconds_per_step"} for line in read_metrics(path)]
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from l0prune.errors import CheckpointError, FileFormatError
 from l0prune.finetuning import checkpoints
 from l0prune.finetuning.checkpoints import Checkpoint, checkpoint_exists, load_checkpoint, save_checkpoint
-from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram, read_metrics
+from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram, read_metrics
 
 
 def checkpoint(value: float = 1.0) -> Checkpoint:
@@ -33,6 +33,9 @@ RECORD = MetricsRecord(
     target=0.8,
     multiplier=2.0,
     lr=0.1,
+    expected_macs=0.9,
+    expected_params=0.8,
+    seconds_per_step=0.01,
 )
 
 
@@ -197,3 +200,16 @@ def test_the_histogram_counts_every_gate_once():
     assert counts[0] == 3
     assert counts[1] == 1
     assert counts[-1] == 2
+
+
+def test_histograms_of_the_layers_add_up_to_the_whole():
+    probability = torch.rand(300, generator=torch.Generator().manual_seed(0))
+    probability[:3] = torch.tensor([0.0, 1.0, 0.05])
+    names = ["b", "a", "b"] + ["a"] * 100 + ["c"] * 197
+
+    layers = LayerHistograms(names)(probability)
+
+    assert list(layers) == ["b", "a", "c"]
+    assert {name: sum(counts) for name, counts in layers.items()} == {"b": 2, "a": 101, "c": 197}
+    assert layers["b"][0] == layers["b"][1] == 1
+    assert tuple(map(sum, zip(*layers.values(), strict=True))) == open_histogram(probability)

@@ -1,5 +1,6 @@
 """A whole fine-tuning run on a small network: phases, budget, teacher, inputs, what it leaves alone."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -86,8 +87,41 @@ def test_gates_are_open_in_the_warm_up_and_fixed_in_the_recovery(tmp_path):
     assert len({(line["expected_cost"], line["hard_cost"]) for line in by_phase["recovery"]}) == 1
     assert [line["step"] for line in lines] == [1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
     assert lines[-1]["epoch"] == 5
+    for line in lines:
+        assert ("open_histogram" in line) == ("layer_histograms" in line) == (line["phase"] in ("warmup", "gate"))
     assert len(lines[0]["open_histogram"]) == 20
+    assert sum(map(sum, lines[0]["layer_histograms"].values())) == sum(lines[0]["open_histogram"])
     assert lines[2]["multiplier"] >= 0
+
+
+def test_every_line_has_both_expected_costs(tmp_path):
+    result = run(out=tmp_path)
+
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    for line in lines:
+        assert line["expected_macs"] == line["expected_cost"]  # the budget's metric
+        assert 0 < line["expected_params"] <= 1
+    assert lines[-1]["expected_macs"] == pytest.approx(result.gated.hard_cost("macs"))
+    assert lines[-1]["expected_params"] == pytest.approx(result.gated.hard_cost("params"))
+
+
+def test_the_time_of_a_step_leaves_out_evaluations(tmp_path):
+    pauses = []
+
+    def slow(_model):
+        pauses.append(0.1)
+        time.sleep(pauses[-1])
+        return 0.0
+
+    start = time.perf_counter()
+    run(evaluate=slow, out=tmp_path)
+    seconds = time.perf_counter() - start
+
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    done = [0, *(line["step"] for line in lines)]
+    timed = sum(line["seconds_per_step"] * (b - a) for line, a, b in zip(lines, done, done[1:], strict=False))
+    assert 0 < timed < seconds - sum(pauses)
+    assert min(line["seconds_per_step"] for line in lines) > 0
 
 
 def test_recovery_trains_the_small_network_itself():

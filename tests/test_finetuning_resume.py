@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
-from finetuning_case import QUICK, SmallBatches, Stopping, accuracy, assert_same_state, gated_net, run, state
+from finetuning_case import QUICK, SmallBatches, Stopping, accuracy, assert_same_state, gated_net, run, state, untimed
 
 from l0prune.errors import CheckpointError
 from l0prune.finetuning.checkpoints import load_checkpoint
@@ -26,7 +26,7 @@ def uninterrupted():
     """The result of a run in one piece, and its metrics."""
     out = Path(mkdtemp())
     result = run(config=CONFIG, evaluate=accuracy, out=out)
-    return result, (out / "metrics.jsonl").read_text()
+    return result, untimed(out / "metrics.jsonl")
 
 
 def assert_same_run(result, out):
@@ -35,7 +35,7 @@ def assert_same_run(result, out):
     assert_same_state(state(result.compact), state(expected.compact))
     assert_same_state(state(result.gated), state(expected.gated))
     assert result.to_json() == expected.to_json()
-    assert (out / "metrics.jsonl").read_text() == metrics
+    assert untimed(out / "metrics.jsonl") == metrics
 
 
 # 6 steps an epoch: warm-up ends after 3, the freeze comes after 15, the run ends after 30.

@@ -10,12 +10,13 @@ from torch import nn
 
 from l0prune.budget.budget import Budget
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.metrics import MetricsLog, MetricsRecord, open_histogram
+from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram
 from l0prune.finetuning.progress import Progress
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, WARMUP, Phases
 from l0prune.finetuning.stage import Losses, LossWindow
+from l0prune.finetuning.step_timer import StepTimer
 from l0prune.gated import GatedModel
 from l0prune.model_call import evaluation_mode
 
@@ -56,8 +57,10 @@ class Journal:
         self._runtime = runtime
         self._evaluate = evaluate
         self._log = MetricsLog(metrics)
+        self._by_layer = LayerHistograms(gated.flow.gate_names)
         self._progress = progress
         self._window = LossWindow()
+        self._timer = StepTimer()
         self._n_lines = 0
         self._shown = 0
 
@@ -72,9 +75,11 @@ class Journal:
         if step > first:
             self._progress.advance(step - first, {})
         self._shown = step
+        self._timer.start()
 
     def leave(self) -> None:
         """The phase is over."""
+        self._timer.stop()
         self._progress.finish()
 
     def say(self, text: str) -> None:
@@ -84,6 +89,11 @@ class Journal:
     def add(self, losses: Losses) -> None:
         """Take in one step."""
         self._window.add(losses)
+        self._timer.count()
+
+    def go_on(self) -> None:
+        """What follows is the next step, and counts as its time."""
+        self._timer.start()
 
     def due(self, step: int) -> bool:
         """Whether a line follows after `step` finished steps."""
@@ -106,10 +116,12 @@ class Journal:
             TrainingError: if a loss since the last line was not finite.
         """
         loss, task, taught, hints = self._window.means(last_step=step, lr=lr, phase=phase)
+        seconds = self._timer.take()  # the means have waited for the device
         gated, metric = self._gated, self._budget.metric
         constraint = gated.constraint
         self._n_lines += 1
         histogram = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
+        probability = gated.open_probability() if histogram else None
         judged = self.ends_pass(step) and step < self._phases.total
         if self.ends_pass(step):
             self._runtime.average_buffers_(model)
@@ -126,7 +138,11 @@ class Journal:
             target=self._budget.keep if constraint is None else constraint.target,
             multiplier=0.0 if constraint is None else constraint.multiplier,
             lr=lr,
-            open_histogram=open_histogram(gated.open_probability()) if histogram else None,
+            expected_macs=float(gated.expected_cost("macs").detach()),
+            expected_params=float(gated.expected_cost("params").detach()),
+            seconds_per_step=round(seconds, 7),
+            open_histogram=None if probability is None else open_histogram(probability),
+            layer_histograms=None if probability is None else self._by_layer(probability),
             evaluation=self.judge(model, phase, step=step) if judged else None,
         )
         self._log.write(record)

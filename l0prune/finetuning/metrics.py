@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l0prune.errors import FileFormatError
 
-__all__ = ["MetricsLog", "MetricsRecord", "open_histogram", "read_metrics"]
+__all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "open_histogram", "read_metrics"]
 
 HISTOGRAM_BINS = 20
 
@@ -34,8 +34,13 @@ class MetricsRecord:
         target: Where the constraint wants the expected cost to be.
         multiplier: What the constraint charges for the cost.
         lr: Learning rate of the last step.
+        expected_macs: MACs under the gate distributions, fraction of dense, whatever the run is held to.
+        expected_params: The same for parameters.
+        seconds_per_step: Wall-clock time of a step, its batch included, evaluations and checkpoints left out; the only
+            figure that two equal runs do not share.
         feature_loss: What its features add before weighting, or None where it teaches by its logits alone.
         open_histogram: Now and then: number of gates in each of 20 equal bins of the open probability.
+        layer_histograms: With it: the same for each layer, by the name of the dimension its gates live in.
         evaluation: At the end of an epoch: what the caller's `evaluate` returned.
     """
 
@@ -50,13 +55,17 @@ class MetricsRecord:
     target: float
     multiplier: float
     lr: float
+    expected_macs: float
+    expected_params: float
+    seconds_per_step: float
     feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
+    layer_histograms: dict[str, tuple[int, ...]] | None = None
     evaluation: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; the occasional fields are absent where they are None."""
-        occasional = ("feature_loss", "open_histogram", "evaluation")
+        occasional = ("feature_loss", "open_histogram", "layer_histograms", "evaluation")
         return {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
 
     @property
@@ -74,6 +83,26 @@ def open_histogram(open_probability: Tensor) -> tuple[int, ...]:
     """
     counts = torch.histc(open_probability.detach().float().cpu(), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
     return tuple(int(count) for count in counts)
+
+
+class LayerHistograms:
+    """`open_histogram` layer by layer.
+
+    Args:
+        names: Where each gate lives, `(n_gates,)` names; gates of one name are counted together.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        self.names = tuple(places)
+        self._first_bin = HISTOGRAM_BINS * torch.tensor([places[name] for name in names], dtype=torch.int64)
+
+    def __call__(self, open_probability: Tensor) -> dict[str, tuple[int, ...]]:
+        """Name -> number of its gates in each of 20 equal bins of [0, 1], of probabilities of shape `(n_gates,)`."""
+        scaled = open_probability.detach().float().cpu() * HISTOGRAM_BINS
+        bins = self._first_bin + scaled.long().clamp(0, HISTOGRAM_BINS - 1)
+        counts = torch.bincount(bins, minlength=HISTOGRAM_BINS * len(self.names)).view(-1, HISTOGRAM_BINS)
+        return {name: tuple(row) for name, row in zip(self.names, counts.tolist(), strict=True)}
 
 
 class MetricsLog:

@@ -197,6 +197,7 @@ class Trainer:
             self._journal.write(self._network, step=self.step, phase=self._phase, lr=lr)
         if self._journal.ends_pass(self.step) and self.step < self._phases.total:
             self.save()
+        self._journal.go_on()
 
     def _enter(self, phase: str) -> None:
         """Do what the begin of a phase asks for, once."""
