@@ -2,31 +2,59 @@
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l0prune.models.registry import register
 
-__all__ = ["LeNet5Caffe", "lenet5", "lenet300"]
+__all__ = ["LeNet5Caffe", "SelectInputs", "lenet5", "lenet300"]
 
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 
 
+class SelectInputs(nn.Module):
+    """Passes on the features (N, F) whose numbers it holds, all of them at first; each can be gated, and then is not read.
+
+    Args:
+        in_features: F.
+    """
+
+    kept: Tensor
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.arange(in_features), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, F) to (N, number kept)."""
+        return x.index_select(1, self.kept)
+
+
 @register(input_shape=(1, 28, 28), mean=MNIST_MEAN, std=MNIST_STD)
-def lenet300(*, num_classes: int = 10, in_features: int = 784, widths: tuple[int, int] = (300, 100)) -> nn.Module:
+def lenet300(
+    *,
+    num_classes: int = 10,
+    in_features: int = 784,
+    widths: tuple[int, int] = (300, 100),
+    select_inputs: bool = False,
+) -> nn.Module:
     """LeNet-300-100: three fully connected layers over the flattened image.
 
     Args:
         num_classes: Outputs of the last layer.
         in_features: Pixels of an image.
         widths: Units of the two hidden layers.
+        select_inputs: Gate pixels as well, as the L0 papers do. Checkpoints are the same with and without.
 
     Source: LeCun, Bottou, Bengio, Haffner (1998), "Gradient-based learning applied to document recognition".
     """
     first, second = widths
+    selection = {"select": SelectInputs(in_features)} if select_inputs else {}
     return nn.Sequential(
         OrderedDict(
             flatten=nn.Flatten(),
+            **selection,
             fc1=nn.Linear(in_features, first),
             relu1=nn.ReLU(),
             fc2=nn.Linear(first, second),

@@ -114,3 +114,55 @@ def test_a_table_of_position_biases_keeps_its_rows():
     assert gates(flow, "table", 1) == [0, 1]
     assert gates(flow, "table", 0) is None
     assert gates(flow, "q.weight", 0) == gates(flow, "out.weight", 1) == [0] * 4 + [1] * 4
+
+
+class Chosen(nn.Module):
+    """Works on some of its input's positions, kept in a buffer."""
+
+    def __init__(self, select, n: int = 6):
+        super().__init__()
+        self.register_buffer("chosen", torch.randperm(9, generator=torch.Generator().manual_seed(1))[:n])
+        self.select, self.first, self.head = select, nn.Linear(n, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(self.select(x, self.chosen)).relu())
+
+
+KEPT_LISTS = {
+    "index": lambda x, chosen: x[:, chosen],
+    "index_select": lambda x, chosen: x.index_select(-1, chosen),
+}
+
+
+@pytest.mark.parametrize("form", ["in-place", "graph"])
+@pytest.mark.parametrize("name", KEPT_LISTS)
+def test_entries_of_a_kept_list_of_positions_are_units(name, form):
+    """Inputs that nobody needs are not even read."""
+    flow = assert_cut_exactly(Chosen(KEPT_LISTS[name]), inputs(3, 9), forms=[form])
+
+    assert gates(flow, "chosen", 0) == gates(flow, "first.weight", 1) == list(range(4, 10))
+    assert gates(flow, "first.weight", 0) == list(range(4))
+
+
+def test_a_kept_list_that_chooses_among_units_pins_those():
+    net = Net(lambda net, x: net.head(net.up(x)[:, net.chosen]), up=nn.Linear(3, 4), head=nn.Linear(3, 2))
+    net.register_buffer("chosen", torch.tensor([2, 0, 3]))
+
+    flow = assert_cut_exactly(net, inputs(3, 3), forms=["in-place", "graph"])
+
+    assert gates(flow, "up.weight", 0) is None
+    assert gates(flow, "chosen", 0) == gates(flow, "head.weight", 1) == [0, 1, 2]
+
+
+def test_a_kept_list_read_in_two_places_keeps_what_either_needs():
+    net = Net(lambda net, x: (net.head(x[:, net.chosen]), x[:, net.chosen]), head=nn.Linear(3, 2))
+    net.register_buffer("chosen", torch.tensor([2, 0, 1]))
+
+    assert traced(net, inputs(3, 3)).n_gates == 0
+
+
+def test_a_list_cut_out_of_a_longer_one_is_not_shortened():
+    net = Net(lambda net, x: net.head(x[:, net.chosen[:3]]), head=nn.Linear(3, 2))
+    net.register_buffer("chosen", torch.tensor([2, 0, 1, 0]))
+
+    assert traced(net, inputs(3, 3)).n_gates == 0

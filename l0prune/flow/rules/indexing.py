@@ -29,6 +29,9 @@ def index(op: Op) -> Labels:
     x, indices = op.arg("self"), op.arg("indices")
     if any(is_mask(node) for node in indices):
         raise NoRuleError
+    named = [node for node in indices if node is not None]
+    if len(named) == 1 and is_selection(op, named[0]):
+        return selected(op, op.labels(x), indices.index(named[0]), named[0])
     return indexed(op, x, indices)
 
 
@@ -60,10 +63,25 @@ def is_mask(node: Any) -> bool:
 @register("index_select")
 def index_select(op: Op) -> Labels:
     """Rows chosen by a tensor along one dimension."""
-    labels = op.labels(op.arg("self"))
+    labels, chosen = op.labels(op.arg("self")), op.arg("index")
     dim = op.arg("dim") % len(labels)
+    if is_selection(op, chosen):
+        return selected(op, labels, dim, chosen)
     op.tracker.pin(labels[dim], LOOKED_UP)
+    op.tracker.pin_all(op.labels(chosen), LOOKED_UP)
     labels[dim] = None
+    return labels
+
+
+def is_selection(op: Op, index: Any) -> bool:
+    """Whether an index is a list of positions that the model keeps: a vector among its buffers."""
+    return op.name_of(index) is not None and len(op.shape(index)) == 1
+
+
+def selected(op: Op, labels: Labels, dim: int, index: Any) -> Labels:
+    """A kept list of positions chooses along `dim`: each entry is a unit, and goes from the list when it is closed."""
+    op.tracker.pin(labels[dim], LOOKED_UP)
+    labels[dim] = op.labels(index)[0]
     return labels
 
 
