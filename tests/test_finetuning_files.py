@@ -35,6 +35,8 @@ RECORD = MetricsRecord(
     lr=0.1,
     expected_macs=0.9,
     expected_params=0.8,
+    hard_macs=0.85,
+    hard_params=0.75,
     seconds_per_step=0.01,
 )
 

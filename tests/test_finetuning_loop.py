@@ -94,15 +94,17 @@ def test_gates_are_open_in_the_warm_up_and_fixed_in_the_recovery(tmp_path):
     assert lines[2]["multiplier"] >= 0
 
 
-def test_every_line_has_both_expected_costs(tmp_path):
+def test_every_line_has_both_costs(tmp_path):
     result = run(out=tmp_path)
 
     lines = read_metrics(tmp_path / "metrics.jsonl")
     for line in lines:
         assert line["expected_macs"] == line["expected_cost"]  # the budget's metric
+        assert line["hard_macs"] == line["hard_cost"]
         assert 0 < line["expected_params"] <= 1
     assert lines[-1]["expected_macs"] == pytest.approx(result.gated.hard_cost("macs"))
     assert lines[-1]["expected_params"] == pytest.approx(result.gated.hard_cost("params"))
+    assert lines[-1]["hard_params"] == result.gated.hard_cost("params")
 
 
 def test_the_time_of_a_step_leaves_out_evaluations(tmp_path):

@@ -112,7 +112,7 @@ class FinetuneConfig:
     mixed_precision: str = "no"
     channels_last: bool = True
     log_every: int = 20
-    histogram_every: int = 10
+    histogram_every: int = 1
 
     def __post_init__(self) -> None:
         """Check every field; the message names the field, the value and the range."""

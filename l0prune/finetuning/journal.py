@@ -140,6 +140,8 @@ class Journal:
             lr=lr,
             expected_macs=float(gated.expected_cost("macs").detach()),
             expected_params=float(gated.expected_cost("params").detach()),
+            hard_macs=gated.hard_cost("macs"),
+            hard_params=gated.hard_cost("params"),
             seconds_per_step=round(seconds, 7),
             open_histogram=None if probability is None else open_histogram(probability),
             layer_histograms=None if probability is None else self._by_layer(probability),

@@ -36,6 +36,8 @@ class MetricsRecord:
         lr: Learning rate of the last step.
         expected_macs: MACs under the gate distributions, fraction of dense, whatever the run is held to.
         expected_params: The same for parameters.
+        hard_macs: MACs of the units open at test time, fraction of dense.
+        hard_params: The same for parameters.
         seconds_per_step: Wall-clock time of a step, its batch included, evaluations and checkpoints left out; the only
             figure that two equal runs do not share.
         feature_loss: What its features add before weighting, or None where it teaches by its logits alone.
@@ -57,6 +59,8 @@ class MetricsRecord:
     lr: float
     expected_macs: float
     expected_params: float
+    hard_macs: float
+    hard_params: float
     seconds_per_step: float
     feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
