@@ -9,6 +9,7 @@ from l0prune.cli.evaluate import eval_command
 from l0prune.cli.failures import exit_with_one_line
 from l0prune.cli.finetune import finetune_command
 from l0prune.cli.inspect import inspect_command
+from l0prune.cli.plot import plot_command
 from l0prune.cli.report import report_command
 from l0prune.cli.shrink import shrink_command
 from l0prune.cli.study import study_command
@@ -52,6 +53,7 @@ for command in (
     bench_command,
     eval_command,
     report_command,
+    plot_command,
     study_command,
     demo_command,
 ):

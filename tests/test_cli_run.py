@@ -171,10 +171,18 @@ def test_the_report_stands_alone(run):
 
     page = Path(json_of("report", run)["report"]).read_text()
 
-    assert page.count("data:image/svg+xml") == 4
+    assert page.count("data:image/svg+xml") == 6
     assert "http://" not in page
     assert "https://" not in page
-    for word in ("accuracy", "MACs", "latency p50", "Kept widths", "processor"):
+    for word in (
+        "accuracy",
+        "MACs",
+        "latency p50",
+        "Kept widths",
+        "Gates over the epochs",
+        "Time of a training step",
+        "processor",
+    ):
         assert word in page
 
 

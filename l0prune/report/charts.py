@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from l0prune.report.cost_plot import draw_step_times
+from l0prune.report.histories import CostHistory
+from l0prune.report.pictures import ACCENT, COMPACT, DENSE, GREEN, data_uri, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["budget_chart", "latency_chart", "score_chart", "widths_chart"]
+__all__ = ["budget_chart", "latency_chart", "score_chart", "step_time_chart", "widths_chart"]
 
-DENSE, COMPACT, ACCENT, GREEN = "#9aa5b1", "#2f6f9f", "#c0562f", "#6b8e4e"
 MOST_WIDTHS = 60
 
 
@@ -49,7 +50,7 @@ def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float) -> str:
     lines, labels = axes.get_legend_handles_labels()
     more_lines, more_labels = multiplier.get_legend_handles_labels()
     axes.legend(lines + more_lines, labels + more_labels, frameon=False, fontsize=8, ncols=5, loc="lower left")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def widths_chart(widths: Sequence[tuple[str, int, int]]) -> str:
@@ -75,7 +76,7 @@ def widths_chart(widths: Sequence[tuple[str, int, int]]) -> str:
     axes.set_yticks(list(places), [name for name, _, _ in shown], fontsize=7)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("width")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def latency_chart(quantiles_ms: Mapping[str, Sequence[float]]) -> str:
@@ -96,7 +97,7 @@ def latency_chart(quantiles_ms: Mapping[str, Sequence[float]]) -> str:
     axes.set_xlabel("latency, ms")
     axes.set_ylabel("runs no slower, %")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _data_uri(figure)
+    return data_uri(figure)
 
 
 def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float) -> str:
@@ -122,22 +123,28 @@ def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float)
     axes.set_xlabel("step")
     axes.set_ylabel(metric)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _data_uri(figure)
+    return data_uri(figure)
+
+
+def step_time_chart(history: CostHistory) -> str:
+    """Measured time of a training step over the steps.
+
+    Args:
+        history: Of a run that has measured it.
+
+    Returns:
+        A data URI.
+    """
+    figure, axes = _new_figure(height=1.9)
+    draw_step_times(axes, [history])
+    axes.set_xlabel("step")
+    return data_uri(figure)
 
 
 def _new_figure(height: float) -> tuple[Figure, Axes]:
     """A figure of the page's width, drawn without a window system."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, height), layout="constrained")
+    figure = new_figure(8.0, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return figure, axes
-
-
-def _data_uri(figure: Figure) -> str:
-    """The figure as an SVG inside a data URI."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,7 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     lines = read_metrics(run.metrics) if run.metrics.exists() else []
     if lines:
         charts.append(Chart("Cost and target", budget_chart(lines, Budget.parse(result["budget"]).keep)))
+        charts += _training_charts(lines)
     if result["history"]:
         charts.append(
             Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], result["dense"]))
@@ -162,6 +163,22 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
         charts.append(
             Chart("Latency", latency_chart({timing.name: timing.latency_ms.quantiles for timing in bench.models}))
         )
+    return charts
+
+
+def _training_charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Of what older runs have not recorded."""
+    from l0prune.report.charts import step_time_chart
+    from l0prune.report.gate_plot import draw_gates
+    from l0prune.report.histories import cost_history, gate_history
+    from l0prune.report.pictures import data_uri
+
+    charts = []
+    if any(line.get("layer_histograms") for line in lines):
+        charts.append(Chart("Gates over the epochs", data_uri(draw_gates(gate_history("", lines)))))
+    costs = cost_history("", lines, "macs")
+    if costs.ms_per_step is not None:
+        charts.append(Chart("Time of a training step", step_time_chart(costs)))
     return charts
 
 

@@ -1,0 +1,95 @@
+"""What a network costs while it is trained: expected and hard cost beside the measured time of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from l0prune.report.histories import CostHistory
+from l0prune.report.pictures import ACCENT, COMPACT, DENSE, GREEN, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_costs", "draw_step_times"]
+
+_COLORS = (COMPACT, ACCENT, GREEN, "#7a5195", "#b8860b", DENSE)
+_METRICS = {"macs": "MACs", "params": "parameters"}
+_STYLES = {"expected": "-", "hard": "--"}
+_HEADROOM = 1.25
+
+
+def draw_costs(histories: Sequence[CostHistory]) -> Figure:
+    """Expected and hard MACs and parameters over the steps, and the time that a step really took.
+
+    A run has a colour; expected costs are solid, hard ones dashed; a dotted line marks where the gates were decided.
+    What no run has recorded is left out.
+
+    Args:
+        histories: From `cost_history`, at least one.
+
+    Returns:
+        The figure, 8 inches wide.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+
+    Source: expected cost of training with gates: Louizos, Welling, Kingma (2018), arXiv:1712.01312, section 4.
+    """
+    metrics = [name for name in _METRICS if any(f"expected_{name}" in history.costs for history in histories)]
+    timed = any(history.ms_per_step is not None for history in histories)
+    n_rows = len(metrics) + timed
+    figure = new_figure(8.0, 0.6 + 1.9 * n_rows)
+    panels = list(figure.subplots(n_rows, 1, sharex=True, squeeze=False)[:, 0])
+    for axes, metric in zip(panels, metrics, strict=False):
+        _draw_metric(axes, histories, metric)
+    if timed:
+        draw_step_times(panels[-1], histories)
+    for axes in panels:
+        _finish(axes, histories)
+    panels[0].legend(frameon=False, fontsize=7, ncols=1 if len(histories) < 4 else 2)
+    panels[-1].set_xlabel("step", fontsize=8)
+    return figure
+
+
+def draw_step_times(axes: Axes, histories: Sequence[CostHistory]) -> None:
+    """Milliseconds a step over the steps; runs that have not measured them are left out.
+
+    Args:
+        axes: To draw on.
+        histories: From `cost_history`.
+    """
+    usual = 0.0
+    for history, color in zip(histories, _cycled(len(histories)), strict=True):
+        if history.ms_per_step is not None:
+            axes.plot(history.steps, history.ms_per_step, color=color, linewidth=1.2, label=history.name)
+            known = sorted(time for time in history.ms_per_step if not math.isnan(time))
+            usual = max(usual, known[int(0.9 * (len(known) - 1))])
+    axes.set_ylim(0, _HEADROOM * usual or None)  # the first step may take far longer
+    axes.set_ylabel("time of a step, ms", fontsize=8)
+
+
+def _draw_metric(axes: Axes, histories: Sequence[CostHistory], metric: str) -> None:
+    for history, color in zip(histories, _cycled(len(histories)), strict=True):
+        for kind, style in _STYLES.items():
+            values = history.costs.get(f"{kind}_{metric}")
+            if values is not None:
+                axes.plot(history.steps, values, style, color=color, linewidth=1.4, label=f"{history.name}, {kind}")
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel(f"{_METRICS[metric]}, share of dense", fontsize=8)
+
+
+def _finish(axes: Axes, histories: Sequence[CostHistory]) -> None:
+    for history, color in zip(histories, _cycled(len(histories)), strict=True):
+        if history.decided_at is not None:
+            axes.axvline(
+                history.decided_at, color=color, linewidth=0.9, linestyle=":", label=f"{history.name}, gates decided"
+            )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7)
+
+
+def _cycled(n: int) -> list[str]:
+    return [_COLORS[index % len(_COLORS)] for index in range(n)]

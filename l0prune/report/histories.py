@@ -1,0 +1,158 @@
+"""What metrics.jsonl tells about the gates and the costs of a run, in columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.finetuning.metrics import read_metrics
+from l0prune.finetuning.schedule import GATE, WARMUP
+from l0prune.run_directory import RunDirectory
+
+__all__ = ["COSTS", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
+
+Lines = Sequence[Mapping[str, Any]]
+COSTS = ("expected_macs", "hard_macs", "expected_params", "hard_params")
+"""Columns of a `CostHistory`, as metrics.jsonl calls them."""
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """How the open probabilities of some gates spread, moment by moment.
+
+    Attributes:
+        epochs: Passes over the data done, ascending.
+        counts: At each of them the number of gates in equal bins of [0, 1].
+    """
+
+    epochs: tuple[float, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def n_gates(self) -> int:
+        """How many gates are counted."""
+        return sum(self.counts[-1])
+
+    @property
+    def open_share(self) -> tuple[float, ...]:
+        """Share of the gates that are more likely open than closed, at each moment."""
+        return tuple(sum(row[len(row) // 2 :]) / sum(row) for row in self.counts)
+
+
+@dataclass(frozen=True)
+class GateHistory:
+    """The gates of a run.
+
+    Attributes:
+        name: Of the run.
+        total: All gates together.
+        layers: The same by layer; empty in runs that did not count by layer.
+    """
+
+    name: str
+    total: Histograms
+    layers: dict[str, Histograms]
+
+
+@dataclass(frozen=True)
+class CostHistory:
+    """The costs of a run and the time they took, a value a line of metrics.jsonl.
+
+    Attributes:
+        name: Of the run.
+        steps: Optimizer steps done, ascending.
+        costs: Column of `COSTS` -> fraction of dense at each of `steps`, NaN where a line does not say it; columns that the
+            whole run lacks are absent.
+        ms_per_step: Measured wall-clock time of a step, NaN where a line does not say it; None if none does.
+        decided_at: Step after which the gates were decided, or None while they are learned.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    costs: dict[str, tuple[float, ...]]
+    ms_per_step: tuple[float, ...] | None
+    decided_at: int | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What this run has not recorded, as metrics.jsonl calls it."""
+        time = () if self.ms_per_step is not None else ("seconds_per_step",)
+        return (*(name for name in COSTS if name not in self.costs), *time)
+
+
+def run_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, also of one that still goes on.
+
+    Raises:
+        RunDirectoryError: if there is no run at `path`, or it has no lines yet.
+        FileFormatError: if its files cannot be understood.
+    """
+    run = RunDirectory.open(path)
+    lines = read_metrics(run.metrics) if run.metrics.exists() else []
+    if not lines:
+        raise RunDirectoryError(
+            f"{run.metrics} has no lines: training has not begun, or the file is gone; run it again"
+        )
+    for number, line in enumerate(lines, start=1):
+        if not {"step", "epoch", "phase"} <= line.keys():
+            raise FileFormatError(f"{run.metrics}: line {number} has no step, epoch or phase; delete the line")
+    return lines
+
+
+def gate_history(name: str, lines: Lines) -> GateHistory:
+    """The gates of a run.
+
+    Args:
+        name: Of the run.
+        lines: Of its metrics.jsonl.
+
+    Raises:
+        RunDirectoryError: if no line has a histogram.
+    """
+    rows = [line for line in lines if line.get("open_histogram")]
+    if not rows:
+        raise RunDirectoryError(
+            f"{name}: metrics.jsonl has no histogram of the gates yet; they are written while gates are learned, "
+            "every `histogram_every` lines"
+        )
+    by_layer = [line for line in rows if line.get("layer_histograms")]
+    total = _histograms([(line["epoch"], line["open_histogram"]) for line in rows])
+    layers = {
+        layer: _histograms([(line["epoch"], line["layer_histograms"][layer]) for line in by_layer])
+        for layer in (by_layer[-1]["layer_histograms"] if by_layer else ())
+    }
+    return GateHistory(name, total, layers)
+
+
+def _histograms(moments: Sequence[tuple[float, Sequence[int]]]) -> Histograms:
+    return Histograms(tuple(epoch for epoch, _ in moments), tuple(tuple(counts) for _, counts in moments))
+
+
+def cost_history(name: str, lines: Lines, metric: str) -> CostHistory:
+    """The costs of a run.
+
+    Args:
+        name: Of the run.
+        lines: Of its metrics.jsonl, at least one.
+        metric: What the run's `expected_cost` and `hard_cost` count: "macs" or "params".
+    """
+    costs = {}
+    for column in COSTS:
+        kind, _, counted = column.partition("_")
+        older = f"{kind}_cost" if counted == metric else column
+        values = tuple(line.get(column, line.get(older, math.nan)) for line in lines)
+        if not all(map(math.isnan, values)):
+            costs[column] = values
+    times = tuple(1000 * line.get("seconds_per_step", math.nan) for line in lines)
+    decided = any(line["phase"] not in (WARMUP, GATE) for line in lines)
+    return CostHistory(
+        name,
+        tuple(line["step"] for line in lines),
+        costs,
+        None if all(map(math.isnan, times)) else times,
+        max((line["step"] for line in lines if line["phase"] in (WARMUP, GATE)), default=0) if decided else None,
+    )
