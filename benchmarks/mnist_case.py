@@ -1,0 +1,147 @@
+"""One run of the MNIST benchmark: train under a budget or a penalty, cut, verify, measure."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+import l0prune
+from l0prune.errors import BudgetInfeasibleError, TrainingError
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.sources.batches import Augmentation, Batches, make_batches
+from l0prune.sources.datasets import DataSource, load_data
+from l0prune.sources.evaluation import accuracy
+from l0prune.sources.model_spec import LoadedModel, load_model
+from l0prune.surgery.shrink import surgery_of
+
+__all__ = ["ARCHITECTURES", "MnistCase", "measure"]
+
+ARCHITECTURES = {"lenet300": {"select_inputs": True}, "lenet5": {}}
+CONFIGS = {
+    "checkpoint": {"optimizer": "sgd"},
+    "scratch": {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "recovery_lr": 1e-3,
+        "weight_decay": 0.0,
+        "distillation": 0.0,
+        "warmup_fraction": 0.1,
+        "gate_fraction": 0.5,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MnistCase:
+    """What one run is; its fields are the columns that tell runs apart.
+
+    Attributes:
+        arch: "lenet300" (784-300-100, pixels gated too) or "lenet5" (20-50-800-500).
+        start: "checkpoint" (a dense network trained with shifts of two pixels, which teaches as well; the same shifts here)
+            or "scratch" (random weights, no teacher, no shifts, as in the papers).
+        gate: Name of the gate distribution.
+        mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "lambda=10/0.5/0.1/10", one for each layer in order.
+        seed: Of weights, order, gates.
+        epochs: Of the whole run.
+    """
+
+    arch: str
+    start: str
+    gate: str
+    mode: str
+    seed: int
+    epochs: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return " ".join(map(str, asdict(self).values()))
+
+
+def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, Any]:
+    """Train, cut, verify, export, time.
+
+    Args:
+        case: What to run.
+        data_spec: MNIST as `l0prune` takes it.
+        weights: Checkpoint of the dense network; None starts at random.
+
+    Returns:
+        A JSON object: figures, or "error".
+    """
+    data = _data(data_spec)
+    loaded = load_model(case.arch, weights=weights, model_args=ARCHITECTURES[case.arch], seed=case.seed)
+    train, test = _batches(loaded, data, case)
+    dense_error = 100 - accuracy(loaded.model, test)
+    flow = l0prune.trace(loaded.model, loaded.example_inputs)
+    gated = l0prune.inject(loaded.model, flow, gate=case.gate, seed=case.seed)
+    config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start])
+    clock = time.perf_counter()
+    try:
+        result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **_bound(case))
+    except (BudgetInfeasibleError, TrainingError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    seconds = time.perf_counter() - clock
+    compact = result.compact.eval()
+    return {
+        "dense_error": dense_error,
+        "error_percent": 100 - accuracy(compact, test),
+        "gated_error_percent": 100 - accuracy(gated.eval(), test),
+        "architecture": widths(compact, case.arch),
+        "expected_cost": result.expected_cost,
+        "macs": gated.hard_cost("macs") * flow.dense_cost("macs"),
+        "macs_fraction": gated.hard_cost("macs"),
+        "params": sum(p.numel() for p in compact.parameters()),
+        "params_fraction": sum(p.numel() for p in compact.parameters())
+        / sum(p.numel() for p in gated.model.parameters()),
+        "difference": surgery_of(compact).difference.max_rel,
+        "form": surgery_of(compact).form,
+        "train_seconds": seconds,
+        **_latency(gated.model, compact, loaded.example_inputs),
+    }
+
+
+def widths(model: nn.Module, arch: str) -> list[int]:
+    """The architecture as the papers write it: inputs of each fully connected layer, channels of each convolution."""
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    if arch == "lenet300":
+        return [shapes["fc1.weight"][1], shapes["fc2.weight"][1], shapes["fc3.weight"][1]]
+    return [shapes["conv1.weight"][0], shapes["conv2.weight"][0], shapes["fc1.weight"][1], shapes["fc2.weight"][1]]
+
+
+@cache
+def _data(spec: str) -> DataSource:
+    return load_data(spec)
+
+
+def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[Batches, Batches]:
+    shifts = Augmentation(pad=2, flip=False) if case.start == "checkpoint" else None
+    train = make_batches(
+        loaded, data.x_train, data.y_train, batch_size=100, augment=shifts, shuffle=True, seed=case.seed, drop_last=True
+    )
+    return train, make_batches(loaded, data.x_test, data.y_test, batch_size=1000)
+
+
+def _bound(case: MnistCase) -> dict[str, Any]:
+    """The budget or the penalty of a mode."""
+    return {"budget": l0prune.Budget.parse(case.mode)}
+
+
+def _latency(dense: nn.Module, compact: nn.Module, example: Any) -> dict[str, float]:
+    """Microseconds in onnxruntime, batch 1, one thread, and how many times faster the compact network is."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"dense": Path(folder) / "dense.onnx", "compact": Path(folder) / "compact.onnx"}
+        for name, model in (("dense", dense), ("compact", compact)):
+            l0prune.export_onnx(model.eval(), example, files[name])
+        report = l0prune.benchmark(files, min_seconds=1.0)
+    return {
+        "dense_us": report["dense"].latency_ms.p50 * 1e3,
+        "compact_us": report["compact"].latency_ms.p50 * 1e3,
+        "speedup": report.speedup["compact"].ratio,
+    }
