@@ -39,8 +39,8 @@ The papers also gate single features between the convolutions and the first full
 or cut as a whole, so its third number is always 16 times the second. MACs are multiply-accumulates of one image, computed from
 the architecture alike for published rows and ours.
 
-*From a checkpoint*: a dense network, trained (30 and 12 epochs) with random shifts of up to two pixels, which also teaches; then 12
-epochs under a budget with the same shifts. *From scratch*: random weights, no teacher, no shifts, 30 epochs. Batches of 100.
+*From a checkpoint*: a dense network, trained (30 and 12 epochs) with random shifts of up to two pixels, which also teaches;
+then trained under a budget with the same shifts. *From scratch*: random weights, no teacher, no shifts. Batches of 100.
 *Speed-up*: onnxruntime, batch 1, one thread, against the dense network, interleaved runs while other runs kept the machine
 busy (times are processor time of the thread). Every cut network was compared with the gated one; the largest difference
 of all runs is {difference:.1e} of the largest output.
