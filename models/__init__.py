@@ -1,6 +1,17 @@
-"""Reference networks: LeNets, CIFAR ResNets, a small MobileNetV2 and ViT, and the demo's digits network."""
+"""Reference networks: LeNets, CIFAR ResNets and wide ResNets, a small MobileNetV2 and ViT, and the demo's digits network."""
 
-from l0prune.models import digits, lenet, mobilenet, resnet_cifar, vit  # importing registers the factories
+from l0prune.models import digits, lenet, mobilenet, resnet_cifar, vit, wide_resnet  # importing registers the factories
 from l0prune.models.registry import ModelEntry, entry, names, register
 
-__all__ = ["ModelEntry", "digits", "entry", "lenet", "mobilenet", "names", "register", "resnet_cifar", "vit"]
+__all__ = [
+    "ModelEntry",
+    "digits",
+    "entry",
+    "lenet",
+    "mobilenet",
+    "names",
+    "register",
+    "resnet_cifar",
+    "vit",
+    "wide_resnet",
+]
