@@ -1,4 +1,4 @@
-"""`l0prune finetune`: learn what to cut under a budget, cut it, recover; checked before anything is written."""
+"""`l0prune finetune`: learn what to cut under a budget or at a price, cut it, recover; checked before anything is written."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import ModelOptions, align_option, common_options, data_option, model_options, threads_option
 from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
-from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
+from l0prune.finetuning.config import BUDGET_GATE_FRACTION, OPTIMIZERS, PENALTY_GATE_FRACTION, FinetuneConfig
 from l0prune.gates.registry import gate_names
 
 __all__ = ["finetune_command"]
@@ -38,6 +38,13 @@ def by_optimizer(text: str, name: str) -> str:
 @model_options(metavar="[MODEL]", required=False)
 @data_option(required=False)
 @click.option("--budget", metavar="METRIC=KEEP", help="Share of the dense cost to keep, as in macs=0.5 or params=0.3.")
+@click.option(
+    "--penalty",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    help="Instead of a budget, the L0 paper's lambda, as in lambda=0.1; or of the inputs of a layer, as in fc1=10; repeatable.",
+)
+@click.option("--from-scratch", is_flag=True, help="Start with random weights, by --seed, without a teacher.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; needs no other option.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
@@ -50,7 +57,10 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--gate-epochs",
     type=POSITIVE,
-    help=with_default("Of these, learning the gates.", f"{DEFAULTS.gate_fraction:g} of them"),
+    help=with_default(
+        "Of these, learning the gates.",
+        f"{BUDGET_GATE_FRACTION:g} of them, {PENALTY_GATE_FRACTION:g} with --penalty",
+    ),
 )
 @click.option(
     "--settle-epochs",
@@ -62,6 +72,13 @@ def by_optimizer(text: str, name: str) -> str:
     "--optimizer", type=click.Choice(list(OPTIMIZERS)), help=with_default("Of the weights.", DEFAULTS.optimizer)
 )
 @click.option("--lr", type=POSITIVE, help=by_optimizer("Peak learning rate while gates are learned.", "lr"))
+@click.option(
+    "--gate-lr-end",
+    type=click.FloatRange(0, 1),
+    help=with_default(
+        "Share of --lr left when the gates are learned; 1 keeps it constant.", f"{DEFAULTS.gate_lr_end:g}"
+    ),
+)
 @click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
 @click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
 @click.option(
@@ -73,9 +90,8 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--distillation/--no-distillation",
     "teach",
-    default=True,
-    show_default=True,
-    help="Let the dense network teach by its outputs.",
+    default=None,
+    help="Let the dense network teach by its outputs.  [default: on; off from scratch]",
 )
 @click.option(
     "--distillation-weight",
@@ -105,7 +121,7 @@ def by_optimizer(text: str, name: str) -> str:
     type=click.IntRange(min=0),
     help=with_default("For BatchNorm after the cut.", DEFAULTS.recalibration_batches),
 )
-@align_option("auto")
+@align_option(None, shown="auto; 1 with --penalty")
 @click.option(
     "--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help="Mixed precision."
 )
@@ -127,30 +143,37 @@ def finetune_command(
     model: ModelOptions,
     data_spec: str | None,
     budget: str | None,
+    penalty: tuple[str, ...],
     out: Path,
     resume: bool,
     overwrite: bool,
-    teach: bool,
+    teach: bool | None,
     distillation_weight: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Learn what to cut under a budget, cut it, and let the rest recover.
+    """Learn what to cut under a budget or at a price, cut it, and let the rest recover.
 
     MODEL is a name such as resnet20, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2. The run is
     written to --out; an existing one is refused unless --resume or --overwrite.
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run, --overwrite replaces it: give one of them")
-    weight = distillation_weight if teach else 0.0
-    request = FinetuneRequest(model, data_spec or "", FinetuneOptions(budget or "", **options, distillation=weight))
+    weight = 0.0 if teach is False else distillation_weight
+    if teach and options["from_scratch"]:
+        raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
+    asked = FinetuneOptions(budget or "", ",".join(penalty), **options, distillation=weight)
+    request = FinetuneRequest(model, data_spec or "", asked)
     with working():
         if resume:
             result = resume_run(out, request, explicit_parameters(ctx))
         else:
-            for value, name in ((model.spec, "MODEL"), (data_spec, "--data"), (budget, "--budget")):
+            goal = (budget or penalty, "--budget or --penalty")
+            for value, name in ((model.spec, "MODEL"), (data_spec, "--data"), goal):
                 if not value:
                     raise click.UsageError(f"{name} is missing")
+            if budget and penalty:
+                raise click.UsageError("--budget finds the price of open gates, --penalty fixes it: give one of them")
             result = begin(out, request, argv=sys.argv, overwrite=overwrite)
     if result is None:  # another process of the same run prints
         return
@@ -181,7 +204,8 @@ def print_result(result: dict[str, Any]) -> None:
             for name in ("MACs", "params")
         ),
     ]
-    print_table(console(), f"{result['model']}, {result['budget']}", ("", "dense", "final", "ratio"), rows)
+    goal = result["budget"] or result["penalty"]
+    print_table(console(), f"{result['model']}, {goal}", ("", "dense", "final", "ratio"), rows)
     console().print(f"Next: l0prune shrink {result['run']}", markup=False, soft_wrap=True)
 
 

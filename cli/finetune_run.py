@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.failures import Interrupted
-from l0prune.cli.loading import load, load_data_for
+from l0prune.cli.loading import load, load_data_for, require_from_scratch, require_weights
 from l0prune.cli.output import note
 from l0prune.cli.progress import progress_for_stderr
-from l0prune.cli.request import FinetuneRequest
+from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.task import Task
 from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from l0prune.budget.budget import Budget
     from l0prune.finetuning.config import FinetuneConfig
+    from l0prune.finetuning.goal import Goal
     from l0prune.finetuning.results import FinetuneResult
     from l0prune.gated import GatedModel
     from l0prune.run_directory import RunDirectory
@@ -37,7 +37,7 @@ class Prepared:
         task: Model and data.
         batches: Training batches.
         gated: The model with its gates.
-        budget: What may be kept.
+        goal: What may be kept, or what open gates pay.
         config: The library's configuration.
         dense_score: Score of the dense model on the test data.
     """
@@ -46,7 +46,7 @@ class Prepared:
     task: Task
     batches: "Batches"
     gated: "GatedModel"
-    budget: "Budget"
+    goal: "Goal"
     config: "FinetuneConfig"
     dense_score: float
 
@@ -123,11 +123,19 @@ def prepare(request: FinetuneRequest) -> Prepared:
     from l0prune.gates.registry import gate_distribution
 
     options = request.options
-    budget = l0prune.Budget.parse(options.budget)
+    goal = goal_of(options)
     gate_distribution(options.gate)
     options.resolved(augment=False)  # its numbers are checked before anything is loaded
+    if options.from_scratch:
+        require_from_scratch(request.model)
+        if options.distillation:
+            raise ConfigError(
+                "--from-scratch starts with an untrained network, which has nothing to teach: no distillation"
+            )
+    else:
+        require_weights(request.model)
     choose_device(options.device)
-    loaded = load(request.model)
+    loaded = load(request.model, seed=request.initial_seed)
     require_finite(loaded.model)
     task = Task(loaded, load_data_for(loaded, request.data))
     options = options.resolved(augment=task.augments)
@@ -136,11 +144,13 @@ def prepare(request: FinetuneRequest) -> Prepared:
     plan_phases(config, len(batches))
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
     gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
-    require_trainable(gated, budget)
-    choose_open(gated, budget, align=config.align)
+    if isinstance(goal, l0prune.Penalty):
+        goal = replace(goal, n_samples=len(task.data.y_train))
+    require_trainable(gated, goal)
+    choose_open(gated, goal, align=config.rounding)
     dense_score = task.score(loaded.model)
     note(f"{request.model.spec}: {gated.n_gates} gates; dense {task.metric} {dense_score:.4g}")
-    return Prepared(replace(request, options=options), task, batches, gated, budget, config, dense_score)
+    return Prepared(replace(request, options=options), task, batches, gated, goal, config, dense_score)
 
 
 def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
@@ -152,7 +162,7 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
             prepared.gated,
             prepared.batches,
             loss=prepared.task.loss,
-            budget=prepared.budget,
+            **goal_argument(prepared.goal),
             config=prepared.config,
             evaluate=prepared.task.evaluate,
             out=run.path,
@@ -164,6 +174,26 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
     figures = figures_of(prepared, result)
     run.set_status("finished", result=figures)
     return {"run": str(run.path), "model": prepared.request.model.spec, **figures}
+
+
+def goal_of(options: FinetuneOptions) -> "Goal":
+    """What is asked for.
+
+    Raises:
+        ConfigError: if it is not exactly one of budget and penalty, or cannot be read.
+    """
+    import l0prune
+    from l0prune.finetuning.goal import one_goal
+
+    budget = l0prune.Budget.parse(options.budget) if options.budget else None
+    return one_goal(budget, l0prune.Penalty.parse(options.penalty) if options.penalty else None)
+
+
+def goal_argument(goal: "Goal") -> dict[str, Any]:
+    """The same as the argument of `l0prune.finetune` it is."""
+    import l0prune
+
+    return {"penalty" if isinstance(goal, l0prune.Penalty) else "budget": goal}
 
 
 @contextmanager

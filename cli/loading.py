@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["load", "load_data_for"]
+__all__ = ["load", "load_data_for", "require_from_scratch", "require_weights"]
 
 
-def load(options: ModelOptions) -> "LoadedModel":
+def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
     """Build the model that the options describe and load its weights.
+
+    Args:
+        options: What to build.
+        seed: Of its initialisation, where it has no weights.
 
     Raises:
         ConfigError: if the image size has more than two numbers.
@@ -36,8 +40,50 @@ def load(options: ModelOptions) -> "LoadedModel":
         std=options.std,
         image_size=None if size is None else (size[0], size[-1]),
         pretrained=options.pretrained,
+        seed=seed,
     )
     return replace(loaded, model=trainable(loaded.model))
+
+
+def require_weights(options: ModelOptions) -> None:
+    """See that a network to be pruned has been trained, as far as its specification tells.
+
+    Raises:
+        ConfigError: if its weights would be random.
+    """
+    if options.weights is None and not options.pretrained and is_architecture(options.spec):
+        raise ConfigError(
+            f"{options.spec} has random weights: give --weights FILE{shipped(options.spec)}, or start --from-scratch"
+        )
+
+
+def require_from_scratch(options: ModelOptions) -> None:
+    """See that nothing but a seed decides about the weights.
+
+    Raises:
+        ConfigError: if the specification brings weights.
+    """
+    for given, name in ((options.weights is not None, "--weights"), (options.pretrained, "--pretrained")):
+        if given:
+            raise ConfigError(f"--from-scratch starts with random weights, {name} with trained ones: give one of them")
+    if options.spec.startswith("hf:") or options.spec.endswith(".pt2"):
+        raise ConfigError(f"{options.spec} brings its weights: --from-scratch is for named architectures and factories")
+
+
+def is_architecture(spec: str) -> bool:
+    """Whether a specification names an architecture alone: a registered name, or one of a library."""
+    from l0prune import models
+
+    return spec in models.names() or spec.partition(":")[0] in {"timm", "torchvision"}
+
+
+def shipped(spec: str) -> str:
+    """Other ways to get trained weights of an architecture, for a message."""
+    from l0prune import models
+
+    if spec in models.names():
+        return " or --weights bundled" if models.entry(spec).checkpoint is not None else ""
+    return " or --pretrained"
 
 
 def trainable(model: "nn.Module") -> "nn.Module":

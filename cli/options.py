@@ -189,13 +189,18 @@ def data_option(*, required: bool) -> Decorator:
     )
 
 
-def align_option(default: str) -> Decorator:
-    """Add `--align auto|N`."""
+def align_option(default: str | None, *, shown: str | None = None) -> Decorator:
+    """Add `--align auto|N`.
+
+    Args:
+        default: Where it is not given; None leaves the choice to the command.
+        shown: What the help says of it; None shows `default`.
+    """
     return click.option(
         "--align",
         type=Alignment(),
         default=default,
-        show_default=True,
+        show_default=shown or True,
         help="Round kept widths to a multiple of N; auto: what onnxruntime likes on this CPU.",
     )
 

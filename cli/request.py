@@ -16,7 +16,7 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
     *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *("optimizer", "lr", "recovery_lr", "weight_decay", "grad_clip", "gate_lr", "ema_decay"),
+    *("optimizer", "lr", "gate_lr_end", "recovery_lr", "weight_decay", "grad_clip", "gate_lr", "ema_decay"),
     *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
 
@@ -26,7 +26,9 @@ class FinetuneOptions:
     """The options of `l0prune finetune`, one field each; None leaves the choice to the library.
 
     Args:
-        budget: As in `macs=0.5`.
+        budget: As in `macs=0.5`; empty with a penalty.
+        penalty: As in `lambda=0.1` or `fc1=10,conv2=0.5`; empty with a budget.
+        from_scratch: Begin with the random weights that `seed` gives.
         gate: Name of the gate distribution.
         epochs: Length of the run in passes over the training data.
         warmup_epochs: Passes with all gates open.
@@ -35,6 +37,7 @@ class FinetuneOptions:
         batch_size: Inputs of one step.
         optimizer: "sgd" or "adamw".
         lr: Peak learning rate while gates are learned.
+        gate_lr_end: Share of it that is left at the end.
         recovery_lr: Peak learning rate of the recovery.
         weight_decay: Decay of matrices and filters.
         grad_clip: Largest norm of the gradient; 0 does not limit it.
@@ -45,14 +48,16 @@ class FinetuneOptions:
         distillation_temperature: Temperature of teacher and student.
         feature_distillation: Weight of the dense network's teaching by the features of each block.
         recalibration_batches: Batches that re-estimate BatchNorm statistics after the freeze.
-        align: Round kept widths to multiples of this; "auto" until resolved.
+        align: Round kept widths to multiples of this; "auto" or None until resolved.
         precision: "no", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
         seed: Seed of everything random.
         log_every: Steps between lines of metrics.jsonl.
     """
 
-    budget: str
+    budget: str = ""
+    penalty: str = ""
+    from_scratch: bool = False
     gate: str = "hard-concrete"
     epochs: float | None = None
     warmup_epochs: float | None = None
@@ -61,6 +66,7 @@ class FinetuneOptions:
     batch_size: int = 128
     optimizer: str | None = None
     lr: float | None = None
+    gate_lr_end: float | None = None
     recovery_lr: float | None = None
     weight_decay: float | None = None
     grad_clip: float | None = None
@@ -71,7 +77,7 @@ class FinetuneOptions:
     distillation_temperature: float | None = None
     feature_distillation: float | None = None
     recalibration_batches: int | None = None
-    align: str | int = "auto"
+    align: str | int | None = None
     precision: str = "no"
     device: str = "auto"
     seed: int = 0
@@ -87,7 +93,10 @@ class FinetuneOptions:
 
         given = {name: getattr(self, name) for name in (*CONFIG_FIELDS, "distillation")}
         known = {name: value for name, value in given.items() if value is not None}
-        return FinetuneConfig(**known, align=int(self.align), mixed_precision=self.precision)
+        if self.from_scratch:
+            known.setdefault("distillation", 0.0)
+        config = FinetuneConfig(**known, align=int(self.align or 1), mixed_precision=self.precision)
+        return config.resolved(penalised=bool(self.penalty))
 
     def resolved(self, *, augment: bool) -> "FinetuneOptions":
         """The same options with every default written out.
@@ -102,11 +111,13 @@ class FinetuneOptions:
 
         numbered = replace(
             self,
-            align=resolve_alignment(self.align),
+            align=resolve_alignment(self.align or (1 if self.penalty else "auto")),
             augment=augment if self.augment is None else self.augment,
         )
         config = numbered.config()
-        defaults = {name: getattr(config, name) for name in (*CONFIG_FIELDS, "distillation")}
+        warmup, gate, settle, _ = config.phase_epochs
+        lengths = {"warmup_epochs": warmup, "gate_epochs": gate, "settle_epochs": settle}
+        defaults = {name: getattr(config, name) for name in (*CONFIG_FIELDS, "distillation")} | lengths
         rates = {"lr": config.peak_lr, "recovery_lr": config.peak_recovery_lr, "weight_decay": config.decay}
         return replace(numbered, **(defaults | rates))
 
@@ -124,6 +135,11 @@ class FinetuneRequest:
     model: ModelOptions
     data: str
     options: FinetuneOptions
+
+    @property
+    def initial_seed(self) -> int:
+        """Seed of the weights that the model is built with."""
+        return self.options.seed if self.options.from_scratch else 0
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""

@@ -57,7 +57,7 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
     from l0prune.finetuning.checkpoints import load_checkpoint
     from l0prune.finetuning.checks import weights_digest
 
-    loaded = load(run.request.model)
+    loaded = load(run.request.model, seed=run.request.initial_seed)
     identity = load_checkpoint(run.directory.checkpoint).trainer.get("identity", {})
     if identity.get("dense_weights") != weights_digest(loaded.model):
         source = run.request.model.weights or run.request.model.spec
@@ -80,7 +80,8 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     options = run.request.options
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
     gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
-    gated.set_budget(l0prune.Budget.parse(options.budget), 1)
+    if options.budget:
+        gated.set_budget(l0prune.Budget.parse(options.budget), 1)
     try:
         gated.model.load_state_dict(checkpoint.model)
         gated.gates.load_state_dict(checkpoint.gates)

@@ -14,6 +14,7 @@ _EXPORTS = {
     "FinetuneResult": "l0prune.finetuning.loop",
     "GatedModel": "l0prune.gated",
     "L0PruneError": "l0prune.errors",
+    "Penalty": "l0prune.budget.penalty",
     "SurgeryPlan": "l0prune.surgery.plan",
     "VerifyReport": "l0prune.verification",
     "benchmark": "l0prune.bench",

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
 from l0prune.budget.lagrangian import Constraint
+from l0prune.budget.penalty import Penalty
 from l0prune.errors import ConfigError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gate_training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
@@ -29,6 +30,7 @@ def inject(
     *,
     gate: str = "hard-concrete",
     budget: Budget | None = None,
+    penalty: Penalty | None = None,
     steps: int | None = None,
     gate_optimizer: GateOptimizerConfig | None = None,
     seed: int = 0,
@@ -39,8 +41,9 @@ def inject(
         model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
         flow: From `trace(model, ...)`.
         gate: Name of the gate distribution, one of `l0prune.gates.registry.gate_names()`.
-        budget: What the open units may cost; needed by `penalty()` and `step()`.
-        steps: Number of training steps with gates; needed with a budget, it sets ramp and learning rate.
+        budget: What the open units may cost; `penalty()` and `step()` need it or a penalty.
+        penalty: Price of open units, in place of a budget; its `n_samples` must be known.
+        steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.
         gate_optimizer: Settings of the gates' own optimizer.
         seed: Seed of initial jitter and sampling noise.
 
@@ -48,12 +51,12 @@ def inject(
         The gated model, gates nearly fully open.
 
     Raises:
-        ConfigError: unknown gate, or a budget without steps.
+        ConfigError: unknown gate, a budget or penalty without steps, or both.
         PlanMismatchError: `flow` was traced on a model with other tensors.
     """
     _check_same_model(model, flow)
     bank = GateBank(flow.n_gates, distribution=gate_distribution(gate), seed=seed)
-    return GatedModel(model, flow, bank, budget=budget, steps=steps, gate_optimizer=gate_optimizer)
+    return GatedModel(model, flow, bank, budget=budget, penalty=penalty, steps=steps, gate_optimizer=gate_optimizer)
 
 
 class GatedModel(nn.Module):
@@ -67,8 +70,6 @@ class GatedModel(nn.Module):
         model: The user's model.
         flow: What was traced.
         gates: The gate bank.
-        budget: What the open units may cost, or None.
-        constraint: Target ramp and multiplier, or None without a budget.
     """
 
     _index: Tensor
@@ -80,6 +81,7 @@ class GatedModel(nn.Module):
         gates: GateBank,
         *,
         budget: Budget | None = None,
+        penalty: Penalty | None = None,
         steps: int | None = None,
         gate_optimizer: GateOptimizerConfig | None = None,
     ) -> None:
@@ -88,7 +90,12 @@ class GatedModel(nn.Module):
         self.gates = gates
         self.flow = flow
         self._costs: dict[str, CostModel] = {}
-        self.set_budget(budget, steps, gate_optimizer=gate_optimizer)
+        if penalty is not None:
+            if budget is not None:
+                raise ConfigError("a budget and a penalty exclude each other; give one of them")
+            self.set_penalty(penalty, steps, gate_optimizer=gate_optimizer)
+        else:
+            self.set_budget(budget, steps, gate_optimizer=gate_optimizer)
         indices = [torch.from_numpy(consumer.gates) for consumer in flow.consumers]
         indices += [torch.from_numpy(site.gates) for site in flow.norms]
         flat = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
@@ -197,89 +204,64 @@ class GatedModel(nn.Module):
         """State what the open units may cost; multiplier and gate optimizer start anew, the gates stay where they are.
 
         Args:
-            budget: None takes the budget away.
+            budget: None takes budget and penalty away.
             steps: Number of training steps with gates, >= 1; needed with a budget.
             gate_optimizer: Settings of the gates' own optimizer.
 
         Raises:
             ConfigError: a budget without steps.
         """
-        if budget is not None and (steps is None or steps < 1):
-            raise ConfigError(
-                f"steps is {steps}; a budget needs the number of training steps, 1 or more, to set its pace"
-            )
-        self.budget = budget
-        self.constraint = None if budget is None or steps is None else Constraint(budget.keep, steps)
-        self._optimizer = (gate_optimizer or GateOptimizerConfig()).build([self.gates.log_alpha], steps or 1)
-        self._expected_cost: float | None = None
-        self._advance_gates()
+        self._gate_training = GateTraining(self.gates, self.costs, budget=budget, steps=steps, optimizer=gate_optimizer)
 
-    def penalty(self) -> Tensor:
-        """What the budget adds to the loss, scalar. Zero once the gates are frozen.
+    def set_penalty(
+        self, penalty: Penalty, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
+    ) -> None:
+        """Put a fixed price on open units, in place of a budget; the gate optimizer starts anew, the gates stay.
+
+        Args:
+            penalty: Its `n_samples` must be known.
+            steps: Number of training steps with gates, >= 1.
+            gate_optimizer: Settings of the gates' own optimizer.
 
         Raises:
-            ConfigError: the model was injected without a budget.
+            ConfigError: no steps, a layer that has no gated inputs, or gates that need a budget.
         """
-        constraint, budget = self._constrained()
-        if self.frozen:
-            return self.gates.log_alpha.new_zeros(())
-        expected = self.expected_cost(budget.metric)
-        self._expected_cost = float(expected.detach())
-        return constraint.penalty(expected)
+        prices = torch.from_numpy(penalty.prices(self.flow))
+        self._gate_training = GateTraining(self.gates, self.costs, prices=prices, steps=steps, optimizer=gate_optimizer)
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the open units may cost."""
+        return self._gate_training.budget
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """Target ramp and multiplier, with a budget."""
+        return self._gate_training.constraint
+
+    def penalty(self) -> Tensor:
+        """What the budget or the prices add to the loss, scalar. Zero once the gates are frozen.
+
+        Raises:
+            ConfigError: the model was injected without either.
+        """
+        return self._gate_training.penalty()
 
     def step(self) -> None:
         """After `backward()`: move the gates and the multiplier on, and clear the gates' gradient.
 
         Raises:
-            ConfigError: the model was injected without a budget.
+            ConfigError: the model was injected without a budget or penalty.
         """
-        constraint, budget = self._constrained()
-        log_alpha = self.gates.log_alpha
-        if self.frozen or log_alpha.grad is None:
-            log_alpha.grad = None
-            return
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(log_alpha.grad)
-            log_alpha.grad /= dist.get_world_size()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self.gates.clamp_()
-        if self._expected_cost is None:
-            self._expected_cost = float(self.expected_cost(budget.metric).detach())
-        constraint.step(self._expected_cost, self.hard_cost(budget.metric))
-        self._expected_cost = None
-        self._advance_gates()
+        self._gate_training.step()
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer, multiplier and noise of the gates, as tensors and plain numbers, to resume exactly."""
-        return {
-            "optimizer": self._optimizer.state_dict(),
-            "constraint": None if self.constraint is None else self.constraint.state_dict(),
-            "noise": self.gates.get_rng_state(),
-        }
+        return self._gate_training.state_dict()
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Continue from `training_state()`."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self.constraint is not None and state["constraint"] is not None:
-            self.constraint.load_state_dict(state["constraint"])
-        self.gates.set_rng_state(state["noise"])
-        self._advance_gates()
-
-    def _advance_gates(self) -> None:
-        """Tell the gates where in their phase they are; it follows from the constraint and the locations alone."""
-        constraint, budget = self.constraint, self.budget
-        if constraint is None or budget is None:
-            self.gates.advance(0.0, lambda: self.n_gates)
-            return
-        costs, target = self.costs(budget.metric), constraint.target
-        scores = self.gates.log_alpha.detach()
-        self.gates.advance(constraint.progress, lambda: costs.affordable(scores.double().cpu().numpy(), target))
-
-    def _constrained(self) -> tuple[Constraint, Budget]:
-        if self.constraint is None or self.budget is None:
-            raise ConfigError("the gated model has no budget; pass budget= and steps= to inject()")
-        return self.constraint, self.budget
+        self._gate_training.load_state_dict(state)
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:

@@ -32,7 +32,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
         ("warmup_fraction", 1.0, r"in \[0, 1\)"),
         ("gate_fraction", 0.0, r"in \(0, 1\]"),
         ("gate_epochs", -1, "gate_epochs=-1 is out of range"),
-        ("optimizer", "lion", "optimizer='lion' is unknown: choose one of sgd, adamw"),
+        ("optimizer", "lion", "optimizer='lion' is unknown: choose one of sgd, adam, adamw"),
         ("lr", 0.0, r"lr=0.0 is out of range"),
         ("lr", math.inf, "lr=inf is out of range"),
         ("weight_decay", -1e-4, "weight_decay"),

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms", "gated"),
+    *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms"),
+    *("gate_training", "gated"),
     *("surgery", "finetuning"),
     *("hardware", "timing", "onnx_model", "compact", "export", "bench_report", "bench", "alignment"),
     *("verification", "study", "report", "cli"),

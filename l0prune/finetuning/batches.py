@@ -11,7 +11,18 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import DataError
 
-__all__ = ["Batches", "batch_size", "checked_pair", "count_batches", "place", "set_epoch", "shapes", "share", "steps"]
+__all__ = [
+    "Batches",
+    "batch_size",
+    "checked_pair",
+    "count_batches",
+    "count_samples",
+    "place",
+    "set_epoch",
+    "shapes",
+    "share",
+    "steps",
+]
 
 
 class Batches(Protocol):
@@ -47,6 +58,18 @@ def count_batches(batches: Batches) -> int:
     if count < 1:
         raise DataError("train_batches is empty: give at least one batch (is the data set smaller than a batch?)")
     return count
+
+
+def count_samples(batches: Batches) -> int:
+    """Rows of one pass, taking all batches to be as large as the first.
+
+    Raises:
+        DataError: if the first batch is not a pair with rows, or there is none.
+    """
+    set_epoch(batches, 0)
+    for batch in batches:
+        return count_batches(batches) * batch_size(checked_pair(batch)[0])
+    raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
 
 
 def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any, Any]]:

@@ -19,7 +19,7 @@ from l0prune.errors import CheckpointError
 __all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "l0prune.checkpoint"
-VERSION = 2
+VERSION = 3
 MODEL, GATES, COMPACT, AVERAGE, TRAINER = (
     "model.safetensors",
     "gates.safetensors",

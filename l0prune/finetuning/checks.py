@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from l0prune.budget.budget import Budget
+from l0prune.budget.penalty import Penalty
 from l0prune.errors import CheckpointError, ConfigError, DataError
 from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
+from l0prune.finetuning.goal import Goal
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Loss
+from l0prune.gate_training import require_priceable
 from l0prune.gated import GatedModel
 from l0prune.model_call import call, evaluation_mode
 
@@ -105,18 +108,22 @@ def require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
         raise CheckpointError(f"the run cannot be resumed with other settings: {listed}; use the ones it began with")
 
 
-def require_trainable(gated: GatedModel, budget: Budget) -> None:
+def require_trainable(gated: GatedModel, goal: Goal) -> None:
     """See that there is something to learn.
 
     Raises:
-        ConfigError: if the gates are frozen, or there are none and the budget asks for less than everything.
+        ConfigError: if the gates are frozen, or there are none and less than everything is asked for; or if a penalty names
+            a layer without gated inputs, or the gates need a budget.
     """
     if gated.frozen:
         raise ConfigError("the gates are frozen: call unfreeze(), or inject gates into the dense model again")
-    if gated.n_gates == 0 and budget.keep < 1:
+    if gated.n_gates == 0 and not (isinstance(goal, Budget) and goal.keep == 1):
         raise ConfigError(
             "the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why"
         )
+    if isinstance(goal, Penalty):
+        require_priceable(gated.gates)
+        goal.prices(gated.flow)
 
 
 def _two_rows(batches: Batches) -> tuple[Any, Any]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from l0prune.errors import ConfigError
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "FinetuneConfig", "OptimizerDefaults"]
+__all__ = [
+    "BUDGET_GATE_FRACTION",
+    "OPTIMIZERS",
+    "PENALTY_GATE_FRACTION",
+    "PRECISIONS",
+    "FinetuneConfig",
+    "OptimizerDefaults",
+]
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,13 @@ class OptimizerDefaults:
 
 OPTIMIZERS = {
     "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.03, weight_decay=1e-4),
+    "adam": OptimizerDefaults(lr=1e-3, recovery_lr=1e-3, weight_decay=0.0),
     "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
 }
 PRECISIONS = ("no", "bf16", "fp16")
 GATE_DECISIONS = ("soft", "binary")
+BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
+BUDGET_ALIGN = 4
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,14 @@ class FinetuneConfig:
     Args:
         epochs: Length of the whole run, > 0; fractions of an epoch are allowed.
         warmup_fraction: Share of `epochs` with all gates open, in [0, 1).
-        gate_fraction: Share of `epochs` that trains gates and weights together, in (0, 1]; recovery takes the rest.
+        gate_fraction: Share of `epochs` that trains gates and weights together, in (0, 1]; recovery takes the rest. None is
+            0.2 with a budget, and with a penalty 0.8 of what the warm-up leaves.
         settle_fraction: Share of `epochs`, taken from the recovery, in which the gates that the cut takes although
             training left them open close one after another, in [0, 1); 0 cuts them at once.
         warmup_epochs: Length of the warm-up in epochs; overrides `warmup_fraction`.
         gate_epochs: Length of the gate phase in epochs, > 0; overrides `gate_fraction`.
         settle_epochs: Length of the settling in epochs; overrides `settle_fraction`.
-        optimizer: "sgd" (Nesterov momentum) or "adamw".
+        optimizer: "sgd" (Nesterov momentum), "adam" (weight decay as a part of the gradient) or "adamw" (apart from it).
         lr: Peak learning rate of the weights while gates are trained; None takes the optimizer's own.
         recovery_lr: Peak learning rate of settling and recovery, which share one schedule; None takes the optimizer's own.
         lr_ramp: Share of each stretch of training over which its learning rate rises linearly, in [0, 1).
@@ -69,7 +80,7 @@ class FinetuneConfig:
         recalibration_batches: Batches that re-estimate the BatchNorm statistics after the cut; 0 leaves them.
         salience_batches: Batches that measure how much the loss depends on each gate before the freeze, which decides
             what rounding to `align` takes; 0 leaves that to the widths' sizes.
-        align: The freeze rounds kept widths to multiples of this, >= 1.
+        align: The freeze rounds kept widths to multiples of this, >= 1; None is 4 with a budget, 1 with a penalty.
         seed: Seed of everything random but the data's order, which belongs to the batches.
         mixed_precision: "no", "bf16" or "fp16" (GPU only).
         channels_last: Keep 4-dimensional weights and inputs in channels-last memory order while training.
@@ -84,7 +95,7 @@ class FinetuneConfig:
 
     epochs: float = 6.0
     warmup_fraction: float = 0.0
-    gate_fraction: float = 0.2
+    gate_fraction: float | None = None
     settle_fraction: float = 0.0
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
@@ -107,7 +118,7 @@ class FinetuneConfig:
     gate_floor: float = 0.1
     recalibration_batches: int = 20
     salience_batches: int = 20
-    align: int = 4
+    align: int | None = None
     seed: int = 0
     mixed_precision: str = "no"
     channels_last: bool = True
@@ -156,11 +167,29 @@ class FinetuneConfig:
     def phase_epochs(self) -> tuple[float, float, float, float]:
         """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling."""
         warmup = self.warmup_fraction * self.epochs if self.warmup_epochs is None else self.warmup_epochs
-        gate = self.gate_fraction * self.epochs if self.gate_epochs is None else self.gate_epochs
+        share = BUDGET_GATE_FRACTION if self.gate_fraction is None else self.gate_fraction
+        gate = share * self.epochs if self.gate_epochs is None else self.gate_epochs
         rest = max(0.0, self.epochs - warmup - gate)
         settle = self.settle_fraction * self.epochs if self.settle_epochs is None else self.settle_epochs
         settle = min(settle, rest / 2)
         return warmup, gate, settle, rest - settle
+
+    @property
+    def rounding(self) -> int:
+        """What kept widths are multiples of."""
+        return BUDGET_ALIGN if self.align is None else self.align
+
+    def resolved(self, *, penalised: bool) -> FinetuneConfig:
+        """With what depends on the goal of the run written out.
+
+        Args:
+            penalised: Whether open gates have a fixed price, instead of a budget for all.
+        """
+        if not penalised:
+            return replace(self, gate_fraction=self.gate_fraction or BUDGET_GATE_FRACTION, align=self.rounding)
+        warmup, *_ = self.phase_epochs
+        share = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs) if self.gate_fraction is None else self.gate_fraction
+        return replace(self, gate_fraction=share, align=1 if self.align is None else self.align)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key a field."""

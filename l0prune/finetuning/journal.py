@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.budget.budget import Budget
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram
 from l0prune.finetuning.progress import Progress
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
@@ -28,7 +28,7 @@ class Journal:
 
     Args:
         gated: The gated model of the run.
-        budget: Of the run.
+        goal: Of the run.
         config: How often to write.
         phases: The run in steps.
         runtime: Only its main process evaluates and writes.
@@ -40,7 +40,7 @@ class Journal:
     def __init__(
         self,
         gated: GatedModel,
-        budget: Budget,
+        goal: Goal,
         *,
         config: FinetuneConfig,
         phases: Phases,
@@ -51,7 +51,7 @@ class Journal:
     ) -> None:
         self.history: list[Milestone] = []
         self._gated = gated
-        self._budget = budget
+        self._metric = metric_of(goal)
         self._config = config
         self._phases = phases
         self._runtime = runtime
@@ -117,8 +117,7 @@ class Journal:
         """
         loss, task, taught, hints = self._window.means(last_step=step, lr=lr, phase=phase)
         seconds = self._timer.take()  # the means have waited for the device
-        gated, metric = self._gated, self._budget.metric
-        constraint = gated.constraint
+        gated, metric, constraint = self._gated, self._metric, self._gated.constraint
         self._n_lines += 1
         histogram = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
         probability = gated.open_probability() if histogram else None
@@ -135,8 +134,8 @@ class Journal:
             feature_loss=hints,
             expected_cost=float(gated.expected_cost(metric).detach()),
             hard_cost=gated.hard_cost(metric),
-            target=self._budget.keep if constraint is None else constraint.target,
-            multiplier=0.0 if constraint is None else constraint.multiplier,
+            target=None if constraint is None else constraint.target,
+            multiplier=None if constraint is None else constraint.multiplier,
             lr=lr,
             expected_macs=float(gated.expected_cost("macs").detach()),
             expected_params=float(gated.expected_cost("params").detach()),
@@ -158,7 +157,7 @@ class Journal:
             return None
         with evaluation_mode(model), torch.no_grad():
             figures = figures_of(self._evaluate(model))
-        self.history.append(Milestone(step, when, self._gated.hard_cost(self._budget.metric), figures))
+        self.history.append(Milestone(step, when, self._gated.hard_cost(self._metric), figures))
         self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         self._runtime.wait()
         return figures

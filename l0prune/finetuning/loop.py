@@ -1,7 +1,8 @@
-"""Fine-tuning under a budget: `finetune` checks everything, then trains, freezes, cuts and recovers."""
+"""Fine-tuning under a budget or a penalty: `finetune` checks everything, then trains, freezes, cuts and recovers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,13 +10,15 @@ import torch
 from torch import nn
 
 from l0prune.budget.budget import Budget
+from l0prune.budget.penalty import Penalty
 from l0prune.errors import RunDirectoryError
-from l0prune.finetuning.batches import Batches, count_batches
+from l0prune.finetuning.batches import Batches, count_batches, count_samples
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.checks import require_finite, require_same_run, require_trainable, try_batch, weights_digest
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import frozen_copy
 from l0prune.finetuning.freezing import choose_open
+from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.progress import Progress, SilentProgress
 from l0prune.finetuning.results import Evaluate, FinetuneResult
@@ -34,7 +37,8 @@ def finetune(
     train_batches: Batches,
     *,
     loss: Loss,
-    budget: Budget,
+    budget: Budget | None = None,
+    penalty: Penalty | None = None,
     config: FinetuneConfig | None = None,
     teacher: nn.Module | Literal[False] | None = None,
     evaluate: Evaluate | None = None,
@@ -42,18 +46,21 @@ def finetune(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FinetuneResult:
-    """Train gates and weights until the budget holds, cut the closed units away, and let the rest recover.
+    """Train gates and weights, cut the closed units away, and let the rest recover.
 
     The run has up to four parts: a warm-up with all gates open, the gate phase, the freeze (the best set of gates whose
-    exact cost is within the budget), and the recovery of the compact network. The result is written back into `gated`,
-    so that `gated` and the compact network compute the same. Under `accelerate launch` the processes share every batch.
+    exact cost is within the budget; with a penalty, those that training left open), and the recovery of the compact
+    network. The result is written back into `gated`, so that `gated` and the compact network compute the same. Under
+    `accelerate launch` the processes share every batch.
 
     Args:
         gated: From `inject`; its gates must not be frozen. Its model is trained in place.
         train_batches: Iterable again and again, with a length, yields `(inputs, targets)`; inputs are a tensor, a tuple
             of positional or a dict of keyword tensors. `set_epoch(epoch)` is called before each pass where it exists.
         loss: `(outputs, targets)` to a scalar, the mean over the batch.
-        budget: What the compact network may cost.
+        budget: What the compact network may cost; either this or `penalty`.
+        penalty: A fixed price of open gates instead, in the L0 paper's units (`Penalty`): nothing is promised about the
+            cost, and exactly the gates that training closed are cut.
         config: Lengths, optimizer, distillation ...; None takes the defaults.
         teacher: Network with the same outputs that teaches by its logits; None is a copy of the dense network as it is
             now, False trains without one.
@@ -69,29 +76,33 @@ def finetune(
 
     Raises:
         BudgetInfeasibleError: the budget is below what closing every gate can reach; nothing was trained.
-        ConfigError: an option, or the gated model's state, cannot work.
+        ConfigError: both budget and penalty, or neither; an option, or the gated model's state, cannot work.
         DataError: the batches are empty, or do not fit the model or the loss.
         CheckpointError: weights are not finite, or the checkpoint is damaged or of another run.
         RunDirectoryError: `out` holds a checkpoint and `resume` is False.
         TrainingError: the loss is not finite; the last checkpoint stays.
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
     """
-    config = FinetuneConfig() if config is None else config
+    goal = one_goal(budget, penalty)
+    config = (FinetuneConfig() if config is None else config).resolved(penalised=penalty is not None)
     progress = SilentProgress() if progress is None else progress
     directory = None if out is None else Path(out)
     steps_per_epoch = count_batches(train_batches)
     phases = plan_phases(config, steps_per_epoch)
+    if isinstance(goal, Penalty) and goal.n_samples is None:
+        goal = replace(goal, n_samples=count_samples(train_batches))
     continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
     _require_free(directory, resume=resume)
     require_finite(gated.model)
     if not continuing:
-        require_trainable(gated, budget)
-        choose_open(gated, budget, align=config.align)
+        require_trainable(gated, goal)
+        choose_open(gated, goal, align=config.rounding)
     runtime = Runtime(config.mixed_precision)
     home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
     identity = {
         "config": config.to_json(),
-        "budget": str(budget),
+        **record_of(goal),
+        "n_samples": goal.n_samples if isinstance(goal, Penalty) else None,
         "steps_per_epoch": steps_per_epoch,
         "n_processes": runtime.n_processes,
         "dense_weights": weights_digest(gated.model),
@@ -102,7 +113,7 @@ def finetune(
                 gated,
                 train_batches,
                 loss=loss,
-                budget=budget,
+                goal=goal,
                 config=config,
                 teacher=teacher,
                 evaluate=evaluate,
@@ -131,7 +142,7 @@ def _trainer(
     batches: Batches,
     *,
     loss: Loss,
-    budget: Budget,
+    goal: Goal,
     config: FinetuneConfig,
     teacher: nn.Module | Literal[False] | None,
     evaluate: Evaluate | None,
@@ -149,13 +160,17 @@ def _trainer(
     if teacher is not False and config.distillation > 0:
         taught_by = frozen_copy(gated.model if teacher is None else teacher)
         taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
-    gated.set_budget(budget, phases.gate, gate_optimizer=GateOptimizerConfig(lr=config.gate_lr))
+    optimizer = GateOptimizerConfig(lr=config.gate_lr)
+    if isinstance(goal, Penalty):
+        gated.set_penalty(goal, phases.gate, gate_optimizer=optimizer)
+    else:
+        gated.set_budget(goal, phases.gate, gate_optimizer=optimizer)
     runtime.broadcast_(gated)
     gated.to(memory_format=order)  # type: ignore[call-overload]
     home = directory if runtime.is_main else None
     journal = Journal(
         gated,
-        budget,
+        goal,
         config=config,
         phases=phases,
         runtime=runtime,
@@ -169,7 +184,7 @@ def _trainer(
         loss=loss,
         teacher=taught_by,
         teaches_features=teacher is None and taught_by is not None and config.feature_distillation > 0,
-        budget=budget,
+        goal=goal,
         config=config,
         phases=phases,
         runtime=runtime,

@@ -29,10 +29,10 @@ class MetricsRecord:
         loss: What was minimised: task and distillation by their weights, plus the gates' penalty.
         task_loss: The task's part before weighting.
         distillation_loss: The teacher's part before weighting, or None without a teacher.
-        expected_cost: Under the gate distributions, fraction of dense.
-        hard_cost: Of the units open at test time, fraction of dense.
-        target: Where the constraint wants the expected cost to be.
-        multiplier: What the constraint charges for the cost.
+        expected_cost: Under the gate distributions, fraction of dense, in the budget's metric; MACs under a penalty.
+        hard_cost: The same of the units open at test time.
+        target: Where the constraint wants the expected cost to be; None under a penalty.
+        multiplier: What the constraint charges for the cost; None under a penalty.
         lr: Learning rate of the last step.
         expected_macs: MACs under the gate distributions, fraction of dense, whatever the run is held to.
         expected_params: The same for parameters.
@@ -54,8 +54,8 @@ class MetricsRecord:
     distillation_loss: float | None
     expected_cost: float
     hard_cost: float
-    target: float
-    multiplier: float
+    target: float | None
+    multiplier: float | None
     lr: float
     expected_macs: float
     expected_params: float

@@ -41,8 +41,8 @@ def build_optimizer(model: nn.Module, config: FinetuneConfig, *, lr: float) -> t
         lr: Learning rate of the first step, >= 0.
     """
     groups = decay_groups(model.named_parameters(), config.decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+    if config.optimizer != "sgd":
+        return (torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam)(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from l0prune.budget.budget import Budget
+from l0prune.finetuning.goal import Goal, record_of
 from l0prune.gated import GatedModel
 
 __all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
@@ -45,8 +46,8 @@ class FinetuneResult:
     Attributes:
         compact: The network cut and recovered, in evaluation mode.
         gated: The gated model with the same weights, gates frozen at 0 and 1; computes what `compact` does.
-        budget: What was asked for.
-        hard_cost: Cost of `compact`, fraction of dense, in the budget's metric.
+        goal: What was asked for, a `Budget` or a `Penalty`.
+        hard_cost: Cost of `compact`, fraction of dense, in the budget's metric; under a penalty in MACs.
         expected_cost: Expected cost under the gate distributions just before the freeze.
         n_open: Gates that stayed open.
         steps: Optimizer steps of the run.
@@ -55,7 +56,7 @@ class FinetuneResult:
 
     compact: nn.Module
     gated: GatedModel
-    budget: Budget
+    goal: Goal
     hard_cost: float
     expected_cost: float
     n_open: int
@@ -64,8 +65,8 @@ class FinetuneResult:
 
     @property
     def budget_met(self) -> bool:
-        """Whether the hard cost is at or under the budget."""
-        return self.hard_cost <= self.budget.keep * (1 + 1e-9)
+        """Whether the hard cost is at or under the budget; True under a penalty, which sets none."""
+        return not isinstance(self.goal, Budget) or self.hard_cost <= self.goal.keep * (1 + 1e-9)
 
     @property
     def evaluation(self) -> dict[str, float]:
@@ -75,7 +76,7 @@ class FinetuneResult:
     def to_json(self) -> dict[str, Any]:
         """The figures as a JSON object, without the models."""
         return {
-            "budget": str(self.budget),
+            **record_of(self.goal),
             "budget_met": self.budget_met,
             "hard_cost": self.hard_cost,
             "expected_cost": self.expected_cost,

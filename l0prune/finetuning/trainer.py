@@ -16,6 +16,7 @@ from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
+from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.optimizers import MovingAverage
 from l0prune.finetuning.results import FinetuneResult
@@ -40,7 +41,7 @@ class Trainer:
         loss: The task's loss.
         teacher: Teaches by its logits, on the device, or None.
         teaches_features: Whether it also teaches the blocks by their features; then it is the dense network itself.
-        budget: What the compact network may cost.
+        goal: What the compact network may cost, or what open gates do.
         config: Everything else.
         phases: The run in steps.
         runtime: Device, precision, processes.
@@ -58,7 +59,7 @@ class Trainer:
         loss: Loss,
         teacher: nn.Module | None,
         teaches_features: bool,
-        budget: Budget,
+        goal: Goal,
         config: FinetuneConfig,
         phases: Phases,
         runtime: Runtime,
@@ -73,7 +74,7 @@ class Trainer:
         self._loss = loss
         self._teacher = teacher
         self._teaches_features = teaches_features
-        self._budget = budget
+        self._goal = goal
         self._config = config
         self._phases = phases
         self._runtime = runtime
@@ -146,8 +147,8 @@ class Trainer:
         return FinetuneResult(
             compact=compact,
             gated=self.gated,
-            budget=self._budget,
-            hard_cost=self.gated.hard_cost(self._budget.metric),
+            goal=self._goal,
+            hard_cost=self.gated.hard_cost(metric_of(self._goal)),
             expected_cost=self._expected_cost,
             n_open=int((self.gated.gate_values() != 0).sum()),
             steps=self.step,
@@ -217,20 +218,22 @@ class Trainer:
 
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
-        config, metric = self._config, self._budget.metric
+        config, goal, metric = self._config, self._goal, metric_of(self._goal)
         self._runtime.average_buffers_(self.gated)
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
         examples = islice(self._examples(), config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
         self._runtime.average_(salience)
         salience = salience.cpu()
-        is_open = choose_open(self.gated, self._budget, align=config.align, salience=salience)
+        is_open = choose_open(self.gated, goal, align=config.rounding, salience=salience)
         start = self.gated.gate_values().float().cpu()
-        self._settling = Settling.plan(start, decided_values(self.gated, is_open, config), salience)
+        end = decided_values(self.gated, is_open, config, floored=isinstance(goal, Budget))
+        self._settling = Settling.plan(start, end, salience)
+        wanted = f"budget {goal.keep:g}" if isinstance(goal, Budget) else f"penalty {goal}"
         self._journal.say(
             f"{int(is_open.sum())} of {self.gated.n_gates} gates stay open: {metric}"
             f" {self.gated.costs(metric).hard(is_open):.4f} of dense"
-            f" (budget {self._budget.keep:g}, expected {self._expected_cost:.4f})"
+            f" ({wanted}, expected {self._expected_cost:.4f})"
         )
 
     def _freeze(self) -> None:

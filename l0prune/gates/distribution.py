@@ -63,6 +63,9 @@ class GateDistribution(ABC):
     threshold: ClassVar[float] = 0.0
     """A sampled value above this stands for an open unit where only open or closed counts, as in a norm's statistics."""
 
+    needs_budget: ClassVar[bool] = False
+    """Whether the number of open gates is fixed by what a budget pays for, so that a price for each has no effect."""
+
     def at(self, progress: float, affordable: Callable[[], int]) -> GateDistribution:
         """The family as it is at a moment of training; itself, unless it has a parameter that moves.
 

@@ -51,6 +51,7 @@ class ExactK(ZeroOneGate):
     name: ClassVar[str] = "exact-k"
     initial_log_alpha: ClassVar[float] = 0.0
     threshold: ClassVar[float] = 0.5
+    needs_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check both parameters."""

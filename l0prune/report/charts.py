@@ -18,12 +18,12 @@ __all__ = ["budget_chart", "latency_chart", "score_chart", "step_time_chart", "w
 MOST_WIDTHS = 60
 
 
-def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float) -> str:
-    """Expected cost, hard cost, target and multiplier over the steps of the gate phase.
+def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float | None) -> str:
+    """Expected cost, hard cost, target and multiplier over the steps.
 
     Args:
         steps: Lines of metrics.jsonl; those without `expected_cost` are skipped.
-        keep: The budget, fraction of the dense cost.
+        keep: The budget, fraction of the dense cost; None under a penalty, which has neither target nor multiplier.
 
     Returns:
         A data URI.
@@ -37,20 +37,30 @@ def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float) -> str:
         ("target", "target", DENSE, "--"),
     ):
         points = [(step, row[name]) for step, row in zip(x, rows, strict=True) if row.get(name) is not None]
-        axes.plot([p[0] for p in points], [p[1] for p in points], style, color=color, label=label, linewidth=1.6)
-    axes.axhline(keep, color="black", linewidth=0.7, linestyle=":", label=f"budget {keep:g}")
+        if points:
+            axes.plot([p[0] for p in points], [p[1] for p in points], style, color=color, label=label, linewidth=1.6)
     axes.set_xlabel("step")
     axes.set_ylabel("share of the dense cost")
     axes.set_ylim(0, 1.05)
+    handles, labels = axes.get_legend_handles_labels()
+    if keep is not None:
+        axes.axhline(keep, color="black", linewidth=0.7, linestyle=":", label=f"budget {keep:g}")
+        multiplier = _multiplier_axes(axes, x, rows)
+        handles, labels = (
+            a + b for a, b in zip(*(_.get_legend_handles_labels() for _ in (axes, multiplier)), strict=True)
+        )
+    axes.legend(handles, labels, frameon=False, fontsize=8, ncols=5, loc="lower left")
+    return data_uri(figure)
+
+
+def _multiplier_axes(axes: Axes, x: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Axes:
+    """The multiplier on an axis of its own, at the right."""
     multiplier = axes.twinx()
     points = [(step, row["multiplier"]) for step, row in zip(x, rows, strict=True) if row.get("multiplier") is not None]
     multiplier.plot([p[0] for p in points], [p[1] for p in points], color=GREEN, linewidth=1, label="multiplier")
     multiplier.set_ylabel("multiplier", color=GREEN)
     multiplier.spines["top"].set_visible(False)
-    lines, labels = axes.get_legend_handles_labels()
-    more_lines, more_labels = multiplier.get_legend_handles_labels()
-    axes.legend(lines + more_lines, labels + more_labels, frameon=False, fontsize=8, ncols=5, loc="lower left")
-    return data_uri(figure)
+    return multiplier
 
 
 def widths_chart(widths: Sequence[tuple[str, int, int]]) -> str:

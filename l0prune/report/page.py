@@ -85,7 +85,7 @@ def write_report(path: Path | str) -> Path:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("l0prune.report", "")
     )
     page = environment.get_template("page.html.jinja").render(
-        title=f"{record.model['spec']}, {record.result['budget']}",
+        title=f"{record.model['spec']}, {record.result['budget'] or record.result['penalty']}",
         lead=_lead(record),
         summary=_summary(record.result, bench),
         notes=_notes(run, record.result, bench),
@@ -129,7 +129,7 @@ def _counted(name: str, before: float, after: float) -> SummaryRow:
 
 def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[str]:
     notes = [
-        f"Budget {result['budget']}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
+        f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
         f"{result['expected_cost']:.4f}; {result['n_open']} of {result['n_gates']} units stayed open."
     ]
     if bench is not None:
@@ -143,6 +143,10 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
     return notes
 
 
+def _goal(result: Mapping[str, Any]) -> str:
+    return f"Budget {result['budget']}" if result["budget"] else f"Penalty {result['penalty']} (costs in MACs)"
+
+
 def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[Chart]:
     from l0prune.finetuning.metrics import read_metrics
     from l0prune.report.charts import budget_chart, latency_chart, score_chart, widths_chart
@@ -150,7 +154,8 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     charts = []
     lines = read_metrics(run.metrics) if run.metrics.exists() else []
     if lines:
-        charts.append(Chart("Cost and target", budget_chart(lines, Budget.parse(result["budget"]).keep)))
+        keep = Budget.parse(result["budget"]).keep if result["budget"] else None
+        charts.append(Chart("Cost" if keep is None else "Cost and target", budget_chart(lines, keep)))
         charts += _training_charts(lines)
     if result["history"]:
         charts.append(

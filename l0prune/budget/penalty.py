@@ -1,0 +1,89 @@
+"""The alternative to a budget: every open gate has a fixed price, as in the L0 paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from l0prune.budget.by_layer import read_by_layer, values_by_consumer
+from l0prune.errors import ConfigError
+from l0prune.flow.channel_flow import ChannelFlow
+
+__all__ = ["Penalty"]
+
+_SHARED = "lambda"
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A fixed lambda: objective = mean loss + 1/N * sum over gates of P(open) * lambda * |group|.
+
+    N is the number of training samples, |group| the number of parameters that the gate multiplies, those of every layer
+    that consumes its unit. Gates sit at the consumer here, as in the paper's fully connected layers; its convolutions
+    have them at the producer, where the group is another one.
+
+    Attributes:
+        strength: lambda of all layers that `layers` does not name, >= 0.
+        layers: lambda by the dotted name of a layer, or a prefix of it: of the layer whose inputs are gated. The longest
+            name that fits counts. A gate whose unit feeds several layers pays each layer's price for its part.
+        n_samples: N, >= 1; None lets `finetune` count the batches and the rows of the first.
+
+    Raises:
+        ConfigError: if a number is negative or not finite.
+
+    Source: Louizos, Welling, Kingma (2018), arXiv:1712.01312, equations 3 and 12; their code divides by N.
+    """
+
+    strength: float = 0.0
+    layers: Mapping[str, float] = field(default_factory=dict)
+    n_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every number."""
+        for name, value in {_SHARED: self.strength, **self.layers}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ConfigError(f"penalty {name}={value!r}: expected a number of 0 or more, such as {name}=0.1")
+        if self.n_samples is not None and self.n_samples < 1:
+            raise ConfigError(f"penalty of {self.n_samples} training samples; expected 1 or more")
+
+    @classmethod
+    def parse(cls, text: str, *, n_samples: int | None = None) -> Penalty:
+        """Read `lambda=0.1`, `fc1=10,conv2=0.5`, or both.
+
+        Args:
+            text: As on the command line, several values separated by commas.
+            n_samples: As in the class.
+
+        Raises:
+            ConfigError: if the text has another form or a number is out of range.
+        """
+        values = read_by_layer(text)
+        if "" in values:
+            raise ConfigError(f"penalty {text!r} has a number without a name; write lambda={values['']:g}")
+        return cls(values.pop(_SHARED, 0.0), values, n_samples)
+
+    def prices(self, flow: ChannelFlow) -> npt.NDArray[np.float64]:
+        """What each gate adds to the objective while it is open, shape `(n_gates,)`, >= 0.
+
+        Raises:
+            ConfigError: if a name is of no layer with gated inputs, or `n_samples` is None.
+        """
+        if self.n_samples is None:
+            raise ConfigError("the penalty needs n_samples, the number of training samples, outside of finetune()")
+        prices = np.zeros(flow.n_gates)
+        strengths = values_by_consumer(flow, self.strength, self.layers)
+        for consumer, strength in zip(flow.consumers, strengths, strict=True):
+            shape = flow.sizes[consumer.parameter]
+            slice_size = math.prod(shape) / shape[consumer.dim]
+            gates = consumer.gates[consumer.gates >= 0]
+            prices += strength * slice_size * np.bincount(gates, minlength=flow.n_gates)
+        return prices / self.n_samples
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        named = {_SHARED: self.strength, **self.layers} if self.strength or not self.layers else self.layers
+        return ",".join(f"{name}={value!r}" for name, value in named.items())
