@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from l0prune.cli.options import common_options
-from l0prune.cli.output import console, show, working
+from l0prune.cli.output import console, note, show, working
+from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.errors import RunDirectoryError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class BenchOptions:
 
 @click.command("bench")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN | A.onnx [B.onnx ...]")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime, or torch."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Inputs in one run.")
 @click.option(
     "--warmup", "warmup_s", type=click.FloatRange(min=0), default=0.3, show_default=True, help="Untimed seconds each."
@@ -99,23 +102,35 @@ def is_onnx(paths: Sequence[Path]) -> bool:
 
 
 def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
-    """Measure a run's two ONNX files and write RUN/bench.json.
+    """Measure a run's two ONNX files and write RUN/bench.json; torch itself where no ONNX file can hold the network.
 
     Raises:
         RunDirectoryError: if the run has no ONNX files yet.
     """
     from l0prune.bench import benchmark
     from l0prune.cli.files import write_json
+    from l0prune.compact import has_graph
     from l0prune.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
     files = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
-    for file in files.values():
-        if not file.exists():
-            raise RunDirectoryError(f"{file} does not exist: run `l0prune shrink {path}` first")
-    report = benchmark(files, **vars(options))
+    missing = [file for file in files.values() if not file.exists()]
+    if missing and not (run.compact.exists() and not has_graph(run.compact)):
+        raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
+    report = bench_in_torch(path, options) if missing else benchmark(files, **vars(options))
     write_json(run.bench, report.to_json())
     return report
+
+
+def bench_in_torch(path: Path, options: BenchOptions) -> "BenchReport":
+    """Measure a run's dense and compact network as torch runs them."""
+    from l0prune.torch_bench import benchmark_modules
+
+    note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
+    run = open_finished(path)
+    loaded = dense_model(run)
+    models = {"dense": loaded.model, "compact": compact_model(run, loaded)}
+    return benchmark_modules(models, loaded.example_inputs, **vars(options))
 
 
 def bench_files(paths: Sequence[Path], options: BenchOptions) -> "BenchReport":

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from l0prune.cli.loading import load, load_data_for
 from l0prune.cli.options import ModelOptions, common_options, data_option, model_options, threads_option
 from l0prune.cli.output import console, note, percent, print_table, show, working
-from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
+from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
 from l0prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from l0prune.sources.model_spec import LoadedModel
 
 __all__ = ["eval_command", "evaluate_run"]
 
@@ -61,7 +64,7 @@ def evaluate_run(path: Path, data_spec: str | None = None, *, batch_size: int = 
     loaded = dense_model(run)
     task = Task(loaded, load_data_for(loaded, spec))
     scores = {"dense": task.score(loaded.model, batch_size=batch_size)}
-    compact = compact_forms(run)
+    compact = compact_forms(run, loaded)
     scores["gated"] = task.score(gated_model(run, loaded), batch_size=batch_size)
     for form, model in compact.items():
         scores[form] = task.score(model, batch_size=batch_size)
@@ -70,15 +73,14 @@ def evaluate_run(path: Path, data_spec: str | None = None, *, batch_size: int = 
     return described(str(path), spec, task, scores)
 
 
-def compact_forms(run: OpenedRun) -> dict[str, Callable[..., Any]]:
-    """The compact network and its ONNX file, where the run has been shrunk."""
-    import l0prune
+def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:
+    """The compact network and its ONNX file, where the run has been shrunk and there is one."""
     from l0prune.onnx_model import OnnxModel
 
     directory = run.directory
     forms: dict[str, Callable[..., Any]] = {}
     if directory.compact.exists():
-        forms["compact"] = l0prune.load(directory.compact)
+        forms["compact"] = compact_model(run, loaded)
     if (directory.onnx / "compact.onnx").exists():
         forms["onnx"] = OnnxModel(directory.onnx / "compact.onnx")
     return forms

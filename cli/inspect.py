@@ -60,7 +60,7 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=ignore)
     return {
         "model": model.spec,
-        "tracer": "torch-pruning" if flow.refusal else "torch.export",
+        "tracer": flow.tracer,
         "refusal": flow.refusal,
         "n_gates": flow.n_gates,
         "n_widths": len(set(flow.gate_group.tolist())),
@@ -154,7 +154,9 @@ def print_inspection(result: dict[str, Any]) -> None:
         pinned = sorted(result["pinned"].items(), key=lambda item: -item[1])
         print_table(out, "Pinned", ("why", "units"), [(why, str(n)) for why, n in pinned])
     if result["refusal"]:
-        out.print(f"Followed by torch-pruning's dependency graph, because {result['refusal']}.", markup=False)
+        from l0prune.flow.channel_flow import FOLLOWED_BY
+
+        out.print(f"Followed by {FOLLOWED_BY[result['tracer']]}, because {result['refusal']}.", markup=False)
     floor = result["smallest_reachable"]
     out.print(
         f"{result['n_gates']} units in {result['n_widths']} widths; "

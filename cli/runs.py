@@ -9,11 +9,13 @@ from l0prune.cli.request import FinetuneRequest
 from l0prune.errors import CheckpointError, RunDirectoryError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from l0prune.gated import GatedModel
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["OpenedRun", "dense_model", "gated_model", "open_finished"]
+__all__ = ["OpenedRun", "compact_model", "dense_model", "gated_model", "open_finished"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,17 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
             f"{run.directory.checkpoint} does not fit the model ({str(error).splitlines()[0]}); start the run again"
         ) from error
     return gated.eval()
+
+
+def compact_model(run: OpenedRun, loaded: "LoadedModel") -> "nn.Module":
+    """The compact model of a run that has been shrunk, with its weights.
+
+    Args:
+        run: The run.
+        loaded: Its dense model, whose class a compact model takes that has no graph.
+    """
+    import l0prune
+    from l0prune.compact import has_graph
+
+    folder = run.directory.compact
+    return l0prune.load(folder, base=None if has_graph(folder) else loaded.model)

@@ -1,5 +1,6 @@
 """`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,15 @@ from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 if TYPE_CHECKING:
     from torch import nn
 
+    from l0prune.sources.model_spec import LoadedModel
+
 __all__ = ["shrink_command", "shrink_run"]
 
 FORMS = ("dense", "compact")
+ONE_PATH = (
+    "the ONNX files hold one path through a model with conditions in its code. No input that was tried takes another; one that "
+    "does is computed wrongly there."
+)
 
 
 @click.command("shrink")
@@ -57,13 +64,14 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
     step = None if align is None else resolve_alignment(align)
     with tempfile.TemporaryDirectory(prefix=".shrink.", dir=path) as folder:
         draft = Path(folder)
-        l0prune.export_onnx(loaded.model, loaded.example_inputs, draft / "dense.onnx")
+        without_onnx = export(loaded.model, loaded, draft / "dense.onnx")
         dense_params = count_parameters(loaded.model)
         gated = gated_model(run, loaded)
         compact = l0prune.shrink(gated, align=step)
-        l0prune.export_onnx(compact, loaded.example_inputs, draft / "compact.onnx")
+        without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx")
+        one_path = not without_onnx and has_one_path(draft / "compact.onnx")
         l0prune.save(compact, run.directory.compact)
-        sizes = publish(draft, run.directory.onnx)
+        sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
     run.directory.bench.unlink(missing_ok=True)  # it measured the files that were here before
     record = surgery_of(compact)
     macs = gated.flow.dense_cost("macs")
@@ -79,14 +87,41 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
         "params_after": count_parameters(compact),
         "bytes_before": sizes["dense"],
         "bytes_after": sizes["compact"],
+        "no_onnx_because": without_onnx,
+        "onnx_holds_one_path": one_path,
         "files": files_of(run),
     }
 
 
-def publish(draft: Path, target: Path) -> dict[str, int]:
+def export(model: "nn.Module", loaded: "LoadedModel", path: Path) -> str | None:
+    """Write an ONNX file; where none can hold the model, because of conditions in its code, say why."""
+    import l0prune
+    from l0prune.errors import NoOnnxError
+
+    try:
+        l0prune.export_onnx(model, loaded.example_inputs, path)
+    except NoOnnxError as error:
+        return str(error)
+    return None
+
+
+def has_one_path(path: Path) -> bool:
+    """Whether an ONNX file holds one path alone through a model with conditions."""
+    from l0prune.onnx_model import OnnxModel
+
+    return OnnxModel(path).has_one_path
+
+
+def withdraw(target: Path) -> dict[str, int | None]:
+    """Take away ONNX files of an earlier cut; there is no size of what is not there."""
+    shutil.rmtree(target, ignore_errors=True)
+    return dict.fromkeys(FORMS)
+
+
+def publish(draft: Path, target: Path) -> dict[str, int | None]:
     """Move the ONNX files (and weights they keep beside them) to their place; returns the bytes of each form."""
     target.mkdir(exist_ok=True)
-    sizes = dict.fromkeys(FORMS, 0)
+    sizes: dict[str, Any] = dict.fromkeys(FORMS, 0)
     for file in sorted(draft.iterdir(), key=lambda path: path.suffix == ".onnx"):
         sizes[file.name.partition(".")[0]] += file.stat().st_size
         file.replace(target / file.name)
@@ -95,7 +130,8 @@ def publish(draft: Path, target: Path) -> dict[str, int]:
 
 def files_of(run: OpenedRun) -> dict[str, str]:
     """Where the results are."""
-    onnx = {f"{form}_onnx": str(run.directory.onnx / f"{form}.onnx") for form in FORMS}
+    files = {f"{form}_onnx": run.directory.onnx / f"{form}.onnx" for form in FORMS}
+    onnx = {name: str(path) for name, path in files.items() if path.exists()}
     return {"compact": str(run.directory.compact), **onnx}
 
 
@@ -115,6 +151,7 @@ def print_shrunk(result: dict[str, Any]) -> None:
             ratio(result[f"{key}_after"], result[f"{key}_before"]),
         )
         for label, key in names
+        if result[f"{key}_before"] is not None
     ]
     out = console()
     print_table(out, result["run"], ("", "dense", "compact", "ratio"), rows)
@@ -123,5 +160,9 @@ def print_shrunk(result: dict[str, Any]) -> None:
         f"form {result['form']}.",
         markup=False,
     )
+    if result["no_onnx_because"]:
+        out.print(f"No ONNX file: {result['no_onnx_because']}", markup=False, soft_wrap=True)
+    if result["onnx_holds_one_path"]:
+        out.print(f"Careful: {ONE_PATH}", markup=False, soft_wrap=True)
     for name, path in result["files"].items():
         out.print(f"  {name:13} {path}", markup=False, soft_wrap=True)

@@ -17,10 +17,20 @@ from l0prune.hardware import Environment
 from l0prune.onnx_model import EXAMPLE_KEY, open_session
 from l0prune.timing import PairedTimes, interleave, median_ratio
 
-__all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table", "benchmark"]
+__all__ = [
+    "BLOCK_S",
+    "BenchReport",
+    "Facts",
+    "Latency",
+    "ModelTiming",
+    "Speedup",
+    "bench_table",
+    "benchmark",
+    "report_of",
+]
 
 Arrays = Tensor | np.ndarray
-_BLOCK_S = 0.01
+BLOCK_S = 0.01
 _FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -91,25 +101,48 @@ def benchmark(
         min_samples=min_samples,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
-        block_s=_BLOCK_S,
+        block_s=BLOCK_S,
         seed=seed,
     )
-    names = list(models)
-    files = [_file_facts(Path(path)) for path in models.values()]
+    facts = {name: _file_facts(Path(path)) for name, path in models.items()}
+    return report_of(times, facts, Environment.here(threads=threads, batch_size=rows), seed=seed)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Size of a model.
+
+    Attributes:
+        n_bytes: Of its file with the weights' own, or of its tensors where it has no file.
+        n_parameters: Floating-point values in it.
+    """
+
+    n_bytes: int
+    n_parameters: int
+
+
+def report_of(
+    times: PairedTimes, facts: Mapping[str, Facts], environment: Environment, *, seed: int, runtime: str | None = None
+) -> BenchReport:
+    """What was measured, as a report.
+
+    Args:
+        times: Of the models in the order of `facts`; the first is the baseline.
+        facts: Name -> size.
+        environment: Where it was measured.
+        seed: Of the bootstrap.
+        runtime: What ran the models; None is onnxruntime.
+    """
+    rows, names = environment.batch_size, list(facts)
     return BenchReport(
-        models=tuple(_timing(name, times.seconds[i], rows, files[i]) for i, name in enumerate(names)),
+        models=tuple(_timing(name, times.seconds[i], rows, facts[name]) for i, name in enumerate(names)),
         baseline=names[0],
         speedup=_speedups(names, times, seed),
         clock=times.clock,
         busy=times.busy,
-        environment=Environment.here(threads=threads, batch_size=rows),
+        environment=environment,
+        runtime=runtime or f"onnxruntime {environment.onnxruntime}",
     )
-
-
-@dataclass(frozen=True)
-class _FileFacts:
-    n_bytes: int
-    n_parameters: int
 
 
 def _check_numbers(models: Mapping[str, Any], threads: int, batch_size: int | None, min_samples: int) -> None:
@@ -120,7 +153,7 @@ def _check_numbers(models: Mapping[str, Any], threads: int, batch_size: int | No
             raise ConfigError(f"{name}={value}: expected 1 or more.")
 
 
-def _timing(name: str, seconds: np.ndarray, rows: int, facts: _FileFacts) -> ModelTiming:
+def _timing(name: str, seconds: np.ndarray, rows: int, facts: Facts) -> ModelTiming:
     ms = seconds.ravel() * 1e3
     quantiles = tuple(float(value) for value in np.quantile(ms, np.linspace(0, 1, 21)))
     p50, p90 = quantiles[10], quantiles[18]
@@ -141,14 +174,14 @@ def _speedups(names: list[str], times: PairedTimes, seed: int) -> dict[str, Spee
     }
 
 
-def _file_facts(path: Path) -> _FileFacts:
+def _file_facts(path: Path) -> Facts:
     """Size of the file and of the weight files it names, and the number of floating-point values in it."""
     model = onnx.load(str(path), load_external_data=False)
     files = {path}
     for tensor in model.graph.initializer:
         files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOAT_TYPES]
-    return _FileFacts(
+    return Facts(
         n_bytes=sum(file.stat().st_size for file in files),
         n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
     )

@@ -39,15 +39,15 @@ class Latency:
 
 @dataclass(frozen=True)
 class ModelTiming:
-    """One ONNX file's size and time.
+    """One model's size and time.
 
     Attributes:
         name: What the caller calls it.
         latency_ms: Milliseconds a run.
         samples: Timed runs.
         throughput_per_s: Inputs (not batches) a second, from the median.
-        file_bytes: Size on disk, with the weights' own file where there is one.
-        n_parameters: Floating-point values stored in the file.
+        file_bytes: Size of its ONNX file, with the weights' own where there is one; of its tensors where it has no file.
+        n_parameters: Floating-point values stored in it.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """A benchmark of one or more ONNX files, run in turn on one machine.
+    """A benchmark of one or more models, run in turn on one machine.
 
     Attributes:
         models: One timing a model, in the caller's order.
@@ -84,6 +84,7 @@ class BenchReport:
         clock: "thread" (one thread: its processor time) or "wall".
         busy: Share of the time in which other processes had the core, in [0, 1); 0 by the wall clock, which cannot tell.
         environment: Machine, versions, threads and batch size.
+        runtime: What ran the models, with its version: onnxruntime; or torch, for models that no ONNX file can hold.
     """
 
     models: tuple[ModelTiming, ...]
@@ -92,6 +93,7 @@ class BenchReport:
     clock: str
     busy: float
     environment: Environment
+    runtime: str
 
     def __getitem__(self, name: str) -> ModelTiming:
         """The timing of a model by its name."""
@@ -111,6 +113,7 @@ class BenchReport:
             "clock": self.clock,
             "busy": self.busy,
             "environment": asdict(self.environment),
+            "runtime": self.runtime,
         }
 
     @classmethod
@@ -120,6 +123,7 @@ class BenchReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
+        value = {"runtime": "onnxruntime", **value}
         _expect_keys("bench report", value, {"format", "version", *(field.name for field in fields(cls))})
         if (value["format"], value["version"]) != (_FORMAT, _VERSION):
             found = f"{value['format']!r} version {value['version']!r}"
@@ -131,6 +135,7 @@ class BenchReport:
             clock=value["clock"],
             busy=value["busy"],
             environment=_read(Environment, "environment", value["environment"]),
+            runtime=value["runtime"],
         )
 
 
@@ -142,7 +147,7 @@ def bench_table(report: BenchReport) -> "Table":
     environment = report.environment
     caption = (
         f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; "
-        f"onnxruntime {environment.onnxruntime}, {environment.threads} thread(s), batch {environment.batch_size}"
+        f"{report.runtime}, {environment.threads} thread(s), batch {environment.batch_size}"
     )
     if report.busy > _BUSY:
         caption += f"\nbusy machine: {report.busy:.0%} of the time went to other processes, and is not counted"

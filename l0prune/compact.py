@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,21 @@ from l0prune.errors import CaptureError, FileFormatError, ModelSpecError, PlanMi
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
 
-__all__ = ["load", "save"]
+__all__ = ["has_graph", "load", "save"]
 
 FORMAT = "l0prune.compact"
 VERSION = 1
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
 FILES = (WEIGHTS, PLAN, PROGRAM)
 _MANIFEST_KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
+_REFUSAL = "no_graph_because"
 
 
 def save(compact: nn.Module, directory: str | Path) -> Path:
     """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
 
     The files are written to a temporary folder that then takes the place of `directory`. A model that torch.export refuses
-    has no `model.pt2`: it is loaded with its dense model as `base`.
+    has no `model.pt2`, and the manifest says why: it is loaded with its dense model as `base`.
 
     Args:
         compact: From `l0prune.shrink`, perhaps trained further.
@@ -59,9 +59,11 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
     try:
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
-        captured = None
-        with suppress(CaptureError):
+        captured, refusal = None, {}
+        try:
             captured = capture(compact, record.example_kwargs or record.example_args)
+        except CaptureError as error:
+            refusal[_REFUSAL] = str(error).partition(";")[0]
         if captured is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -75,6 +77,7 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
             "max_rel_diff": record.difference.max_rel,
             "dynamic_batch": captured is not None and captured.dynamic_batch,
             "files": {name: _sha256(draft / name) for name in FILES if (draft / name).exists()},
+            **refusal,
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         draft.chmod(0o755)
@@ -108,7 +111,7 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
     from l0prune.sources.weights import load_weights_
 
     folder = Path(directory)
-    has_graph = _check_manifest(folder)
+    with_graph = _check_manifest(folder)
     plan = SurgeryPlan.from_json(_read_json(folder / PLAN), source=str(folder / PLAN))
     if base is not None:
         plan.check(base)
@@ -119,7 +122,7 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
         from l0prune.surgery.in_place import cut_in_place
 
         model = cut_in_place(base, replace(plan, folds={}))
-    elif not has_graph:
+    elif not with_graph:
         raise PlanMismatchError(
             f"{folder} has no {PROGRAM}, because torch.export cannot capture the model; pass the dense model as base="
         )
@@ -127,6 +130,15 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
         model = _load_graph(folder / PROGRAM)
     load_weights_(model, folder / WEIGHTS)
     return model.eval()
+
+
+def has_graph(directory: str | Path) -> bool:
+    """Whether a folder that `save` wrote can be loaded without its dense model as `base`.
+
+    Raises:
+        FileFormatError: as `load`.
+    """
+    return _check_manifest(Path(directory))
 
 
 def _load_graph(path: Path) -> nn.Module:
@@ -162,18 +174,18 @@ def _check_manifest(folder: Path) -> bool:
         raise FileFormatError(
             f"{folder / MANIFEST} has version {manifest.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
         )
-    if set(manifest) != _MANIFEST_KEYS or not isinstance(manifest["files"], dict):
-        odd = ", ".join(sorted(set(manifest) ^ _MANIFEST_KEYS)) or "files"
+    if set(manifest) - {_REFUSAL} != _MANIFEST_KEYS or not isinstance(manifest["files"], dict):
+        odd = ", ".join(sorted((set(manifest) - {_REFUSAL}) ^ _MANIFEST_KEYS)) or "files"
         raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
-    has_graph = PROGRAM in manifest["files"] or (folder / PROGRAM).exists()
-    for name in FILES if has_graph else (WEIGHTS, PLAN):
+    with_graph = _REFUSAL not in manifest
+    for name in FILES if with_graph else (WEIGHTS, PLAN):
         if not (folder / name).is_file():
             raise FileFormatError(f"{folder / name} is missing; run shrink again")
         if _sha256(folder / name) != manifest["files"].get(name):
             raise FileFormatError(
                 f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
             )
-    return has_graph
+    return with_graph
 
 
 def _read_json(path: Path) -> Any:

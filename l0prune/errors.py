@@ -11,6 +11,7 @@ __all__ = [
     "FileFormatError",
     "L0PruneError",
     "ModelSpecError",
+    "NoOnnxError",
     "PlanMismatchError",
     "RunDirectoryError",
     "TraceError",
@@ -60,6 +61,10 @@ class EquivalenceError(L0PruneError):
 
 class ExportError(L0PruneError):
     """ONNX export failed or its result differs from torch."""
+
+
+class NoOnnxError(ExportError):
+    """No ONNX file can hold the model: torch.export refuses it, and TorchScript gives none that computes the same."""
 
 
 class FileFormatError(L0PruneError):

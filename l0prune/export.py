@@ -1,12 +1,12 @@
 """Export to ONNX: quiet, with free batch and lengths where the model allows it, checked before the file appears."""
 
-import functools
+import io
 import logging
 import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
-from l0prune.errors import ConfigError, ExportError, L0PruneError
+from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions
-from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_names, output_tensors
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors
 from l0prune.onnx_model import (
     DYNAMIC_BATCH_KEY,
     EXAMPLE_KEY,
@@ -27,6 +27,8 @@ from l0prune.onnx_model import (
     compare_outputs,
     onnx_difference,
 )
+from l0prune.plain_outputs import first_line, with_plain_outputs
+from l0prune.scripted_onnx import ScriptedOnnx
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
 
@@ -55,8 +57,12 @@ def export_onnx(
     property "l0prune.dynamic_batch" says whether the batch is free ("true") or fixed ("false"), as
     `OnnxModel(path).static_batch` reads it; "l0prune.example.length" says how long the example was.
 
+    A model that torch.export refuses is compiled by TorchScript, so that its conditions stay in the file; or, if it cannot
+    be, recorded on the path of the example ("l0prune.paths" is "one" then). Such a file appears only if it agrees with torch
+    on inputs of several kinds as well.
+
     Args:
-        model: Any module that `torch.export` can capture; it is exported in evaluation mode, and its mode restored.
+        model: Any module; it is exported in evaluation mode, and its mode restored.
         example_inputs: One tensor, positional tensors, or a dict of keyword tensors. Their first dimension is
             the batch; a batch of 1 is doubled for the capture, which would otherwise take it for a constant.
         path: The file to write; its directory must exist.
@@ -71,7 +77,7 @@ def export_onnx(
     Raises:
         ConfigError: if the directory does not exist, or `tolerance` is not positive.
         ExportError: if the model does not run on the inputs, cannot be captured or converted, or the file's outputs
-            differ from torch's.
+            differ from torch's; `NoOnnxError`, a kind of it, if no file can hold what the model does.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -80,7 +86,7 @@ def export_onnx(
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
     call = ModelCall.of(example_inputs)
     with _quiet(), evaluation_mode(model), torch.no_grad():
-        job = _Job(*_with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
+        job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         if dynamic_batch and call.batch_size is not None:
             # Not every model allows it; what is wrong with the model itself shows again at the end.
             if length_dimensions(call):
@@ -88,7 +94,10 @@ def export_onnx(
                     return job.write(batch=True, lengths=True)
             with suppress(ExportError):
                 return job.write(batch=True, lengths=False)
-        return job.write(batch=False, lengths=False)
+        try:
+            return job.write(batch=False, lengths=False)
+        except NoOnnxError as refusal:
+            return job.write_scripted(model, refusal, free_batch=dynamic_batch)
 
 
 @dataclass(frozen=True)
@@ -106,19 +115,36 @@ class _Job:
         """Convert with these sizes free, check, and move to the final name."""
         program, free = self.convert(batch=batch, lengths=lengths)
         _label(program.model, free)
-        with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
-            draft = Path(folder) / self.path.name
+        with self.draft() as draft:
             program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
             try:
                 onnx.checker.check_model(str(draft))
                 self.check_numbers(draft, free)
             except (onnx.checker.ValidationError, L0PruneError) as error:
-                reason = _first_line(error).replace(str(draft), str(self.path))
+                reason = first_line(error).replace(str(draft), str(self.path))
                 raise ExportError(reason if str(self.path) in reason else f"{self.path}: {reason}") from error
+        return self.path
+
+    def write_scripted(self, model: nn.Module, refusal: ExportError, *, free_batch: bool) -> Path:
+        """Without torch.export, which refuses `model`."""
+        if _weight_bytes(model) > _INLINE_BYTES:
+            raise NoOnnxError(f"{refusal}. TorchScript is left alone beyond 2 GB.") from refusal
+        with self.draft() as draft:
+            try:
+                ScriptedOnnx(model, self.call, self.output_names, self.tolerance, self.opset, free_batch).write(draft)
+            except ExportError as error:
+                raise NoOnnxError(f"{refusal}. {error}") from error
+        return self.path
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A file beside the final one, whose name it takes at the end if nothing is raised."""
+        with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
+            draft = Path(folder) / self.path.name
+            yield draft
             files = sorted(Path(folder).iterdir(), key=lambda file: file == draft)  # the one that names the others last
             for written in files:
                 written.replace(self.path.parent / written.name)
-        return self.path
 
     def convert(self, *, batch: bool, lengths: bool) -> tuple[torch.onnx.ONNXProgram, FreeSizes]:
         """Capture the model and translate it."""
@@ -127,7 +153,12 @@ class _Job:
             call = call.with_batch(2)
         shapes = _dynamic_shapes(self.model, call, lengths=lengths) if batch else None
         try:
-            captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+            with redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there before it raises
+                captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            kind = type(error).__name__
+            raise NoOnnxError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
+        try:
             program = torch.onnx.export(
                 captured,
                 dynamo=True,
@@ -138,7 +169,7 @@ class _Job:
             )
         except Exception as error:
             kind = type(error).__name__
-            raise ExportError(f"{name} cannot be exported to ONNX: {kind}: {_first_line(error)}") from error
+            raise ExportError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
         if program is None:
             raise ExportError(f"{name} cannot be exported to ONNX: torch.onnx.export returned nothing.")
         written = program.model.opset_imports.get("")
@@ -172,46 +203,8 @@ class _Job:
             return output_tensors(call(self.model))
         except RuntimeError as error:
             raise ExportError(
-                f"{draft}: the torch model fails at batch size {call.batch_size}: {_first_line(error)}"
+                f"{draft}: the torch model fails at batch size {call.batch_size}: {first_line(error)}"
             ) from error
-
-
-def _with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, list[str]]:
-    """The model, wrapped where its outputs are not plain tensors, and a name for each output."""
-    name = type(model).__name__
-    shapes = [list(tensor.shape) for tensor in call.tensors]
-    try:
-        output = call(model)
-    except Exception as error:
-        raise ExportError(
-            f"{name} does not run on the example inputs of shapes {shapes}: {_first_line(error)}"
-        ) from error
-    tensors = output_tensors(output)
-    if not tensors:
-        raise ExportError(f"{name} returns no tensor (found {type(output).__name__}).")
-    for index, tensor in enumerate(tensors):
-        if tensor.dtype == torch.bfloat16:
-            raise ExportError(f"{name}: output {index} is bfloat16, which onnxruntime's CPU lacks. Use model.float().")
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights?")
-    values = list(output.values()) if isinstance(output, dict) else output
-    plain = isinstance(output, Tensor) or len(tensors) == len(values if isinstance(values, list | tuple) else ())
-    return (model if plain else _PlainOutputs(model), output_names(output))
-
-
-class _PlainOutputs(nn.Module):
-    """A model that returns the tensors of its outputs as a plain tuple; its forward keeps the model's signature."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-
-        @functools.wraps(model.forward)
-        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-            return tuple(output_tensors(self.model(*args, **kwargs)))
-
-        self.forward = forward
 
 
 def _dynamic_shapes(model: nn.Module, call: ModelCall, *, lengths: bool) -> Any:
@@ -272,8 +265,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

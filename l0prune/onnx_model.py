@@ -18,6 +18,7 @@ from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output
 __all__ = [
     "DYNAMIC_BATCH_KEY",
     "EXAMPLE_KEY",
+    "PATHS_KEY",
     "OnnxDifference",
     "OnnxModel",
     "compare_outputs",
@@ -30,6 +31,9 @@ DYNAMIC_BATCH_KEY = "l0prune.dynamic_batch"
 
 EXAMPLE_KEY = "l0prune.example."
 """Metadata property, followed by the name of a free dimension: its size in the inputs the file was exported with."""
+
+PATHS_KEY = "l0prune.paths"
+"""Metadata property of a file made by TorchScript: "all" paths of the model are in it, or "one"."""
 
 _UNREADABLE = (ort_errors.InvalidProtobuf, ort_errors.InvalidGraph, ort_errors.NoSuchFile, ort_errors.NoModel)
 _UNSUPPORTED = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.RuntimeException)
@@ -110,6 +114,11 @@ class OnnxModel:
             return None
         sizes = [node.shape[0] for node in self.session.get_inputs() if node.shape]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+    @property
+    def has_one_path(self) -> bool:
+        """Whether the file holds the path alone that the example took through a model with conditions."""
+        return bool(self.session.get_modelmeta().custom_metadata_map.get(PATHS_KEY) == "one")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs for the inputs: one tensor, or a named tuple where the file has several outputs.

@@ -20,7 +20,8 @@ ORDER = [
     *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms"),
     *("gate_training", "gated"),
     *("surgery", "finetuning"),
-    *("hardware", "timing", "onnx_model", "compact", "export", "bench_report", "bench", "alignment"),
+    *("hardware", "timing", "onnx_model", "plain_outputs", "scripted_onnx", "compact", "export"),
+    *("bench_report", "bench", "torch_bench", "alignment"),
     *("verification", "study", "report", "cli"),
 ]
 # And these know even less.

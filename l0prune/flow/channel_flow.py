@@ -14,7 +14,7 @@ from l0prune.errors import ConfigError
 from l0prune.flow.capture import Captured
 from l0prune.flow.costs import CostTerm, Dimension
 
-__all__ = ["ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit", "gate_groups"]
+__all__ = ["FOLLOWED_BY", "ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit", "gate_groups"]
 
 GateArray = npt.NDArray[np.int64]
 DimensionGates = GateArray | None
@@ -66,6 +66,13 @@ class Unit:
 
     gate: int
     places: tuple[tuple[str, int, int], ...]
+
+
+FOLLOWED_BY = {
+    "recording": "a recording of the paths that inputs were found to take",
+    "torch-pruning": "torch-pruning's dependency graph",
+}
+"""For people: what a model that torch.export refuses is followed by."""
 
 
 class _Units(Sequence[Unit]):
@@ -123,8 +130,8 @@ class ChannelFlow:
         aliases: Other names of shared tensors -> the name used here.
         parameters: Names of the trainable tensors among `tensors`.
         sizes: Shape of every tensor in `tensors`.
-        refusal: Why torch.export cannot capture the model, where the units come from torch-pruning's dependency graph
-            instead; there are no nodes then, and the model can only be cut in place.
+        refusal: Why torch.export cannot capture the model; `tracer` says what the units come from instead, and the model
+            can only be cut in place then.
     """
 
     captured: Captured
@@ -144,6 +151,13 @@ class ChannelFlow:
     parameters: frozenset[str]
     sizes: dict[str, tuple[int, ...]]
     refusal: str = ""
+
+    @property
+    def tracer(self) -> str:
+        """What the units come from: "torch.export"; a "recording" of its paths; or "torch-pruning" (without nodes)."""
+        if not self.refusal:
+            return "torch.export"
+        return "recording" if self.nodes else "torch-pruning"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChannelFlow:
         """Immutable, so a copy of a model shares it."""
@@ -214,7 +228,7 @@ class ChannelFlow:
             f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])
         ]
         if self.refusal:
-            lines.append(f"  followed by torch-pruning's dependency graph, because {self.refusal}")
+            lines.append(f"  followed by {FOLLOWED_BY[self.tracer]}, because {self.refusal}")
         return "\n".join(lines)
 
 

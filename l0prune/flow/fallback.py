@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError
 from l0prune.flow.follow import Followed
+from l0prune.flow.recording import variations
 from l0prune.flow.tracker import NO_UNIT, IdArray, Multiplication, Tracker
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 
-__all__ = ["follow_modules", "variations"]
+__all__ = ["follow_modules"]
 
 _TYPE = tp.ops.OPTYPE
 _PASSING = {_TYPE.CONCAT, _TYPE.RESHAPE}
@@ -37,28 +38,6 @@ _ELEMENTWISE = frozenset(["Abs", "Add", "Addmm", "Alias", "Clamp", "Clone", "Div
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READERS = frozenset({Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__})
-_SCALES = ((0.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 0.1), (3.0, 0.3), (-3.0, 0.3))
-"""Mean and standard deviation of the noise that floating-point inputs are replaced by."""
-
-
-def variations(call: ModelCall) -> Iterator[ModelCall]:
-    """The call, and others of its shapes: noise of several means and widths; tokens in other orders."""
-    yield call
-    for seed, (mean, deviation) in enumerate(_SCALES):
-        generator = torch.Generator().manual_seed(seed)
-
-        def redraw(
-            value: Any, generator: torch.Generator = generator, mean: float = mean, deviation: float = deviation
-        ) -> Any:
-            if not isinstance(value, Tensor) or not value.numel():
-                return value
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-                return (mean + deviation * noise).to(value)
-            order = torch.randint(value.numel(), value.shape, generator=generator).to(value.device)
-            return value.flatten()[order]
-
-        yield ModelCall(*pytree.tree_map(redraw, (call.args, call.kwargs)))
 
 
 def follow_modules(

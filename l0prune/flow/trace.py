@@ -17,13 +17,15 @@ from l0prune.flow.contexts import open_contexts_
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
+from l0prune.flow.recorded_pins import restrict_to_recorded
+from l0prune.flow.recording import record
 from l0prune.flow.removable import input_dependent, removable_dimensions
 from l0prune.flow.tracker import INERT, IdArray, Split
 from l0prune.flow.units import Units, solve
 from l0prune.flow.unreached import unreached_parameters
 from l0prune.model_call import ExampleInputs, ModelCall
 
-__all__ = ["aliases_of", "trace", "trace_modules", "trace_program"]
+__all__ = ["aliases_of", "trace", "trace_modules", "trace_program", "trace_refused"]
 
 MAX_PASSES = 12
 """Times the graph is walked again with other axes for views that pinned everything."""
@@ -52,14 +54,35 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
     try:
         captured = capture(model, example_inputs)
     except CaptureError as refusal:
-        return trace_modules(model, example_inputs, refusal=refusal, ignore=ignored)
+        return trace_refused(model, example_inputs, refusal=refusal, ignore=ignored)
     return trace_program(captured, aliases=aliases_of(model), ignore=ignored)
 
 
-def trace_modules(
+def trace_refused(
     model: nn.Module, example_inputs: ExampleInputs, *, refusal: CaptureError, ignore: Iterable[str] = ()
 ) -> ChannelFlow:
-    """The analysis of a model that torch.export refuses, by torch-pruning's dependency graph.
+    """The analysis of a model that torch.export refuses: of its paths as they are recorded; else by torch-pruning.
+
+    Raises:
+        TraceError: that does not work either.
+    """
+    reason = str(refusal).partition(";")[0]
+    try:
+        captured = record(model, ModelCall.of(example_inputs))
+    except TraceError as error:
+        unrecorded = error
+    else:
+        return trace_program(captured, aliases=aliases_of(model), ignore=ignore, refusal=reason)
+    try:
+        return trace_modules(model, example_inputs, refusal=reason, ignore=ignore)
+    except TraceError as error:
+        raise TraceError(f"{refusal}. {unrecorded}. {error}") from error
+
+
+def trace_modules(
+    model: nn.Module, example_inputs: ExampleInputs, *, refusal: str, ignore: Iterable[str] = ()
+) -> ChannelFlow:
+    """The analysis of a model by torch-pruning's dependency graph, which knows its layers and needs no graph of its ops.
 
     Raises:
         TraceError: that does not work either.
@@ -67,21 +90,24 @@ def trace_modules(
     from l0prune.flow.fallback import follow_modules
 
     call, aliases = ModelCall.of(example_inputs), aliases_of(model)
-    try:
-        followed = follow_modules(model, call, aliases=aliases, ignore=ignore)
-    except TraceError as error:
-        raise TraceError(f"{refusal}. {error}") from error
+    followed = follow_modules(model, call, aliases=aliases, ignore=ignore)
     parameters = frozenset(name for name, _ in model.named_parameters())
     tensors = [*model.named_parameters(), *model.named_buffers()]
     sizes = {name: tuple(int(size) for size in tensor.shape) for name, tensor in tensors}
-    reason = str(refusal).partition(";")[0]
-    return _assemble(without_graph(call), followed, solve(followed), aliases, parameters, sizes, refusal=reason)
+    return _assemble(without_graph(call), followed, solve(followed), aliases, parameters, sizes, refusal=refusal)
 
 
 def trace_program(
-    captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = ()
+    captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = (), refusal: str = ""
 ) -> ChannelFlow:
-    """The analysis alone, on a program that is captured already; its graph is opened where it wraps regions."""
+    """The analysis alone, on a program that is captured already; its graph is opened where it wraps regions.
+
+    Args:
+        captured: The program.
+        aliases: Other names of shared tensors.
+        ignore: Names whose units are not to be gated.
+        refusal: Why torch.export cannot capture the model; the program is a recorded one then.
+    """
     aliases = aliases or {}
     open_contexts_(captured.program)
     choices: dict[str, int] = {}
@@ -90,6 +116,8 @@ def trace_program(
         if not captured.norms.observed:
             captured = replace(captured, norms=_norms_of_graph(followed))
         _pin_uncalled_norms(followed, captured.norms)
+        if refusal:
+            restrict_to_recorded(followed, captured, ignore)
         units = solve(followed)
         stuck = [
             split
@@ -102,7 +130,8 @@ def trace_program(
             choices[split.key] = choices.get(split.key, 0) + 1
     inputs = captured.program.graph_signature.inputs_to_parameters.values()
     parameters = frozenset(aliases.get(name, name) for name in inputs) & frozenset(followed.tensors)
-    return _assemble(captured, followed, units, aliases, parameters, _sizes(captured.program, aliases))
+    sizes = _sizes(captured.program, aliases)
+    return _assemble(captured, followed, units, aliases, parameters, sizes, refusal=refusal)
 
 
 def _causes(stuck: list[Split], units: Units) -> list[Split]:

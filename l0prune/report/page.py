@@ -135,7 +135,7 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
     if bench is not None:
         speedup = bench.speedup["compact"]
         notes.append(
-            f"Speedup in onnxruntime {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
+            f"Speedup in {bench.runtime.split()[0]} {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
             "measured in turn."
         )
     else:
@@ -203,7 +203,7 @@ def _environment(record: RunRecord, bench: BenchReport | None) -> dict[str, str]
         found = bench.environment
         shown |= {
             "processor": f"{found.cpu}, {found.instruction_set}, {found.n_cores} cores",
-            "benchmark": f"onnxruntime {found.onnxruntime}, {found.threads} thread(s), batch {found.batch_size}",
+            "benchmark": f"{bench.runtime}, {found.threads} thread(s), batch {found.batch_size}",
             "system": f"{found.os}, Python {found.python}",
         }
     return shown

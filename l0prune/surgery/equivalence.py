@@ -13,10 +13,15 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import EquivalenceError
 from l0prune.model_call import evaluation_mode, output_tensors
 
-__all__ = ["GUESSED", "REPORT", "Difference", "compare", "random_like", "require_equal"]
+__all__ = ["GUESSED", "IN_PLACE_ONLY", "REPORT", "Difference", "compare", "random_like", "require_equal"]
 
 REPORT = "please report the model: this must not happen"
 GUESSED = "its layers were grouped without a graph of the model: name those that are grouped wrongly in ignore"
+
+IN_PLACE_ONLY = (
+    "there is no graph to cut instead, because torch.export cannot capture the model: name the layers that its code "
+    "keeps at full size in ignore"
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.flow.op import argument_of, concrete, op_name, varies
+from l0prune.flow.recording import path_of
 from l0prune.model_call import evaluation_mode
 from l0prune.surgery.attributes import owner_of
 from l0prune.surgery.plan import CallChange
@@ -191,7 +192,8 @@ def _wanted(
     paths = {module: path for path, module in model.named_modules()}
     nodes: dict[_Place, list[tuple[Node, _Sizes]]] = defaultdict(list)
     for node in flow.captured.program.graph.nodes:
-        kind = _KIND_OF_OP.get(op_name(node.target)) if node.op == "call_function" else None
+        followed = node.op == "call_function" and path_of(node) == 0
+        kind = _KIND_OF_OP.get(op_name(node.target)) if followed else None
         sizes = None if kind is None else _sizes_of_node(kind, node)
         if kind is not None and sizes is not None:
             nodes[paths[model.get_submodule(owner_of(node))], kind].append((node, sizes))

@@ -17,7 +17,7 @@ from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
 from l0prune.gated import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
-from l0prune.surgery.equivalence import GUESSED, REPORT, Difference, require_equal
+from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
 from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
 from l0prune.surgery.trials import difference_between
 from l0prune.surgery.ways import ways_to_cut
@@ -28,6 +28,7 @@ TOLERANCE = {torch.float64: 1e-9}
 """Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; 1e-4 for the others."""
 
 _REMEDY = "leave form open, or use form='graph'"
+_WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-pruning": GUESSED}
 _RECORD = "_l0prune_surgery"
 
 
@@ -130,14 +131,15 @@ def shrink(
             plan = used
             break
     if compact is None:
-        raise ConfigError("the model cannot be cut in place; use form='graph' or leave it open")
+        remedy = f"and {IN_PLACE_ONLY}" if gated.flow.refusal else "use form='graph' or leave it open"
+        raise ConfigError(f"the model cannot be cut in place; {remedy}")
     if failure is not None:
         reason = (str(failure).splitlines() or [""])[0]
         raise EquivalenceError(
             f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); "
-            + (GUESSED if gated.flow.refusal else _REMEDY if form == "in-place" else REPORT)
+            + (_REMEDY if form == "in-place" and not gated.flow.refusal else _WHAT_TO_DO[gated.flow.tracer])
         ) from failure
-    require_equal(difference, tolerance, "shrunk and gated", remedy=GUESSED if gated.flow.refusal else REPORT)
+    require_equal(difference, tolerance, "shrunk and gated", remedy=_WHAT_TO_DO[gated.flow.tracer])
     record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
     object.__setattr__(compact, _RECORD, record)
     return compact.eval()

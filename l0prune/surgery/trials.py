@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from l0prune.flow.recording import variations
 from l0prune.gated import GatedModel
 from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.surgery.equivalence import Difference, compare, random_like
@@ -39,8 +40,6 @@ def difference_between(
 def _others(reference: GatedModel, traced: ModelCall, in_graph: bool) -> Iterator[ModelCall]:
     """Calls at another batch size and other lengths; for a model without a graph, those that show other paths."""
     if reference.flow.refusal:
-        from l0prune.flow.fallback import variations
-
         yield from (call for call in variations(traced) if _accepts(reference, call))
     elif in_graph:
         sizes = reference.flow.captured.free.elsewhere(traced)

@@ -1,0 +1,56 @@
+"""Models that return plain tensors: what exporters ask for."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0prune.errors import ExportError
+from l0prune.model_call import ModelCall, output_names, output_tensors
+
+__all__ = ["first_line", "with_plain_outputs"]
+
+
+def with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, list[str]]:
+    """The model, wrapped where its outputs are not plain tensors, and a name for each output."""
+    name = type(model).__name__
+    shapes = [list(tensor.shape) for tensor in call.tensors]
+    try:
+        output = call(model)
+    except Exception as error:
+        raise ExportError(
+            f"{name} does not run on the example inputs of shapes {shapes}: {first_line(error)}"
+        ) from error
+    tensors = output_tensors(output)
+    if not tensors:
+        raise ExportError(f"{name} returns no tensor (found {type(output).__name__}).")
+    for index, tensor in enumerate(tensors):
+        if tensor.dtype == torch.bfloat16:
+            raise ExportError(f"{name}: output {index} is bfloat16, which onnxruntime's CPU lacks. Use model.float().")
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights?")
+    values = list(output.values()) if isinstance(output, dict) else output
+    plain = isinstance(output, Tensor) or len(tensors) == len(values if isinstance(values, list | tuple) else ())
+    return (model if plain else _PlainOutputs(model), output_names(output))
+
+
+class _PlainOutputs(nn.Module):
+    """A model that returns the tensors of its outputs as a plain tuple; its forward keeps the model's signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+        @functools.wraps(model.forward)
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            return tuple(output_tensors(self.model(*args, **kwargs)))
+
+        self.forward = forward
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that has some, without line breaks or double spaces."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
