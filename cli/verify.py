@@ -17,6 +17,11 @@ __all__ = ["verify_command"]
 @click.option("--closed", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of units to close.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice and of the random inputs.")
 @click.option("--align", type=Alignment(), help="Round kept widths to a multiple of N; auto: for this CPU.")
+@click.option(
+    "--gate",
+    metavar="NAME",
+    help="Let gates of this family decide, worth their test-time values.  [default: any values]",
+)
 @click.option("--double", is_flag=True, help="Compute in float64.")
 @click.option("--no-onnx", is_flag=True, help="Leave out the ONNX export.")
 @threads_option
@@ -28,13 +33,14 @@ def verify_command(
     closed: float,
     seed: int,
     align: str | int | None,
+    gate: str | None,
     double: bool,
     no_onnx: bool,
     as_json: bool,
 ) -> None:
     """Cut random units out of a model, export it, and compare; needs no data."""
     with working():
-        result = verify_model(model, closed=closed, seed=seed, align=align, double=double, onnx=not no_onnx)
+        result = verify_model(model, closed=closed, seed=seed, align=align, gate=gate, double=double, onnx=not no_onnx)
     show(result, as_json, lambda: print_verification(result))
     if not result["exact"]:
         click.echo(f"error: {model.spec}: {what_differs(result)}", err=True)
@@ -42,16 +48,23 @@ def verify_command(
 
 
 def verify_model(
-    model: ModelOptions, *, closed: float, seed: int, align: str | int | None, double: bool, onnx: bool
+    model: ModelOptions,
+    *,
+    closed: float,
+    seed: int,
+    align: str | int | None,
+    gate: str | None,
+    double: bool,
+    onnx: bool,
 ) -> dict[str, Any]:
     """Load and verify a model; the report as plain data."""
     import l0prune
 
     loaded = load(model)
     report = l0prune.verify(
-        loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double
+        loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double, gate=gate
     )
-    return {"model": model.spec, **report.to_json()}
+    return {"model": model.spec, "gate": gate, **report.to_json()}
 
 
 def what_differs(result: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated import inject
+from l0prune.gates.bank import GateBank
 from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.shrink import shrink, surgery_of
 
@@ -85,6 +86,7 @@ def verify(
     align: int | str | None = None,
     onnx: bool = True,
     double: bool = False,
+    gate: str | None = None,
 ) -> VerifyReport:
     """Close random units of a copy of `model`, cut them out, export, and compare.
 
@@ -98,12 +100,14 @@ def verify(
         align: Round kept widths to multiples of this; "auto" for this machine's CPU.
         onnx: Also export the compact model and compare onnxruntime with torch.
         double: Compute in float64, with a tolerance of 1e-9 instead of 1e-4 (relative).
+        gate: Let gates of this family decide, at random locations at the end of a gate phase, and be worth their test-time
+            values; None closes the same units and gives the open ones any values.
 
     Returns:
         The report; `exact` is False if the cut disagrees, nothing is raised for that.
 
     Raises:
-        ConfigError: an option out of range.
+        ConfigError: an option out of range, or an unknown gate.
         TraceError: the model cannot be captured.
     """
     if not 0 <= closed < 1:
@@ -114,12 +118,13 @@ def verify(
     vary_constants_(model, seed=seed)
     seconds: dict[str, float] = {}
     flow = _traced(model, example_inputs, seconds)
-    gated = inject(model, flow, seed=seed).eval()
-    gated.freeze(
-        torch.from_numpy(
-            random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))
-        )
+    gated = inject(model, flow, gate=gate or "hard-concrete", seed=seed).eval()
+    values = torch.from_numpy(
+        random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))
     )
+    if gate is not None:
+        locate_gates_(gated.gates, values > 0, seed=seed)
+    gated.freeze(values if gate is None else None)
     n_before = sum(p.numel() for p in model.parameters())
     report = {
         "n_gates": flow.n_gates,
@@ -210,6 +215,21 @@ def random_decision(
         opened = align_open(opened, scores, costs, flow.dimensions, flow.gate_group, align=align)
     values = generator.uniform(0.3, 1.0, flow.n_gates).astype(np.float32).astype(np.float64)
     return np.where(opened, values, 0.0)
+
+
+@torch.no_grad()
+def locate_gates_(gates: GateBank, is_open: Tensor, *, seed: int) -> None:
+    """Bring gates to the end of a gate phase, at random locations that open some and close the others.
+
+    Args:
+        gates: Gates of any family.
+        is_open: Shape `(n_gates,)`, bool.
+        seed: Seed of the locations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(is_open.shape, generator=generator)
+    gates.log_alpha.copy_(torch.where(is_open, 4 * share + 0.05, -4 - 4 * share))
+    gates.advance(1.0, lambda: int(is_open.sum()))
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
         super().__init__()
         n_blocks, rest = divmod(depth - 4, 6)
         if rest or n_blocks < 1:
-            raise ValueError(f"depth is {depth}; expected 6n + 4 with n blocks in each stage: 10, 16, 22, 28 ...")
+            raise ValueError(f"depth is {depth}; expected 6n + 4 with n blocks in each stage: 10, 16, 22, 28 and so on")
         widths = [16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.layer1 = _stage(n_blocks, 16, widths[0], 1, dropout)
