@@ -82,6 +82,9 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
 @click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
 @click.option(
+    "--gated-weight-decay", is_flag=True, help="Weight the decay of gated matrices by P(open), as in the L0 paper."
+)
+@click.option(
     "--grad-clip",
     type=click.FloatRange(min=0),
     help=with_default("Largest norm of the gradient, 0 for no limit.", f"{DEFAULTS.grad_clip:g}"),
@@ -115,6 +118,12 @@ def by_optimizer(text: str, name: str) -> str:
     help=f"Distribution of the gates: {', '.join(gate_names())}.",
 )
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
+@click.option(
+    "--droprate-init",
+    metavar="RATE|NAME=RATE",
+    multiple=True,
+    help="Start gates at log((1 - RATE) / RATE), also by layer, as in fc1=0.2; repeatable.  [default: nearly open]",
+)
 @click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")
 @click.option(
     "--recalibration-batches",
@@ -144,6 +153,7 @@ def finetune_command(
     data_spec: str | None,
     budget: str | None,
     penalty: tuple[str, ...],
+    droprate_init: tuple[str, ...],
     out: Path,
     resume: bool,
     overwrite: bool,
@@ -162,7 +172,8 @@ def finetune_command(
     weight = 0.0 if teach is False else distillation_weight
     if teach and options["from_scratch"]:
         raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
-    asked = FinetuneOptions(budget or "", ",".join(penalty), **options, distillation=weight)
+    options |= {"penalty": ",".join(penalty), "droprate_init": ",".join(droprate_init), "distillation": weight}
+    asked = FinetuneOptions(budget or "", **options)
     request = FinetuneRequest(model, data_spec or "", asked)
     with working():
         if resume:

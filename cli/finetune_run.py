@@ -117,6 +117,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
         L0PruneError: names what cannot work and what to do.
     """
     import l0prune
+    from l0prune.budget.by_layer import read_by_layer
     from l0prune.finetuning.checks import require_finite, require_trainable
     from l0prune.finetuning.freezing import choose_open
     from l0prune.finetuning.schedule import plan_phases
@@ -124,6 +125,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
 
     options = request.options
     goal = goal_of(options)
+    droprate = read_by_layer(options.droprate_init) if options.droprate_init else None
     gate_distribution(options.gate)
     options.resolved(augment=False)  # its numbers are checked before anything is loaded
     if options.from_scratch:
@@ -143,7 +145,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
     batches = task.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
     plan_phases(config, len(batches))
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
-    gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
+    gated = l0prune.inject(loaded.model, flow, gate=options.gate, droprate=droprate, seed=options.seed)
     if isinstance(goal, l0prune.Penalty):
         goal = replace(goal, n_samples=len(task.data.y_train))
     require_trainable(gated, goal)

@@ -16,7 +16,17 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
     *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *("optimizer", "lr", "gate_lr_end", "recovery_lr", "weight_decay", "grad_clip", "gate_lr", "ema_decay"),
+    *(
+        "optimizer",
+        "lr",
+        "gate_lr_end",
+        "recovery_lr",
+        "weight_decay",
+        "gated_weight_decay",
+        "grad_clip",
+        "gate_lr",
+        "ema_decay",
+    ),
     *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
 
@@ -40,6 +50,8 @@ class FinetuneOptions:
         gate_lr_end: Share of it that is left at the end.
         recovery_lr: Peak learning rate of the recovery.
         weight_decay: Decay of matrices and filters.
+        gated_weight_decay: Decay of gated matrices by the probability that their gates are open.
+        droprate_init: Where gates start, as in `0.5,fc1=0.2`; empty for nearly open.
         grad_clip: Largest norm of the gradient; 0 does not limit it.
         gate_lr: Learning rate of the gates.
         ema_decay: Decay of a moving average of the recovered weights.
@@ -69,6 +81,8 @@ class FinetuneOptions:
     gate_lr_end: float | None = None
     recovery_lr: float | None = None
     weight_decay: float | None = None
+    gated_weight_decay: bool = False
+    droprate_init: str = ""
     grad_clip: float | None = None
     gate_lr: float | None = None
     ema_decay: float | None = None

@@ -13,12 +13,14 @@ from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
 from l0prune.budget.lagrangian import Constraint
 from l0prune.budget.penalty import Penalty
-from l0prune.errors import ConfigError, PlanMismatchError
+from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gate_training import GateTraining
+from l0prune.gated_tensors import places_of, require_same_model, tensor_of
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
+from l0prune.initial_gates import DropRate, initial_locations
 from l0prune.norms import MaskedNorms
 
 __all__ = ["GatedModel", "inject"]
@@ -33,6 +35,7 @@ def inject(
     penalty: Penalty | None = None,
     steps: int | None = None,
     gate_optimizer: GateOptimizerConfig | None = None,
+    droprate: DropRate | None = None,
     seed: int = 0,
 ) -> GatedModel:
     """Put gates on the units that `flow` found in `model`.
@@ -45,17 +48,22 @@ def inject(
         penalty: Price of open units, in place of a budget; its `n_samples` must be known.
         steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.
         gate_optimizer: Settings of the gates' own optimizer.
+        droprate: Gates start at log((1 - droprate) / droprate), in (0, 1); also by layer, as in `{"fc1": 0.2}`, with the
+            empty name for the other gates. None starts all of them nearly fully open.
         seed: Seed of initial jitter and sampling noise.
 
     Returns:
-        The gated model, gates nearly fully open.
+        The gated model.
 
     Raises:
-        ConfigError: unknown gate, a budget or penalty without steps, or both.
+        ConfigError: unknown gate or layer, a drop rate out of range, a budget or penalty without steps, or both.
         PlanMismatchError: `flow` was traced on a model with other tensors.
     """
-    _check_same_model(model, flow)
-    bank = GateBank(flow.n_gates, distribution=gate_distribution(gate), seed=seed)
+    require_same_model(model, flow)
+    distribution = gate_distribution(gate)
+    start = distribution.initial_log_alpha
+    initial = start if droprate is None else initial_locations(flow, droprate, default=start)
+    bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)
     return GatedModel(model, flow, bank, budget=budget, penalty=penalty, steps=steps, gate_optimizer=gate_optimizer)
 
 
@@ -103,7 +111,7 @@ class GatedModel(nn.Module):
         self.register_buffer("_index", torch.where(flat < 0, flow.n_gates, flat), persistent=False)
         self._lengths = [len(index) for index in indices]
         self._n_consumed = sum(self._lengths[: len(flow.consumers)])
-        self._places = _places(model, {consumer.parameter for consumer in flow.consumers})
+        self._places = places_of(model, {consumer.parameter for consumer in flow.consumers})
 
     @property
     def n_gates(self) -> int:
@@ -139,13 +147,13 @@ class GatedModel(nn.Module):
 
     def _masked_norms(self, masks: Sequence[Tensor]) -> MaskedNorms:
         called = self.flow.captured.norms
-        by_weight: dict[int, Tensor | None] = {id(_tensor(self.model, name)): None for name in called.weights}
+        by_weight: dict[int, Tensor | None] = {id(tensor_of(self.model, name)): None for name in called.weights}
         by_order: dict[tuple[str, int], Tensor] = {}
         for site, mask in zip(self.flow.norms, masks, strict=True):
             if site.weight is None:
                 by_order[site.kind, site.order] = mask
             else:
-                by_weight[id(_tensor(self.model, site.weight))] = mask
+                by_weight[id(tensor_of(self.model, site.weight))] = mask
         return MaskedNorms(by_weight, by_order, called.n_others)
 
     def _gated_weights(self, factors: Tensor) -> dict[str, Tensor]:
@@ -155,7 +163,7 @@ class GatedModel(nn.Module):
         for consumer, piece in zip(self.flow.consumers, pieces, strict=True):
             weight = weights.get(consumer.parameter)
             if weight is None:
-                weight = _tensor(self.model, consumer.parameter)
+                weight = tensor_of(self.model, consumer.parameter)
             shape = [1] * weight.dim()
             shape[consumer.dim] = -1
             weights[consumer.parameter] = weight * piece.to(weight.dtype).view(shape)
@@ -262,43 +270,3 @@ class GatedModel(nn.Module):
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Continue from `training_state()`."""
         self._gate_training.load_state_dict(state)
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its dotted name."""
-    path, _, leaf = name.rpartition(".")
-    value = getattr(model.get_submodule(path), leaf)
-    if not isinstance(value, Tensor):
-        raise PlanMismatchError(
-            f"{name!r} is a {type(value).__name__} in this model, a tensor in the traced one; trace it again"
-        )
-    return value
-
-
-def _places(model: nn.Module, names: set[str]) -> dict[str, tuple[str, ...]]:
-    """Where each of the named tensors is held: one name for every module that holds it.
-
-    `functional_call` with tied weights replaces a tensor under all its names; of a module that has two names itself it
-    would put back the replacement.
-    """
-    places: dict[str, list[str]] = {name: [] for name in names}
-    known = {id(_tensor(model, name)): name for name in names}
-    for path, module in model.named_modules():
-        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            name = known.get(id(tensor))
-            if name is not None:
-                places[name].append(f"{path}.{leaf}" if path else leaf)
-    return {name: tuple(found) for name, found in places.items()}
-
-
-def _check_same_model(model: nn.Module, flow: ChannelFlow) -> None:
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name, size in flow.sizes.items():
-        if name not in tensors and name not in flow.captured.program.constants:
-            raise PlanMismatchError(
-                f"{name!r} was traced but is not in this {type(model).__name__}; trace this very model"
-            )
-        if name in tensors and tuple(tensors[name].shape) != size:
-            raise PlanMismatchError(
-                f"{name!r} has shape {tuple(tensors[name].shape)} here and had {size} when it was traced; trace this very model"
-            )

@@ -120,5 +120,22 @@ def test_goals_that_exclude_each_other_are_wrong_usage(tmp_path, goal, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"), [("2", "droprate 2.0"), ("7=2", "droprate 7=2.0"), ("fc9=.5", "'fc9'"), ("half", "'half'")]
+)
+def test_a_drop_rate_that_cannot_be_meant(tmp_path, rate, words):
+    finetune_refused(tmp_path, [*SCRATCH, "--droprate-init", rate], words)
+
+
+def test_decay_and_start_of_the_gates_are_recorded_and_reach_the_training(tmp_path):
+    quick = [*SCRATCH, "--epochs", "1", "--gate-epochs", "1"]
+    invoke(*quick, "--droprate-init", "0.5", "--droprate-init", "7=0.2", "--gated-weight-decay", "--out", tmp_path / "run")
+
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (config["droprate_init"], config["gated_weight_decay"]) == ("0.5,7=0.2", True)
+    assert 0.75 < first["expected_params"] < 0.95  # gates would begin at 0.99
+
+
 def test_a_resumed_run_keeps_its_penalty(run):
     refused(["finetune", "--out", str(run), "--resume", "--penalty", "lambda=1"], "--penalty", "lambda=0.05,7=3")

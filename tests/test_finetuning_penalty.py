@@ -136,7 +136,7 @@ def test_every_family_is_cut_where_it_is_closed(gate):
 def test_a_run_needs_either_a_budget_or_a_penalty():
     with pytest.raises(ConfigError, match=r"budget macs=0\.5 and penalty lambda=0\.5 exclude each other"):
         run(budget=BUDGET, penalty=PENALTY)
-    with pytest.raises(ConfigError, match="give a budget .* or a penalty"):
+    with pytest.raises(ConfigError, match=r"give a budget .* or a penalty"):
         run(budget=None)
 
 

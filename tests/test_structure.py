@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # A part may import the parts before it, never one after it.
 ORDER = [
     *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms"),
-    *("gate_training", "gated"),
+    *("gate_training", "initial_gates", "gated_tensors", "gated"),
     *("surgery", "finetuning"),
     *("hardware", "timing", "onnx_model", "plain_outputs", "scripted_onnx", "compact", "export"),
     *("bench_report", "bench", "torch_bench", "alignment"),

@@ -35,7 +35,7 @@ class Penalty:
     Raises:
         ConfigError: if a number is negative or not finite.
 
-    Source: Louizos, Welling, Kingma (2018), arXiv:1712.01312, equations 3 and 12; their code divides by N.
+    Source: Louizos, Welling, Kingma (2018), arXiv:1712.01312, sections 2.2 and 2.4; N is in the units of their tables.
     """
 
     strength: float = 0.0

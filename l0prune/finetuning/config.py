@@ -65,6 +65,8 @@ class FinetuneConfig:
         gate_lr_end: Learning rate at the end of the gate phase as a share of `lr`, in [0, 1] (cosine between them).
         recovery_lr_end: The same for the recovery.
         weight_decay: Decay of matrices and filters, >= 0; norms and biases never decay; None takes the optimizer's own.
+        gated_weight_decay: While gates are trained, decay the matrices they multiply as a part of the loss, each weight by
+            the probability that its gates are open, as in the L0 paper; all others decay as ever.
         momentum: Nesterov momentum of "sgd", in [0, 1).
         grad_clip: Largest L2 norm of the weights' gradient, >= 0; 0 does not clip.
         gate_lr: Learning rate of the gates; None lets the gated model choose by the number of gate steps.
@@ -107,6 +109,7 @@ class FinetuneConfig:
     gate_lr_end: float = 0.0
     recovery_lr_end: float = 0.0
     weight_decay: float | None = None
+    gated_weight_decay: bool = False
     momentum: float = 0.9
     grad_clip: float = 50.0
     gate_lr: float | None = None

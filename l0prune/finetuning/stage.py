@@ -13,6 +13,7 @@ from l0prune.errors import TrainingError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import distillation_loss
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
+from l0prune.finetuning.gated_decay import GatedDecay
 from l0prune.finetuning.optimizers import build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated import GatedModel
@@ -65,7 +66,9 @@ class Stage:
     ) -> None:
         self.model = model
         self.gated = model if isinstance(model, GatedModel) else None
-        self.optimizer = build_optimizer(model, config, lr=0.0)
+        self._decay = GatedDecay(self.gated, config.decay) if self.gated and config.gated_weight_decay else None
+        elsewhere = self._decay.parameters if self._decay is not None else ()
+        self.optimizer = build_optimizer(model, config, lr=0.0, elsewhere=elsewhere)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._loss = loss
         taught = teacher is not None and config.distillation > 0
@@ -129,7 +132,7 @@ class Stage:
             total = total + self._config.feature_distillation * hints
         objective = total if weight == 1.0 else total * weight
         if self.gated is not None:
-            penalty = self.gated.penalty()
+            penalty = self.gated.penalty() if self._decay is None else self.gated.penalty() + self._decay()
             total, objective = total.detach() + penalty.detach(), objective + penalty
         parts = [None if part is None else part.detach() for part in (distillation, hints)]
         return Losses(total.detach(), task.detach(), *parts), objective

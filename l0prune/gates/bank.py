@@ -23,7 +23,8 @@ class GateBank(nn.Module):
         n_gates: number of gates, >= 0.
         distribution: gate family; hard concrete by default. What moves in it during training follows from `advance`
             and is not part of the state dict.
-        initial: mean initial location; None is the family's start for trained networks (gates open).
+        initial: mean initial location, a number or one a gate, shape `(n_gates,)`; None is the family's start for
+            trained networks (gates open).
         jitter: standard deviation of the initial locations, >= 0; breaks ties.
         bound: locations are clamped to [-bound, bound] by `clamp_`, > 0. 8 lets P(z != 0) of hard concrete gates range
             over [0.0017, 0.9999], so a closed gate hardly counts in the expected cost.
@@ -41,18 +42,21 @@ class GateBank(nn.Module):
         n_gates: int,
         *,
         distribution: GateDistribution | None = None,
-        initial: float | None = None,
+        initial: float | Tensor | None = None,
         jitter: float = 0.01,
         bound: float = 8.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.distribution = HardConcrete() if distribution is None else distribution
-        start = self.distribution.initial_log_alpha if initial is None else initial
+        start = torch.as_tensor(
+            self.distribution.initial_log_alpha if initial is None else initial, dtype=torch.float64
+        )
         if n_gates < 0:
             raise ConfigError(f"n_gates is {n_gates}; expected 0 or more")
-        if not (bound > 0 and abs(start) <= bound):
-            raise ConfigError(f"gates cannot start at {start} with bound {bound}; expected |initial| <= bound")
+        furthest = float(start.abs().max()) if start.numel() else 0.0
+        if not (bound > 0 and furthest <= bound):
+            raise ConfigError(f"gates cannot start at +-{furthest:g} with bound {bound}; expected |initial| <= bound")
         if jitter < 0:
             raise ConfigError(f"jitter is {jitter}; expected 0 or more")
         self._present = self.distribution
