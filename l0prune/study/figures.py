@@ -26,6 +26,7 @@ COLORS = {
     "mdr-power": "#2f6f9f",
 }
 _N_POINTS = 999
+_STYLES = (":", "--", "-")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ def curves(gate: GateDistribution) -> Curves:
 def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
     """Variance of the gradient against the distance from a binary gate, a curve a family, a dot a beta.
 
+    The ends of each curve say its smallest and largest beta.
+
     Args:
         points: From `gradient_points`.
         path: Picture to write; the suffix says the format.
@@ -80,6 +83,11 @@ def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
             linewidth=1.4,
             label=family.label,
         )
+        for dot in (dots[0], dots[-1]):
+            place = (dot.variance, dot.distance)
+            axes.annotate(f"{dot.beta:g}", place, (4, 4), textcoords="offset points", fontsize=7, color=COLORS[name])
+    axes.set_title("q = 1/2; small numbers are beta", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("variance of dz/dq")
     axes.set_ylabel("mean |z - round(z)|")
     axes.set_ylim(bottom=0)
@@ -88,7 +96,7 @@ def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
 
 
 def draw_families(path: Path) -> None:
-    """Density, quantile and gradient of each family at its smallest and a middle beta.
+    """Density, quantile and gradient of each family at its smallest, a middle and its largest beta.
 
     Args:
         path: Picture to write; the suffix says the format.
@@ -99,7 +107,8 @@ def draw_families(path: Path) -> None:
     figure = _figure(9.0, 9.0)
     grid = figure.subplots(len(FAMILIES), 3, squeeze=False)
     for row, (name, family) in zip(grid, FAMILIES.items(), strict=True):
-        for beta, style in zip(family.betas[:: len(family.betas) // 2], ("-", "--"), strict=False):
+        betas = (family.betas[0], family.betas[len(family.betas) // 2], family.betas[-1])
+        for beta, style in zip(betas, _STYLES, strict=True):
             shown = curves(family.gate(float(beta)))
             for axes, x, y in (
                 (row[0], shown.x, shown.density),
@@ -109,9 +118,15 @@ def draw_families(path: Path) -> None:
                 axes.plot(x, y, style, color=COLORS[name], linewidth=1.4, label=f"beta {beta:g}")
         row[0].set_yscale("log")
         row[0].set_ylabel(family.label)
-        row[0].legend(frameon=False, fontsize=7)
-    for axes, title in zip(grid[0], ("density of z", "quantile of u", "dz/dq at u"), strict=True):
-        axes.set_title(title, fontsize=10)
+        row[1].legend(frameon=False, fontsize=7, loc="upper left")
+    for top, bottom, title, label in zip(
+        grid[0], grid[-1], ("density", "inverse CDF z(u)", "gradient dz/dq at u"), ("z", "u", "u"), strict=True
+    ):
+        top.set_title(f"{title}, q = 1/2", fontsize=10)
+        bottom.set_xlabel(label)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
     figure.savefig(path)
 
 
