@@ -124,7 +124,11 @@ def by_optimizer(text: str, name: str) -> str:
     multiple=True,
     help="Start gates at log((1 - RATE) / RATE), also by layer, as in fc1=0.2; repeatable.  [default: nearly open]",
 )
-@click.option("--ema-decay", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Average the weights.")
+@click.option(
+    "--ema-decay",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Evaluate and cut a moving average of weights and gates.",
+)
 @click.option(
     "--recalibration-batches",
     type=click.IntRange(min=0),

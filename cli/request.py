@@ -16,17 +16,8 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
     *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *(
-        "optimizer",
-        "lr",
-        "gate_lr_end",
-        "recovery_lr",
-        "weight_decay",
-        "gated_weight_decay",
-        "grad_clip",
-        "gate_lr",
-        "ema_decay",
-    ),
+    *("optimizer", "lr", "gate_lr_end", "recovery_lr", "grad_clip", "gate_lr", "ema_decay"),
+    *("weight_decay", "gated_weight_decay"),
     *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
 
@@ -54,7 +45,7 @@ class FinetuneOptions:
         droprate_init: Where gates start, as in `0.5,fc1=0.2`; empty for nearly open.
         grad_clip: Largest norm of the gradient; 0 does not limit it.
         gate_lr: Learning rate of the gates.
-        ema_decay: Decay of a moving average of the recovered weights.
+        ema_decay: Decay of a moving average of weights and gates.
         augment: Change training images at random.
         distillation: Weight of the dense network's teaching, in [0, 1]; 0 trains without it.
         distillation_temperature: Temperature of teacher and student.

@@ -129,7 +129,9 @@ def test_a_drop_rate_that_cannot_be_meant(tmp_path, rate, words):
 
 def test_decay_and_start_of_the_gates_are_recorded_and_reach_the_training(tmp_path):
     quick = [*SCRATCH, "--epochs", "1", "--gate-epochs", "1"]
-    invoke(*quick, "--droprate-init", "0.5", "--droprate-init", "7=0.2", "--gated-weight-decay", "--out", tmp_path / "run")
+    invoke(
+        *quick, "--droprate-init", "0.5", "--droprate-init", "7=0.2", "--gated-weight-decay", "--out", tmp_path / "run"
+    )
 
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])

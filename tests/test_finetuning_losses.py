@@ -1,6 +1,5 @@
 """Distillation, parameter groups, moving average."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import distillation_loss, frozen_copy
-from l0prune.finetuning.optimizers import MovingAverage, build_optimizer, decay_groups
+from l0prune.finetuning.optimizers import build_optimizer, decay_groups
 from l0prune.model_call import logits_of
 
 
@@ -108,34 +107,3 @@ def test_frozen_parameters_are_not_optimized():
     optimizer = build_optimizer(model, FinetuneConfig(optimizer="adamw"), lr=0.1)
 
     assert [p is model.weight for group in optimizer.param_groups for p in group["params"]] == [True]
-
-
-def test_the_moving_average_is_the_weighted_sum_of_all_states():
-    model = nn.Linear(2, 1, bias=False).double()
-    states = [random(1, 2, seed=seed) for seed in range(6)]
-    model.weight.data.copy_(states[0])
-    average, by_hand = MovingAverage(model, decay=0.3), states[0].clone()
-
-    for count, state in enumerate(states[1:], start=1):
-        model.weight.data.copy_(state)
-        average.update(model)
-        decay = min(0.3, (1 + count) / (10 + count))
-        by_hand = decay * by_hand + (1 - decay) * state
-    average.copy_to_(model)
-
-    torch.testing.assert_close(model.weight.data, by_hand)
-
-
-def test_a_moving_average_continues_from_its_state():
-    model = nn.BatchNorm1d(3)
-    first = MovingAverage(model, decay=0.9)
-    first.update(model)
-    second = MovingAverage(copy.deepcopy(model), decay=0.9)
-    model.weight.data.fill_(5.0)
-
-    second.load_state_dict(first.state_dict())
-    for average in (first, second):
-        average.update(model)
-
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name

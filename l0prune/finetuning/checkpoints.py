@@ -38,7 +38,7 @@ class Checkpoint:
         gates: State of the gate bank.
         trainer: Tensors and plain values: position, optimizer, gate optimizer, constraint, noise, history.
         compact: Weights of the compact network, from the freeze on.
-        average: Their moving average, where one is kept.
+        average: Moving average of what is trained, where one is kept.
     """
 
     model: dict[str, Tensor]

@@ -74,8 +74,9 @@ class FinetuneConfig:
         distillation_temperature: Temperature of teacher and student, > 0.
         feature_distillation: Weight of the loss that teaches each block of the cut network by the channels it kept of the
             dense one's, >= 0; needs `distillation` > 0 and no other teacher. 0 teaches by logits alone.
-        ema_decay: Decay of a moving average of the recovered weights, in (0, 1), that replaces them at the end;
-            None keeps the weights of the last step.
+        ema_decay: Decay of a moving average of all weights and of the gates from the first step on, in (0, 1). It is evaluated in
+            their place, the freeze decides by it and cuts it, and, begun anew, it is what the recovery ends with. None takes
+            weights and gates as they are.
         gate_decision: What an open gate is worth after the freeze: "soft" keeps its trained value (at least
             `gate_floor`), "binary" makes it 1.
         gate_floor: Least value of an open gate under "soft", in (0, 1].

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram
@@ -103,7 +105,9 @@ class Journal:
         """Whether `step` finished steps end a pass over the data, or the run."""
         return step % self._phases.steps_per_epoch == 0 or step == self._phases.total
 
-    def write(self, model: nn.Module, *, step: int, phase: str, lr: float) -> None:
+    def write(
+        self, model: nn.Module, *, step: int, phase: str, lr: float, average: MovingAverage | None = None
+    ) -> None:
         """Write a line; at the end of a pass, but for the last, with an evaluation.
 
         Args:
@@ -111,6 +115,7 @@ class Journal:
             step: Finished steps.
             phase: Of the last of them.
             lr: Its learning rate.
+            average: Takes the place of the model's weights and gates in the evaluation, but not in the line's costs.
 
         Raises:
             TrainingError: if a loss since the last line was not finite.
@@ -144,20 +149,23 @@ class Journal:
             seconds_per_step=round(seconds, 7),
             open_histogram=None if probability is None else open_histogram(probability),
             layer_histograms=None if probability is None else self._by_layer(probability),
-            evaluation=self.judge(model, phase, step=step) if judged else None,
+            evaluation=self.judge(model, phase, step=step, average=average) if judged else None,
         )
         self._log.write(record)
         self._progress.advance(step - self._shown, record.figures)
         self._shown = step
 
-    def judge(self, model: nn.Module, when: str, *, step: int) -> dict[str, float] | None:
+    def judge(
+        self, model: nn.Module, when: str, *, step: int, average: MovingAverage | None = None
+    ) -> dict[str, float] | None:
         """Evaluate, note it, and say it; None without `evaluate` and in other than the main process."""
         if self._evaluate is None or not self._runtime.is_main:
             self._runtime.wait()
             return None
-        with evaluation_mode(model), torch.no_grad():
+        averaged = nullcontext() if average is None else average.in_place_of(model)
+        with evaluation_mode(model), torch.no_grad(), averaged:
             figures = figures_of(self._evaluate(model))
-        self.history.append(Milestone(step, when, self._gated.hard_cost(self._metric), figures))
+            self.history.append(Milestone(step, when, self._gated.hard_cost(self._metric), figures))
         self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         self._runtime.wait()
         return figures

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from l0prune.budget.budget import Budget
+from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.config import FinetuneConfig
@@ -18,7 +19,6 @@ from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
-from l0prune.finetuning.optimizers import MovingAverage
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
@@ -85,7 +85,7 @@ class Trainer:
         self._phase = ""
         self._settling: Settling | None = None
         self._compact: nn.Module | None = None
-        self._average: MovingAverage | None = None
+        self._average = self._new_average(gated)
         self._stage = self._new_stage(gated)
         self._expected_cost = 1.0
 
@@ -131,7 +131,7 @@ class Trainer:
         """
         compact, done = self._compacted, self._phase == FINISHED
         if not done:
-            if self._average is not None and self._average.n_updates:
+            if self._average is not None:
                 self._average.copy_to_(compact)
             self._runtime.average_buffers_(compact)
             self._journal.leave()
@@ -177,6 +177,16 @@ class Trainer:
             model, loss=self._loss, teacher=self._teacher, config=self._config, runtime=self._runtime, sites=sites
         )
 
+    def _new_average(self, model: nn.Module) -> MovingAverage | None:
+        return None if self._config.ema_decay is None else MovingAverage(model, self._config.ema_decay)
+
+    def _take_average(self) -> None:
+        """Go on from the average, which begins anew."""
+        self._runtime.average_buffers_(self.gated)
+        if self._average is not None:
+            self._average.copy_to_(self.gated)
+            self._average = self._new_average(self.gated)
+
     def _train(self, step: int, inputs: Any, targets: Any) -> None:
         """One step, and what is due after it."""
         runtime = self._runtime
@@ -195,7 +205,7 @@ class Trainer:
         self._journal.add(losses)
         self.step = step + 1
         if self._journal.due(self.step):
-            self._journal.write(self._network, step=self.step, phase=self._phase, lr=lr)
+            self._journal.write(self._network, step=self.step, phase=self._phase, lr=lr, average=self._average)
         if self._journal.ends_pass(self.step) and self.step < self._phases.total:
             self.save()
         self._journal.go_on()
@@ -219,7 +229,7 @@ class Trainer:
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
         config, goal, metric = self._config, self._goal, metric_of(self._goal)
-        self._runtime.average_buffers_(self.gated)
+        self._take_average()
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
         examples = islice(self._examples(), config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
@@ -238,7 +248,7 @@ class Trainer:
 
     def _freeze(self) -> None:
         """Fix the gates as decided, cut the closed units away and make the small network the one that is trained."""
-        self._runtime.average_buffers_(self.gated)
+        self._take_average()
         self.gated.freeze(self._settled.end)
         self._cut()
         if self._config.recalibration_batches:
@@ -257,8 +267,7 @@ class Trainer:
         gated.to(device)
         self._compact = compact.to(device, memory_format=order).train()  # type: ignore[call-overload]
         self._stage = self._new_stage(self._compacted, sites)
-        if self._config.ema_decay is not None:
-            self._average = MovingAverage(self._compacted, self._config.ema_decay)
+        self._average = self._new_average(self._compacted)
 
     def _examples(self) -> Iterator[tuple[Any, Any]]:
         """(inputs, targets) of a pass over the data, this process's rows, on the device."""
