@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import l0prune
-from l0prune.errors import EquivalenceError, ExportError
+from l0prune.errors import CaptureError, EquivalenceError, ExportError
 from l0prune.export import export_onnx, onnx_difference
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.trace import aliases_of, trace_program
+from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.model_call import call, output_tensors
 from l0prune.surgery.shrink import shrink, surgery_of
 from l0prune.verification import random_decision
@@ -175,10 +175,17 @@ def prunable_share(flow: ChannelFlow, metric: str) -> float:
 
 
 def _traced(model: nn.Module, inputs: Any, result: dict[str, Any]) -> ChannelFlow:
+    refusal: CaptureError | None = None
     with _timed(result, "export"):
-        captured = capture(model, inputs)
+        try:
+            captured = capture(model, inputs)
+        except CaptureError as error:
+            refusal = error
     with _timed(result, "analysis"):
-        return trace_program(captured, aliases=aliases_of(model))
+        if refusal is None:
+            return trace_program(captured, aliases=aliases_of(model))
+        result["capture"] = "fallback"
+        return trace_refused(model, inputs, refusal=refusal)
 
 
 def _cut(model: nn.Module, flow: ChannelFlow, result: dict[str, Any]) -> nn.Module | None:

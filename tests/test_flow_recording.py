@@ -202,6 +202,52 @@ def test_what_cannot_be_cut_in_place_stays():
         assert traced(net, inputs(3, 4)).n_gates == 0
 
 
+class Padded(nn.Module):
+    """Adds a tensor whose size is an integer of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.up, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x) + x.new_ones(len(x), self.width)
+        return self.head(y if x.sum() > 0 else -y)
+
+
+def test_a_tensor_whose_size_is_an_integer_of_the_module_is_cut_with_that():
+    net, x = Padded(), inputs(3, 4)
+    flow = traced(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+    compact = shrink(gated)
+
+    assert flow.n_gates == 8
+    assert compact.width < 8
+    assert difference(compact(x), gated(x)) < EXACT
+
+
+AS_LARGE = {
+    "sizes": lambda y: y.new_zeros(y.shape[0], y.size(1)),
+    "a shape": lambda y: torch.ones(y.shape),
+    "all sizes": lambda y: y.new_empty(y.size()).fill_(2),
+    "by name": lambda y: torch.zeros(size=(1, y.shape[-1])),
+}
+
+
+@pytest.mark.parametrize("made", AS_LARGE)
+def test_a_tensor_that_is_made_as_large_as_another_is_cut_with_it(made):
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.up(x)
+        return net.head((y + AS_LARGE[made](y)) * (1 if x.sum() > 0 else 2))
+
+    net, x = Net(forward, up=nn.Linear(4, 8), head=nn.Linear(8, 2)), inputs(3, 4)
+    flow = traced(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+
+    assert flow.n_gates == 8
+    assert difference(shrink(gated)(x), gated(x)) < EXACT
+
+
 def test_statistics_in_another_order_on_each_path_pin():
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         y = net.up(x)

@@ -8,6 +8,7 @@ from l0prune.flow.capture import Captured
 from l0prune.flow.follow import Followed, tensor_names
 from l0prune.flow.op import op_name
 from l0prune.flow.recording import number_of_paths, path_of
+from l0prune.flow.watching import fixed_dimensions
 
 __all__ = ["restrict_to_recorded"]
 
@@ -34,8 +35,8 @@ def restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterabl
     unreached: set[int] = set()
     for node in program.graph.nodes:
         if node.op == "call_function" and op_name(node.target) in _CREATED:
-            for ids in followed.nodes[node]:
-                tracker.pin(ids, "made at full size by the code")  # type: ignore[arg-type]
+            for dim in fixed_dimensions(node):
+                tracker.pin(followed.nodes[node][dim], "made at full size by the code")  # type: ignore[arg-type]
         name = names.get(node.name) if node.op == "placeholder" else None
         if name is not None and not node.users and not any(name == n or name.startswith(f"{n}.") for n in ignored):
             unreached |= set(node.meta["val"].shape[:2]) - {0, 1}

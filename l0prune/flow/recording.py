@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,23 +26,19 @@ from torch.export.graph_signature import (
 )
 from torch.func import functional_call
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from l0prune.errors import TraceError
 from l0prune.flow.caches import without_caches
 from l0prune.flow.capture import Captured
 from l0prune.flow.free_sizes import FreeSizes, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
+from l0prune.flow.watching import Path, Watch, current_tracer
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 
 __all__ = ["number_of_paths", "path_of", "record", "variations"]
-
-_READERS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr})
-"""Functions that read numbers without an op of their own."""
 
 _SCALES = ((0.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 0.1), (3.0, 0.3), (-3.0, 0.3))
 """Mean and standard deviation of the noise that floating-point inputs are replaced by."""
@@ -127,7 +123,7 @@ def _paths(model: nn.Module, call: ModelCall) -> tuple[list[ModelCall], NormCall
     weights: frozenset[str] = frozenset()
     n_others: dict[str, int] = {}
     for position, variation in enumerate(variations(call)):
-        path, recorded = _Path(model), RecordNorms()
+        path, recorded = Path(model), RecordNorms()
         try:
             with recorded, path:
                 variation(model)
@@ -143,39 +139,6 @@ def _paths(model: nn.Module, call: ModelCall) -> tuple[list[ModelCall], NormCall
     return list(found.values()), NormCalls(weights, n_others)
 
 
-class _Path(TorchDispatchMode):
-    """Inside this block, ops are written down by their name, the shapes of their results, and the parameters they take."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.steps: list[tuple[Any, ...]] = []
-        tensors = [*model.parameters(), *model.buffers()]
-        self._names = {tensor.untyped_storage().data_ptr(): i for i, tensor in enumerate(tensors)}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Make the call, and write it down."""
-        result = func(*args, **(kwargs or {}))
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout is torch.strided]
-        used = [self._names.get(t.untyped_storage().data_ptr(), -1) for t in given]
-        made = [tuple(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-        self.steps.append((str(func), tuple(made), tuple(used)))
-        return result
-
-
-class _MarkReads(TorchFunctionMode):
-    """Inside this block, a tensor whose numbers are read without an op is compared with itself, which is one."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Make the call."""
-        if func in _READERS:
-            torch.ops.aten.equal.default(args[0], args[0])
-        return func(*args, **(kwargs or {}))
-
-
 def _program(model: nn.Module, paths: list[ModelCall]) -> ExportedProgram:
     """All paths in one graph: parameters and buffers are its first inputs, the tensors of the calls the others."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -189,10 +152,10 @@ def _program(model: nn.Module, paths: list[ModelCall]) -> ExportedProgram:
             given[place] = tensor
         outputs = []
         for number, (args, kwargs) in enumerate(pytree.tree_unflatten(given, shape)):
-            with _owners(model), _MarkReads():
+            with _owners(model), Watch(model):
                 results = output_tensors(functional_call(model, known, args, kwargs))
             outputs += [torch.ops.aten.alias.default(result) for result in results]
-            for node in _tracer().graph.nodes:
+            for node in current_tracer().graph.nodes:
                 if node.op == "call_function":
                     node.meta.setdefault(_PATH, number)
         return outputs
@@ -202,16 +165,10 @@ def _program(model: nn.Module, paths: list[ModelCall]) -> ExportedProgram:
     return _exported(module, tensors, frozenset(dict(model.named_parameters())))
 
 
-def _tracer() -> Any:
-    mode = get_proxy_mode()
-    assert mode is not None
-    return mode.tracer
-
-
 @contextmanager
 def _owners(model: nn.Module) -> Iterator[None]:
     """Nodes that are recorded carry the modules whose forward pass makes them, as those of torch.export do."""
-    tracer, outside = _tracer(), OrderedDict(_tracer().module_stack)
+    tracer, outside = current_tracer(), OrderedDict(current_tracer().module_stack)
     names = {module: name for name, module in reversed(list(model.named_modules()))}
     entered: list[OrderedDict[str, tuple[str, Any]]] = []
 
