@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from finetuning_case import QUICK, accuracy, run
+from finetuning_case import N_CLASSES, QUICK, accuracy, run
 from safetensors.torch import load_file
+from torch import nn
+
+import l0prune
 
 TWO_PROCESSES = """
 import sys
@@ -18,9 +22,10 @@ torch.set_num_threads(1)
 from accelerate import PartialState
 from finetuning_case import accuracy, run
 from safetensors.torch import save_file
+from test_finetuning_processes import CASES
 
 out = Path(sys.argv[1])
-result = run(out=out / "run", evaluate=accuracy)
+result = run(out=out / "run", evaluate=accuracy, **CASES[sys.argv[2]]())
 state = PartialState()
 tensors = {**result.compact.state_dict(), "log_alpha": result.gated.gates.log_alpha.detach()}
 tensors["n_processes"] = torch.tensor(state.num_processes)
@@ -28,8 +33,34 @@ save_file({k: v.contiguous() for k, v in tensors.items()}, out / f"rank{state.pr
 """
 
 
-@pytest.mark.slow
-def test_two_processes_agree_and_come_close_to_one(tmp_path):
+class Plain(nn.Module):
+    """Without batch norm and dropout, in which processes differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.hidden = nn.Conv2d(8, 12, 3, padding=1)
+        self.linear = nn.Linear(12, N_CLASSES)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.hidden(torch.relu(self.conv(x)))).mean((2, 3)))
+
+
+def plain_case():
+    """A network and a run whose every part but the batches is shared by all processes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Plain().eval()
+    config = replace(QUICK, ema_decay=0.8, gated_weight_decay=True, gate_lr=0.7)
+    gated = l0prune.inject(net, l0prune.trace(net, (torch.zeros(2, 3, 6, 6),)))
+    return {"gated": gated, "config": config, "budget": None, "penalty": l0prune.Penalty(0.5)}
+
+
+CASES = {"budget": dict, "penalty": plain_case}
+
+
+def launched(tmp_path: Path, case: str) -> dict[str, torch.Tensor]:
+    """What two processes end with, after seeing that they agree."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -37,7 +68,7 @@ def test_two_processes_agree_and_come_close_to_one(tmp_path):
     environment = {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
 
     done = subprocess.run(
-        [*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+        [*launch, str(script), str(tmp_path), case], env=environment, capture_output=True, text=True, timeout=240
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
@@ -45,6 +76,24 @@ def test_two_processes_agree_and_come_close_to_one(tmp_path):
     assert int(first["n_processes"]) == 2
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=0, rtol=0, msg=name)
+    return first
+
+
+@pytest.mark.slow
+def test_two_processes_under_a_penalty_train_as_one(tmp_path):
+    found = launched(tmp_path, "penalty")
+
+    alone = run(**plain_case())
+    assert int((alone.gated.gate_values() != 0).sum()) < 20
+    torch.testing.assert_close(found["log_alpha"], alone.gated.gates.log_alpha.detach(), atol=1e-4, rtol=0)
+    for name, value in alone.compact.state_dict().items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_come_close_to_one(tmp_path):
+    first = launched(tmp_path, "budget")
+
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
     alone = run(evaluate=accuracy, config=QUICK)

@@ -182,10 +182,10 @@ class Trainer:
 
     def _take_average(self) -> None:
         """Go on from the average, which begins anew."""
-        self._runtime.average_buffers_(self.gated)
         if self._average is not None:
             self._average.copy_to_(self.gated)
             self._average = self._new_average(self.gated)
+        self._runtime.average_buffers_(self.gated)
 
     def _train(self, step: int, inputs: Any, targets: Any) -> None:
         """One step, and what is due after it."""
