@@ -220,7 +220,8 @@ def print_result(result: dict[str, Any]) -> None:
         ),
     ]
     goal = result["budget"] or result["penalty"]
-    print_table(console(), f"{result['model']}, {goal}", ("", "dense", "final", "ratio"), rows)
+    before = "untrained" if result["from_scratch"] else "dense"
+    print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
     console().print(f"Next: l0prune shrink {result['run']}", markup=False, soft_wrap=True)
 
 

@@ -227,6 +227,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     metric = prepared.task.metric
     return {
         **result.to_json(),
+        "from_scratch": prepared.request.options.from_scratch,
         "metric": metric,
         "dense": prepared.dense_score,
         "final": result.evaluation[metric],

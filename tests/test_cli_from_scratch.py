@@ -51,6 +51,7 @@ def test_every_command_takes_the_run(run):
     assert scores["gated"] == scores["compact"] == scores["onnx"]
     assert set(bench["models"]) == {"dense", "compact"}
     assert "Penalty lambda=0.05,7=3.0" in page
+    assert "the dense network is the untrained one" in page
 
 
 def test_the_seed_decides_about_the_weights(run, tmp_path):

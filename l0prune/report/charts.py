@@ -110,13 +110,13 @@ def latency_chart(quantiles_ms: Mapping[str, Sequence[float]]) -> str:
     return data_uri(figure)
 
 
-def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float) -> str:
+def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float | None) -> str:
     """Score at the end of each epoch and right after the freeze.
 
     Args:
         history: Evaluations of the run: `step`, `when` and `figures`.
         metric: Name of the score in `figures`.
-        dense: Score of the dense network.
+        dense: Score of the dense network; None if it had not been trained.
 
     Returns:
         A data URI.
@@ -129,10 +129,12 @@ def score_chart(history: Sequence[Mapping[str, Any]], metric: str, dense: float)
     for entry in history:
         if entry["when"] == "freeze":
             axes.axvline(entry["step"], color=ACCENT, linewidth=1, linestyle="--", label="freeze")
-    axes.axhline(dense, color=DENSE, linewidth=1, linestyle=":", label="dense")
+    if dense is not None:
+        axes.axhline(dense, color=DENSE, linewidth=1, linestyle=":", label="dense")
     axes.set_xlabel("step")
     axes.set_ylabel(metric)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
     return data_uri(figure)
 
 

@@ -104,7 +104,8 @@ def _require_packages() -> None:
 
 
 def _lead(record: RunRecord) -> str:
-    return f"Trained on {record.data['spec']} with seed {record.seed}."
+    start = " from scratch: the dense network is the untrained one" if record.config.get("from_scratch") else ""
+    return f"Trained on {record.data['spec']} with seed {record.seed}{start}."
 
 
 def _summary(result: Mapping[str, Any], bench: BenchReport | None) -> list[SummaryRow]:
@@ -158,9 +159,8 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
         charts.append(Chart("Cost" if keep is None else "Cost and target", budget_chart(lines, keep)))
         charts += _training_charts(lines)
     if result["history"]:
-        charts.append(
-            Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], result["dense"]))
-        )
+        dense = None if result.get("from_scratch") else result["dense"]
+        charts.append(Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], dense)))
     plan = _read_plan(run)
     if plan is not None:
         charts.append(Chart("Kept widths", widths_chart(kept_widths(plan))))
