@@ -79,6 +79,17 @@ def by_optimizer(text: str, name: str) -> str:
         "Share of --lr left when the gates are learned; 1 keeps it constant.", f"{DEFAULTS.gate_lr_end:g}"
     ),
 )
+@click.option(
+    "--lr-drops",
+    metavar="EPOCH,...",
+    default="",
+    help="Multiply --lr at these epochs, constant between them.  [default: a ramp and a cosine]",
+)
+@click.option(
+    "--lr-drop-factor",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help=with_default("By this.", DEFAULTS.lr_drop_factor),
+)
 @click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
 @click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
 @click.option(

@@ -16,7 +16,7 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
     *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *("optimizer", "lr", "gate_lr_end", "recovery_lr", "grad_clip", "gate_lr", "ema_decay"),
+    *("optimizer", "lr", "gate_lr_end", "lr_drop_factor", "recovery_lr", "grad_clip", "gate_lr", "ema_decay"),
     *("weight_decay", "gated_weight_decay"),
     *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
@@ -39,6 +39,8 @@ class FinetuneOptions:
         optimizer: "sgd" or "adamw".
         lr: Peak learning rate while gates are learned.
         gate_lr_end: Share of it that is left at the end.
+        lr_drops: Epochs at which it falls instead, as in `60,120`; empty for a ramp and a cosine.
+        lr_drop_factor: What it is multiplied by then.
         recovery_lr: Peak learning rate of the recovery.
         weight_decay: Decay of matrices and filters.
         gated_weight_decay: Decay of gated matrices by the probability that their gates are open.
@@ -70,6 +72,8 @@ class FinetuneOptions:
     optimizer: str | None = None
     lr: float | None = None
     gate_lr_end: float | None = None
+    lr_drops: str = ""
+    lr_drop_factor: float | None = None
     recovery_lr: float | None = None
     weight_decay: float | None = None
     gated_weight_decay: bool = False
@@ -98,6 +102,7 @@ class FinetuneOptions:
 
         given = {name: getattr(self, name) for name in (*CONFIG_FIELDS, "distillation")}
         known = {name: value for name, value in given.items() if value is not None}
+        known["lr_drops"] = read_epochs(self.lr_drops)
         if self.from_scratch:
             known.setdefault("distillation", 0.0)
         config = FinetuneConfig(**known, align=int(self.align or 1), mixed_precision=self.precision)
@@ -192,6 +197,18 @@ class FinetuneRequest:
     def _flat(self) -> dict[str, Any]:
         record = self.to_record()
         return {**record["model"], **record["config"], "data_spec": record["data"]["spec"]}
+
+
+def read_epochs(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas; none of an empty text.
+
+    Raises:
+        ConfigError: if a part is not a number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"--lr-drops {text}: expected epochs separated by commas, as in 60,120,160") from error
 
 
 def absolute(spec: str) -> str:

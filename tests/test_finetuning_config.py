@@ -13,7 +13,7 @@ from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, learning
 
 
 def test_a_configuration_survives_json():
-    config = FinetuneConfig(epochs=2.5, optimizer="adamw", grad_clip=1.0, gate_epochs=1.5)
+    config = FinetuneConfig(epochs=2.5, optimizer="adamw", grad_clip=1.0, gate_epochs=1.5, lr_drops=(1.0, 2.0))
 
     assert FinetuneConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
@@ -35,6 +35,11 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
         ("optimizer", "lion", "optimizer='lion' is unknown: choose one of sgd, adam, adamw"),
         ("lr", 0.0, r"lr=0.0 is out of range"),
         ("lr", math.inf, "lr=inf is out of range"),
+        ("lr_drops", (2.0, 1.0), r"lr_drops=\(2.0, 1.0\): expected epochs after 0 in ascending order"),
+        ("lr_drops", (0.0,), "expected epochs after 0"),
+        ("lr_drops", (math.nan,), "expected epochs after 0"),
+        ("lr_drops", 3.0, r"lr_drops=3.0: expected tuple\[float, ...\]"),
+        ("lr_drop_factor", 1.0, r"lr_drop_factor=1.0 is out of range: give a value in \(0, 1\)"),
         ("weight_decay", -1e-4, "weight_decay"),
         ("momentum", 1.0, r"momentum=1.0 is out of range: give a value in \[0, 1\)"),
         ("grad_clip", -1, "grad_clip"),
@@ -128,3 +133,14 @@ def test_each_side_of_the_freeze_has_its_own_peak():
     assert max(rates[phases.freeze_at :]) == pytest.approx(0.3)
     assert rates[phases.freeze_at - 1] < 1e-4
     assert rates[-1] < 1e-4
+
+
+def test_the_learning_rate_falls_in_steps_to_the_freeze_and_then_as_ever():
+    config = FinetuneConfig(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5, lr_drops=(1.0, 2.5), lr_drop_factor=0.1)
+    phases = plan_phases(config, 10)
+
+    rates = [phases.learning_rate(step, config) for step in range(phases.total)]
+
+    assert rates[:40] == pytest.approx([1.0] * 10 + [0.1] * 15 + [0.01] * 15)
+    as_ever = FinetuneConfig(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5)
+    assert rates[40:] == [phases.learning_rate(step, as_ever) for step in range(40, 60)]

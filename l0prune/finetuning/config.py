@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
@@ -64,6 +65,9 @@ class FinetuneConfig:
         lr_ramp: Share of each stretch of training over which its learning rate rises linearly, in [0, 1).
         gate_lr_end: Learning rate at the end of the gate phase as a share of `lr`, in [0, 1] (cosine between them).
         recovery_lr_end: The same for the recovery.
+        lr_drops: Epochs, ascending, at which the learning rate before the freeze is multiplied by `lr_drop_factor`. It is `lr`
+            from the first step to the first of them; ramp and cosine only take place where there are none.
+        lr_drop_factor: In (0, 1).
         weight_decay: Decay of matrices and filters, >= 0; norms and biases never decay; None takes the optimizer's own.
         gated_weight_decay: While gates are trained, decay the matrices they multiply as a part of the loss, each weight by
             the probability that its gates are open, as in the L0 paper; all others decay as ever.
@@ -109,6 +113,8 @@ class FinetuneConfig:
     lr_ramp: float = 0.05
     gate_lr_end: float = 0.0
     recovery_lr_end: float = 0.0
+    lr_drops: tuple[float, ...] = ()
+    lr_drop_factor: float = 0.2
     weight_decay: float | None = None
     gated_weight_decay: bool = False
     momentum: float = 0.9
@@ -197,7 +203,7 @@ class FinetuneConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key a field."""
-        return asdict(self)
+        return {**asdict(self), "lr_drops": list(self.lr_drops)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FinetuneConfig:
@@ -210,7 +216,7 @@ class FinetuneConfig:
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise ConfigError(f"fine-tuning has no option {', '.join(map(repr, unknown))}; options: {', '.join(known)}")
-        return cls(**data)
+        return cls(**{**data, "lr_drops": tuple(data.get("lr_drops", ()))})
 
     def _check_types(self) -> None:
         """Each value has the kind of its default; None only where the default allows it."""
@@ -225,6 +231,7 @@ class FinetuneConfig:
                 "int": isinstance(value, int) and not isinstance(value, bool),
                 "bool": isinstance(value, bool),
                 "str": isinstance(value, str),
+                "tuple[float, ...]": isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value),
             }[kind]
             if not fits:
                 default = None if field.default is MISSING else field.default
@@ -270,4 +277,9 @@ class FinetuneConfig:
             self._check_range(name, 0, 1, open_high=True)
         for name in ("gate_lr_end", "recovery_lr_end"):
             self._check_range(name, 0, 1)
+        self._check_range("lr_drop_factor", 0, 1, open_low=True, open_high=True)
+        if not all(later > earlier for earlier, later in itertools.pairwise((0.0, *self.lr_drops))):
+            raise ConfigError(
+                f"lr_drops={self.lr_drops!r}: expected epochs after 0 in ascending order, such as (60, 120)"
+            )
         self._check_range("ema_decay", 0, 1, open_low=True, open_high=True)

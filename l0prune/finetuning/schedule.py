@@ -67,7 +67,13 @@ class Phases:
         }[phase]
 
     def learning_rate(self, step: int, config: FinetuneConfig) -> float:
-        """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it."""
+        """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it.
+
+        With `lr_drops` it goes down in steps to the freeze instead.
+        """
+        if step < self.freeze_at and config.lr_drops:
+            n_drops = sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.lr_drops)
+            return config.peak_lr * config.lr_drop_factor**n_drops
         if step < self.freeze_at:
             return learning_rate(step, self.freeze_at, peak=config.peak_lr, ramp=config.lr_ramp, end=config.gate_lr_end)
         return learning_rate(
