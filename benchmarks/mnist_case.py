@@ -26,16 +26,14 @@ __all__ = ["ARCHITECTURES", "MnistCase", "measure"]
 ARCHITECTURES = {"lenet300": {"select_inputs": True}, "lenet5": {}}
 CONFIGS = {
     "checkpoint": {"optimizer": "sgd"},
-    "scratch": {
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "recovery_lr": 1e-3,
-        "weight_decay": 0.0,
-        "distillation": 0.0,
-        "warmup_fraction": 0.1,
-        "gate_fraction": 0.5,
-    },
+    "scratch": {"optimizer": "adam", "lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0, "distillation": 0.0},
 }
+
+
+BUDGETS = ("macs", "params")
+BUDGET_FROM_SCRATCH = {"warmup_fraction": 0.1, "gate_fraction": 0.5}
+DROPRATES = {"lenet300": {"": 0.5, "fc1": 0.2}, "lenet5": {"": 0.5}}
+"""Where gates start under a penalty from scratch, as in the paper; under a budget all of them are open at first."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class MnistCase:
         start: "checkpoint" (a dense network trained with shifts of two pixels, which teaches as well; the same shifts here)
             or "scratch" (random weights, no teacher, no shifts, as in the papers).
         gate: Name of the gate distribution.
-        mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "lambda=10/0.5/0.1/10", one for each layer in order.
+        mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "fc1=0.1,fc2=10", a penalty shared or by layer.
         seed: Of weights, order, gates.
         epochs: Of the whole run.
     """
@@ -80,8 +78,11 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     train, test = _batches(loaded, data, case)
     dense_error = 100 - accuracy(loaded.model, test)
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
-    gated = l0prune.inject(loaded.model, flow, gate=case.gate, seed=case.seed)
-    config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start])
+    scratch, budget = case.start == "scratch", case.mode.startswith(BUDGETS)
+    droprate = DROPRATES[case.arch] if scratch and not budget else None
+    gated = l0prune.inject(loaded.model, flow, gate=case.gate, droprate=droprate, seed=case.seed)
+    phases = BUDGET_FROM_SCRATCH if scratch and budget else {}
+    config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start], **phases)
     clock = time.perf_counter()
     try:
         result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **_bound(case))
@@ -130,7 +131,9 @@ def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[Ba
 
 def _bound(case: MnistCase) -> dict[str, Any]:
     """The budget or the penalty of a mode."""
-    return {"budget": l0prune.Budget.parse(case.mode)}
+    if case.mode.startswith(BUDGETS):
+        return {"budget": l0prune.Budget.parse(case.mode)}
+    return {"penalty": l0prune.Penalty.parse(case.mode)}
 
 
 def _latency(dense: nn.Module, compact: nn.Module, example: Any) -> dict[str, float]:

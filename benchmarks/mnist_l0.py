@@ -37,7 +37,7 @@ PACKAGES = ("l0prune", "torch", "onnxruntime")
 @click.option("--start", "starts", multiple=True, default=("checkpoint",), type=click.Choice(tuple(EPOCHS)))
 @click.option("--gate", "gates", multiple=True, default=("hard-concrete",), help="A gate, or all.")
 @click.option(
-    "--mode", "modes", multiple=True, default=("macs=0.1",), help="macs=X, params=X, lambda=X or lambda=A/B/C."
+    "--mode", "modes", multiple=True, default=("macs=0.1",), help="A budget or a penalty, as for the command line."
 )
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--epochs", type=float, help="Of a run.  [default: 12 from a checkpoint, 30 from scratch]")

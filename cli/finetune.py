@@ -100,6 +100,14 @@ def by_optimizer(text: str, name: str) -> str:
     type=click.FloatRange(min=0),
     help=with_default("Largest norm of the gradient, 0 for no limit.", f"{DEFAULTS.grad_clip:g}"),
 )
+@click.option(
+    "--grad-spike",
+    type=click.FloatRange(min=0),
+    help=with_default(
+        "Largest norm of the gradient as a multiple of what was usual lately, 0 for no limit.",
+        f"{DEFAULTS.grad_spike:g}",
+    ),
+)
 @click.option("--augment/--no-augment", default=None, help="Crop and mirror images.  [default: those in colour]")
 @click.option(
     "--distillation/--no-distillation",

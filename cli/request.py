@@ -16,7 +16,17 @@ __all__ = ["FinetuneOptions", "FinetuneRequest"]
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 CONFIG_FIELDS = (
     *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *("optimizer", "lr", "gate_lr_end", "lr_drop_factor", "recovery_lr", "grad_clip", "gate_lr", "ema_decay"),
+    *(
+        "optimizer",
+        "lr",
+        "gate_lr_end",
+        "lr_drop_factor",
+        "recovery_lr",
+        "grad_clip",
+        "grad_spike",
+        "gate_lr",
+        "ema_decay",
+    ),
     *("weight_decay", "gated_weight_decay"),
     *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
 )
@@ -46,6 +56,7 @@ class FinetuneOptions:
         gated_weight_decay: Decay of gated matrices by the probability that their gates are open.
         droprate_init: Where gates start, as in `0.5,fc1=0.2`; empty for nearly open.
         grad_clip: Largest norm of the gradient; 0 does not limit it.
+        grad_spike: Largest norm as a multiple of what was usual lately; 0 does not look at it.
         gate_lr: Learning rate of the gates.
         ema_decay: Decay of a moving average of weights and gates.
         augment: Change training images at random.
@@ -79,6 +90,7 @@ class FinetuneOptions:
     gated_weight_decay: bool = False
     droprate_init: str = ""
     grad_clip: float | None = None
+    grad_spike: float | None = None
     gate_lr: float | None = None
     ema_decay: float | None = None
     augment: bool | None = None

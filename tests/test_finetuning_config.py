@@ -43,6 +43,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
         ("weight_decay", -1e-4, "weight_decay"),
         ("momentum", 1.0, r"momentum=1.0 is out of range: give a value in \[0, 1\)"),
         ("grad_clip", -1, "grad_clip"),
+        ("grad_spike", 0.5, "grad_spike"),
         ("distillation", 1.5, r"distillation=1.5 is out of range: give a value in \[0, 1\]"),
         ("distillation_temperature", 0, "distillation_temperature"),
         ("ema_decay", 1.0, "ema_decay"),

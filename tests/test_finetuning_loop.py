@@ -185,7 +185,7 @@ def sharp_net() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("changes", "learns"), [({}, True), ({"grad_clip": 0.0}, False)])
+@pytest.mark.parametrize(("changes", "learns"), [({}, True), ({"grad_clip": 0.0, "grad_spike": 0.0}, False)])
 def test_the_defaults_do_not_ruin_a_network_without_norms(changes, learns):
     model = sharp_net()
     gated = l0prune.inject(model, l0prune.trace(model, (torch.randn(2, 3, 6, 6),)))

@@ -73,6 +73,7 @@ class FinetuneConfig:
             the probability that its gates are open, as in the L0 paper; all others decay as ever.
         momentum: Nesterov momentum of "sgd", in [0, 1).
         grad_clip: Largest L2 norm of the weights' gradient, >= 0; 0 does not clip.
+        grad_spike: A gradient's norm is at most this many times the median of the last 50, >= 1; 0 does not look at them.
         gate_lr: Learning rate of the gates; None lets the gated model choose by the number of gate steps.
         distillation: Weight of the teacher's loss, in [0, 1]; the task loss has the rest. 0 trains without a teacher.
         distillation_temperature: Temperature of teacher and student, > 0.
@@ -119,6 +120,7 @@ class FinetuneConfig:
     gated_weight_decay: bool = False
     momentum: float = 0.9
     grad_clip: float = 50.0
+    grad_spike: float = 4.0
     gate_lr: float | None = None
     distillation: float = 0.9
     distillation_temperature: float = 4.0
@@ -146,6 +148,8 @@ class FinetuneConfig:
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
         for name in ("feature_distillation", "grad_clip"):
             self._check_range(name, 0, math.inf)
+        if self.grad_spike != 0:
+            self._check_range("grad_spike", 1, math.inf)
         self._check_range("gate_floor", 0, 1, open_low=True)
         for name in ("recalibration_batches", "salience_batches"):
             self._check_range(name, 0, math.inf)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import TrainingError
+from l0prune.finetuning.clipping import GradientClip
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import distillation_loss
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
@@ -70,6 +71,7 @@ class Stage:
         elsewhere = self._decay.parameters if self._decay is not None else ()
         self.optimizer = build_optimizer(model, config, lr=0.0, elsewhere=elsewhere)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._clip = GradientClip(config.grad_clip, config.grad_spike)
         self._loss = loss
         taught = teacher is not None and config.distillation > 0
         self._sites = sites if taught else ()
@@ -100,13 +102,18 @@ class Stage:
         return self._runtime.scaler.scale(self._losses(inputs, targets, 1.0)[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and loss scale, tensors and plain values."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self._runtime.scaler.state_dict()}
+        """Optimizer, loss scale and norms of gradients, tensors and plain values."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._runtime.scaler.state_dict(),
+            "clip": self._clip.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self._runtime.scaler.load_state_dict(state["scaler"])
+        self._clip.load_state_dict(state["clip"])
 
     def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
         """All losses, and the scalar to differentiate."""
@@ -141,8 +148,7 @@ class Stage:
         """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
         scaler = self._runtime.scaler
         scaler.unscale_(self.optimizer)
-        if self._config.grad_clip > 0:
-            nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip)
+        self._clip(self._parameters)
         if self.gated is not None:
             self._unscale_gates(self.gated, scaler.get_scale())
         scaler.step(self.optimizer)
