@@ -5,13 +5,15 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 COVERAGE_ARGS ?=
+DATA ?= npz:mnist.npz
+MNIST_ARGS ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_MODELS := $(VENV)/.installed-models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +71,12 @@ bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against 
 
 bench-step: $(INSTALLED) ## time of a gated training step against a plain one
 	$(BIN)/python benchmarks/step_overhead.py
+
+bench-gates: $(INSTALLED) ## time of one sampled step of a million gates, each family
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_step.py
+
+bench-mnist: $(INSTALLED) ## LeNets as in the L0 papers; docs/mnist.md (hours, goes on where it stopped): make bench-mnist DATA=npz:mnist.npz
+	$(BIN)/python benchmarks/mnist_l0.py $(DATA) $(MNIST_ARGS)
 
 clean: ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-run
