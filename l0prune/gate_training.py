@@ -14,6 +14,7 @@ from l0prune.budget.costs import CostModel
 from l0prune.budget.lagrangian import Constraint
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
+from l0prune.gates.holding import hold_
 from l0prune.gates.optimizer import GateOptimizerConfig
 
 __all__ = ["GateTraining", "require_priceable"]
@@ -123,6 +124,8 @@ class GateTraining:
         if self.constraint is not None:
             self._follow()
         self._advance()
+        if self.constraint is not None and self.constraint.presses and self._gates.distribution.held:
+            self._hold()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, multiplier, position and noise, as tensors and plain numbers, to resume exactly."""
@@ -150,6 +153,12 @@ class GateTraining:
             self._expected_cost = float(costs.expected(self._gates.open_probability()).detach())
         constraint.step(self._expected_cost, costs.hard(self._gates.values().detach() != 0))
         self._expected_cost = None
+
+    def _hold(self) -> None:
+        """Let the gates not run past the target that comes next."""
+        constraint, budget = self._constrained()
+        floor = constraint.target - constraint.config.slack
+        hold_(self._gates, self._costs(budget.metric).expected, floor)
 
     def _advance(self) -> None:
         """Tell the gates where in their phase they are; it follows from the steps done and the locations alone."""

@@ -98,12 +98,17 @@ class Constraint:
     def target(self) -> float:
         """Target of the current step, fraction of the dense cost; `keep` once the ramp is over."""
         ramp_steps = self.config.ramp * self.steps
-        if self._step >= ramp_steps or self._initial_cost <= self.keep:
+        if self._step >= ramp_steps or not self.presses:
             return self.keep
         time = self._step / ramp_steps
         cosine = (1 - math.cos(math.pi * time)) / 2
         progress = self.config.smoothness * cosine + (1 - self.config.smoothness) * time
         return self._initial_cost + (self.keep - self._initial_cost) * progress
+
+    @property
+    def presses(self) -> bool:
+        """Whether the cost began above the budget, so that there is a way down."""
+        return self._initial_cost > self.keep
 
     @property
     def progress(self) -> float:

@@ -66,6 +66,9 @@ class GateDistribution(ABC):
     needs_budget: ClassVar[bool] = False
     """Whether the number of open gates is fixed by what a budget pays for, so that a price for each has no effect."""
 
+    held: ClassVar[bool] = True
+    """Whether gates under a budget are kept from running past its target (`gates.holding`)."""
+
     def at(self, progress: float, affordable: Callable[[], int]) -> GateDistribution:
         """The family as it is at a moment of training; itself, unless it has a parameter that moves.
 

@@ -52,6 +52,7 @@ class ExactK(ZeroOneGate):
     initial_log_alpha: ClassVar[float] = 0.0
     threshold: ClassVar[float] = 0.5
     needs_budget: ClassVar[bool] = True
+    held: ClassVar[bool] = False  # the cost holds by itself
 
     def __post_init__(self) -> None:
         """Check both parameters."""
