@@ -7,8 +7,7 @@ units too. Calls are known by their weight; those without one by their order.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from l0prune.errors import TraceError
 from l0prune.flow.norm_calls import KIND_OF, norm_weight, statistic_kind
+from l0prune.masked_statistics import HALF, statistic_of_open
 
-__all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm", "masked_statistic"]
+__all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
 
 Mask = Tensor
 
@@ -87,45 +87,6 @@ def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor
     return out if bias is None else out + bias.view(per_channel)
 
 
-def masked_statistic(
-    kind: str, x: Tensor, mask: Mask, dims: Sequence[int], *, keepdim: bool = False, correction: float = 1
-) -> Tensor:
-    """Mean, sum, variance, standard deviation or an extreme over the open units.
-
-    Args:
-        kind: "mean", "sum", "var", "std", "amax" or "amin".
-        x: Any shape, floating-point.
-        mask: True for open and False for closed units, shape `(C,)`.
-        dims: What to reduce; exactly one of these dimensions has length C.
-        keepdim: Leave reduced dimensions with length one.
-        correction: Subtracted from the number of elements a variance is divided by.
-
-    Returns:
-        The statistic; closed units count neither in the sum nor in the number of elements. Extremes of none are zero.
-    """
-    dims = [d % x.dim() for d in dims]
-    (along,) = (d for d in dims if x.shape[d] == len(mask))
-    shape = [1] * x.dim()
-    shape[along] = -1
-    closed = ~mask.view(shape)
-    if kind in ("amax", "amin"):
-        extreme = torch.amax if kind == "amax" else torch.amin
-        limits = torch.finfo(x.dtype)
-        unseen = x.masked_fill(closed, limits.min if kind == "amax" else limits.max)
-        return extreme(unseen, dims, keepdim).where(mask.any(), 0)
-    opened = x.masked_fill(closed, 0)
-    if kind == "sum":
-        return opened.sum(dims, keepdim=keepdim)
-    others = math.prod(x.shape[d] for d in dims if d != along)
-    count = mask.sum().clamp_min(1) * others
-    mean = opened.sum(dims, keepdim=True) / count
-    if kind == "mean":
-        return mean if keepdim else mean.squeeze(dims)
-    square = (x - mean).masked_fill(closed, 0).square().sum(dims, keepdim=keepdim)
-    variance = square / (count - correction).clamp_min(0)
-    return variance if kind == "var" else variance.sqrt()
-
-
 class MaskedNorms(TorchFunctionMode):
     """Inside this block, the normalisations that have a mask use masked statistics.
 
@@ -162,7 +123,7 @@ class MaskedNorms(TorchFunctionMode):
             mask = self._mask(statistic, None)
             if mask is None:
                 return func(*args, **kwargs)
-            masked = _OF_WEIGHTS.get(statistic) or partial(_statistic_call, statistic)
+            masked = _OF_WEIGHTS.get(statistic) or partial(statistic_of_open, func, statistic)
             return masked(mask, *args, **kwargs)
         mask = None if kind is None else self._mask(kind, norm_weight(args, kwargs))
         if kind is None or mask is None:
@@ -206,7 +167,7 @@ def _masked_call(
             "path than when it was traced; trace it with inputs of the kind it is trained on"
         )
     # Statistics of half precision numbers are taken in single precision, as torch's own norms do.
-    x = input.float() if input.dtype in _HALF else input
+    x = input.float() if input.dtype in HALF else input
     weights = mask.to(x.dtype)
     if kind == "rms_norm":
         # rms_norm(input, normalized_shape, weight, eps): the fourth positional argument is eps.
@@ -257,35 +218,6 @@ _OF_WEIGHTS: dict[str, Callable[..., Tensor]] = {"batch_norm": _standardised, "w
 """Statistics that a weight is made with when it is used."""
 
 
-def _statistic_call(kind: str, mask: Mask, *args: Any, **kwargs: Any) -> Tensor:
-    """Read the arguments of `mean(x, dim, keepdim)`, `var(x, dim, unbiased, keepdim)` and their relatives."""
-    names = ("input", "dim", "unbiased", "keepdim") if kind in ("var", "std") else ("input", "dim", "keepdim")
-    options = {**dict(zip(names, args, strict=False)), **kwargs}
-    x = options["input"] if "input" in options else options["self"]
-    given: Any = options.get("dim", options.get("axis"))
-    dims = [given] if isinstance(given, int) else list(given)
-    if sum(x.shape[d] == len(mask) for d in dims) != 1:
-        raise TraceError(
-            f"a {kind} of the forward pass runs over dimensions of lengths {[x.shape[d] for d in dims]}, the traced one over "
-            f"{len(mask)} units: the model takes another path than when it was traced; trace it with inputs of the kind it is "
-            "trained on"
-        )
-    dtype = options.get("dtype") or x.dtype
-    correction = options.get("correction", None if options.get("unbiased", True) else 0)
-    out = masked_statistic(
-        kind,
-        x.float() if dtype in _HALF else x.to(dtype),
-        mask,
-        dims,
-        keepdim=bool(options.get("keepdim", options.get("keepdims", False))),
-        correction=1 if correction is None else correction,
-    )
-    return out.to(dtype)
-
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
 def _norms_stay_single(x: Tensor) -> bool:
     """Whether torch's own norm of this half precision tensor would return single precision: autocast on a GPU."""
-    return x.dtype in _HALF and x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return x.dtype in HALF and x.device.type == "cuda" and torch.is_autocast_enabled("cuda")

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
+from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, ready, traced
 from torch import nn
 
+import l0prune
+from l0prune.errors import ConfigError
 from l0prune.surgery.shrink import shrink
 
 WIDTH = 3
@@ -60,6 +62,36 @@ def test_a_key_head_and_its_query_heads_are_one_unit(attend):
     assert flow.n_gates == 3
     assert gates(flow, "k.weight", 0) == gates(flow, "v.weight", 0) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert gates(flow, "q.weight", 0) == gates(flow, "out.weight", 1) == [gate for gate in range(3) for _ in range(6)]
+
+
+@pytest.mark.parametrize("attend", [fused, masked, expanded])
+def test_query_heads_at_the_same_place_of_every_group_are_a_unit_on_request(attend):
+    net, x = ready(grouped(6, 3, attend)), inputs(2, 5, 4)
+    flow = l0prune.trace(net, x, gqa="queries")
+    gated = gated_at(net, flow, random_gates(flow))
+
+    assert flow.n_gates == 2
+    assert gates(flow, "k.weight", 0) is None
+    assert (
+        gates(flow, "q.weight", 0)
+        == gates(flow, "out.weight", 1)
+        == [gate for gate in (0, 1) for _ in range(WIDTH)] * 3
+    )
+    for form in ("graph", "in-place"):
+        compact = shrink(gated, form=form)
+        assert compact.q.weight.shape[0] == compact.out.weight.shape[1] == 3 * WIDTH
+        assert difference(compact(x), gated(x)) < EXACT
+
+
+def test_where_key_heads_are_repeated_one_by_one_groups_stay_units():
+    flow = l0prune.trace(ready(grouped(6, 3, interleaved)), inputs(2, 5, 4), gqa="queries")
+
+    assert flow.n_gates == 3
+
+
+def test_another_unit_of_grouped_query_attention_is_an_error():
+    with pytest.raises(ConfigError, match="gqa is 'keys'; expected 'groups' or 'queries'"):
+        l0prune.trace(ready(grouped(6, 3, fused)), inputs(2, 5, 4), gqa="keys")
 
 
 @pytest.mark.parametrize("n_keys", [1, 6])

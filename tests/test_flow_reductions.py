@@ -26,7 +26,7 @@ REDUCTIONS = {
     "aminmax": lambda x, d: x.aminmax(dim=d)[1],
     "nanmean": lambda x, d: x.nanmean(d),
 }
-STATISTICS = ("mean", "sum", "var", "std", "amax")
+STATISTICS = ("mean", "sum", "var", "std", "amax", "max", "min", "linalg_vector_norm")
 AREA = {
     "softmax": lambda x, d: x.softmax(d),
     "log_softmax": lambda x, d: x.log_softmax(d),
@@ -146,3 +146,21 @@ def test_a_number_has_no_dimension_to_run_along(name):
     )
 
     assert assert_cut_exactly(net, inputs(5, 3)).n_gates == 4
+
+
+ASKED_FOR_PLACES = {
+    "max": lambda y: y.max(-1).indices.to(y.dtype),
+    "min and its place": lambda y: sum(y.min(-1)).to(y.dtype),
+    "argmax": lambda y: y.argmax(-1).to(y.dtype),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_FOR_PLACES)
+def test_units_whose_places_are_asked_for_stay(name):
+    net = Net(
+        lambda net, x: net.head(net.up(x)) * ASKED_FOR_PLACES[name](net.up(x)).unsqueeze(-1),
+        up=nn.Linear(3, 4),
+        head=nn.Linear(4, 2),
+    )
+
+    assert traced(net, inputs(2, 5, 3)).n_gates == 0

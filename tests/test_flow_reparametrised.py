@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, traced
+from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils import spectral_norm as hooked_spectral
 from torch.nn.utils import weight_norm as hooked
+
+from l0prune.surgery.shrink import shrink
 
 STATISTICS = "statistics are taken over it"
 
@@ -143,3 +146,60 @@ def test_weights_of_which_all_inputs_are_closed_are_zero():
     assert difference(out, net[4](net[2].bias.relu().view(1, 6, 1).expand(2, 6, 5))) < EXACT
     out.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+
+
+SPECTRAL = {
+    "linear": (
+        lambda norm: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2)),
+        (5, 3),
+    ),
+    "convolution": (lambda norm: between(norm(nn.Conv1d(8, 6, 3))), (2, 3, 7)),
+    "a chain": (
+        lambda norm: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ReLU(), norm(nn.Conv2d(8, 6, 3)), nn.ReLU(), norm(nn.Conv2d(6, 2, 1))
+        ),
+        (2, 3, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, hooked_spectral])
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_a_spectral_norm_is_that_of_the_units_that_stay(name, norm):
+    make, shape = SPECTRAL[name]
+
+    flow = assert_cut_exactly(make(norm), inputs(*shape), forms=["in-place", "graph"], seeds=range(3))
+
+    assert flow.n_gates == 8 + 6
+
+
+def test_layers_with_a_spectral_norm_know_their_new_widths():
+    net = nn.Sequential(
+        nn.Linear(3, 8), nn.ReLU(), parametrizations.spectral_norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2)
+    )
+    flow = traced(net, inputs(5, 3))
+
+    compact = shrink(gated_at(net, flow, random_gates(flow)), form="in-place")
+
+    assert (compact[2].out_features, compact[2].in_features) == tuple(compact[2].weight.shape)
+    assert compact[2].in_features < 8
+
+
+def test_a_weight_over_a_number_that_depends_on_all_of_it_stays():
+    class Layer(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight / self.weight.norm(), self.bias)
+
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Layer(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    assert traced(net, inputs(5, 3)).n_gates == 0
+
+
+def test_a_weight_over_a_number_for_each_input_is_computed():
+    class Layer(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight / self.weight.detach()[:1].exp(), self.bias)
+
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Layer(8, 6))
+
+    assert traced(net, inputs(5, 3)).n_gates == 0

@@ -117,3 +117,37 @@ def test_units_along_the_space_that_a_grid_looks_at_stay():
     net = both(lambda net, y: F.grid_sample(y, grid, align_corners=False), width=6, n_out=3)
 
     assert traced(net, inputs(2, 4, 5, 3)).n_gates == 0
+
+
+POOLS_OF_ONE = {
+    "avg_pool2d": lambda y: F.avg_pool2d(y.unsqueeze(1), (2, 1)).squeeze(1),
+    "max_pool2d": lambda y: F.max_pool2d(y.unsqueeze(1), (3, 1), (2, 1), (1, 0)).squeeze(1),
+    "one option for all": lambda y: F.max_pool2d(y.unsqueeze(1), 1, 1).squeeze(1),
+}
+
+
+@pytest.mark.parametrize("name", POOLS_OF_ONE)
+def test_a_pool_leaves_a_dimension_alone_whose_positions_it_takes_one_by_one(name):
+    net = Net(lambda net, x: net.head(POOLS_OF_ONE[name](net.up(x))), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
+
+    assert assert_cut_exactly(net, inputs(2, 6, 3)).n_gates == 4
+
+
+POOLS = {
+    "a window": lambda y: F.avg_pool2d(y.unsqueeze(1), (1, 2)),
+    "steps": lambda y: F.max_pool2d(y.unsqueeze(1), 1, (1, 2)),
+    "padding": lambda y: F.max_pool2d(y.unsqueeze(1), (2, 3), (1, 1), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_with_windows_steps_or_padding_along_units_pins_them(name):
+    net = both(lambda net, y: POOLS[name](y))
+
+    assert traced(net, inputs(2, 6, 3)).n_gates == 0
+
+
+def test_one_step_with_padding_makes_a_dimension_longer_and_pins():
+    net = both(lambda net, y: F.avg_pool2d(y.unsqueeze(1), (2, 2), (1, 1), (0, 1)).squeeze(1), n_out=5)
+
+    assert traced(net, inputs(2, 6, 3)).n_gates == 0

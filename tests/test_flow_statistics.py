@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from flow_case import EXACT, Net, assert_cut_exactly, closing, difference, gated_at, gates, inputs, ready, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from torch import nn
 
 import l0prune
 from l0prune.errors import TraceError
-from l0prune.norms import masked_statistic
+from l0prune.masked_statistics import masked_statistic, statistic_of_open
 
 STATISTICS = {
     "mean": lambda x, dim: x.mean(dim),
@@ -27,6 +28,16 @@ STATISTICS = {
     "amax": lambda x, dim: x.amax(dim),
     "amax kept": lambda x, dim: torch.amax(x, (dim,), True).squeeze(dim),
     "amin": lambda x, dim: torch.amin(x, dim=dim),
+    "max": lambda x, dim: x.max(dim).values,
+    "max kept": lambda x, dim: torch.max(x, dim, keepdim=True)[0].squeeze(dim),
+    "min by name": lambda x, dim: torch.min(x, dim=dim)[0],
+    "norm": lambda x, dim: x.norm(dim=dim),
+    "norm by place": lambda x, dim: torch.norm(x, 3, dim),
+    "sum of magnitudes": lambda x, dim: torch.linalg.vector_norm(x, 1, dim),
+    "largest magnitude": lambda x, dim: torch.linalg.vector_norm(x, ord=float("inf"), dim=(dim,)),
+    "linear algebra's norm": lambda x, dim: torch.linalg.norm(x, dim=dim, keepdim=True).squeeze(dim),
+    "normalised": lambda x, dim: F.normalize(x, dim=dim).sum(dim),
+    "normalised by place": lambda x, dim: (F.normalize(x, 1.0, dim) * x).sum(dim),
 }
 FUNCTIONS = {
     "mean": lambda x, dims, correction: x.mean(dims),
@@ -235,3 +246,64 @@ def test_a_masked_statistic_is_the_statistic_of_the_open_units(mask, kind, other
 
         assert out.dim() == (3 if keepdim else 3 - len(dims))
         assert difference(out.reshape(expected.shape), expected) < EXACT
+
+
+def test_vectors_over_their_norm_are_those_of_the_open_units():
+    net = Net(lambda net, x: net.head(F.normalize(net.up(x), dim=-1)), up=nn.Linear(3, 8), head=nn.Linear(8, 2))
+
+    flow = assert_cut_exactly(net, inputs(2, 5, 3), forms=["in-place", "graph"], seeds=(0, 1, 2))
+
+    assert flow.n_gates == 8
+    assert [site.kind for site in flow.norms] == ["linalg_vector_norm"]
+
+
+def test_channels_are_normalised_by_default():
+    net = Net(lambda net, x: net.head(F.normalize(net.up(x))), up=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 2, 1))
+
+    assert assert_cut_exactly(net, inputs(2, 3, 4, 5), seeds=(0, 1)).n_gates == 8
+
+
+PINNED_NORMS = {
+    "of order zero or less": lambda y: torch.linalg.vector_norm(y, -1, -1),
+    "of a matrix": lambda y: torch.linalg.norm(y, 1, (-2, -1)),
+    "of everything": lambda y: y.norm(),
+}
+
+
+@pytest.mark.parametrize("name", PINNED_NORMS)
+def test_norms_to_which_zeros_add_something_pin(name):
+    net = Net(
+        lambda net, x: net.head(net.up(x)) * PINNED_NORMS[name](net.up(x)).sum(),
+        up=nn.Linear(3, 8),
+        head=nn.Linear(8, 2),
+    )
+
+    assert traced(net, inputs(2, 5, 3)).n_gates == 0
+
+
+def test_the_largest_of_two_tensors_is_no_statistic():
+    net = Net(
+        lambda net, x: net.head(torch.max(net.up(x), net.up(x).square()) + net.up(x).amax(-1, keepdim=True)),
+        up=nn.Linear(3, 8),
+        head=nn.Linear(8, 2),
+    )
+
+    assert assert_cut_exactly(net, inputs(2, 5, 3), seeds=(0, 1)).n_gates == 8
+
+
+@pytest.mark.parametrize("pick", [torch.max, torch.min])
+def test_places_of_masked_extremes_are_those_among_all_units(pick):
+    x, mask = inputs(4, 6), torch.tensor([True, False, True, True, False, True])
+    kind = pick.__name__
+
+    found = statistic_of_open(pick, kind, mask, x, 1, keepdim=True)
+    expected = pick(x[:, mask], 1, keepdim=True)
+
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(x.gather(1, found.indices), expected.values)
+    assert not statistic_of_open(pick, kind, torch.zeros_like(mask), x, 1).values.any()
+
+
+def test_a_norm_over_another_width_than_traced_is_an_error():
+    with pytest.raises(TraceError, match="another path"):
+        statistic_of_open(F.normalize, "linalg_vector_norm", torch.ones(5, dtype=torch.bool), inputs(2, 6), dim=1)

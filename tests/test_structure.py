@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget", "norms"),
+    *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget"),
+    *("masked_statistics", "norms"),
     *("gate_training", "initial_gates", "gated_tensors", "gated"),
     *("surgery", "finetuning"),
     *("hardware", "timing", "onnx_model", "plain_outputs", "scripted_onnx", "compact", "export"),

@@ -152,3 +152,38 @@ def test_integers_that_other_calls_take(function, attribute):
     assert compact.up.out_features < 8
     assert difference(compact(x), gated(x)) < EXACT
     assert all(dense[name] is value for name, value in vars(net).items())
+
+
+class HeadsBesideTheBatch(nn.Module):
+    """Attention whose heads are rows of the batch; `n_places`, of the same value as their number, stays."""
+
+    def __init__(self, heads: int, width: int, n_places: int):
+        super().__init__()
+        self.num_heads, self.head_width, self.n_places = heads, width, n_places
+        self.qkv = nn.Linear(5, 3 * heads * width)
+        self.out = nn.Linear(heads * width, 5)
+
+    def forward(self, x):
+        rows = x.shape[0]
+        q, k, v = (
+            part.reshape(rows, self.n_places, self.num_heads, self.head_width)
+            .transpose(1, 2)
+            .reshape(rows * self.num_heads, self.n_places, self.head_width)
+            for part in self.qkv(x).chunk(3, -1)
+        )
+        mixed = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).view(rows, self.num_heads, self.n_places, -1)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("n_places", [6, 4])
+def test_heads_that_are_rows_of_the_batch_are_an_integer_of_the_module(n_places):
+    net = nn.Sequential(HeadsBesideTheBatch(4, 3, n_places), nn.Linear(5, 2))
+    x = inputs(3, n_places, 5)
+    flow = traced(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+
+    compact = shrink(gated, form="in-place")
+
+    assert 0 < compact[0].num_heads < 4
+    assert compact[0].n_places == n_places
+    assert difference(compact(x), gated(x)) < EXACT

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import CaptureError, TraceError
@@ -148,9 +149,32 @@ def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, .
         shapes = pytree.tree_map(lambda leaf: dict.fromkeys(free_dims.get(id(leaf), ()), Dim.AUTO) or None, dict(bound))
     with without_caches(model), _silent(logging.getLogger(_NOISY)), redirect_stderr(io.StringIO()):
         program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
-    program.graph.eliminate_dead_code()  # such as attention weights, averaged over heads, that nobody asked for
-    program.graph_module.recompile()
+    _drop_unused_(program)
     return program
+
+
+def _drop_unused_(program: ExportedProgram) -> None:
+    """Take out ops that no output depends on, such as attention weights, averaged over heads, that nobody asked for.
+
+    Those that some parameter is used for alone, such as a head whose result the model throws away, stay: a cut in place
+    runs them too.
+    """
+    needed: set[Node] = set()
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "output" or node.is_impure() or any(user in needed for user in node.users):
+            needed.add(node)
+    parameters = program.graph_signature.inputs_to_parameters
+    alone = [
+        node
+        for node in program.graph.nodes
+        if node.name in parameters and node.users and not needed & node.users.keys()
+    ]
+    kept = set(alone)
+    for node in program.graph.nodes:
+        if any(source in kept for source in node.all_input_nodes):
+            kept.add(node)
+    program.graph.eliminate_dead_code(lambda node: node.is_impure() or node in kept)
+    program.graph_module.recompile()
 
 
 def _plain(output: Any) -> Any:

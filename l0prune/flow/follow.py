@@ -49,7 +49,12 @@ def tensor_names(program: ExportedProgram) -> dict[str, str]:
 
 
 def follow(
-    program: ExportedProgram, *, aliases: dict[str, str], ignore: Iterable[str], choices: dict[str, int]
+    program: ExportedProgram,
+    *,
+    aliases: dict[str, str],
+    ignore: Iterable[str],
+    choices: dict[str, int],
+    query_heads: bool = False,
 ) -> Followed:
     """Follow unit ids through `program`.
 
@@ -58,11 +63,12 @@ def follow(
         aliases: Other names of a shared tensor -> the one name it is known by.
         ignore: Module or parameter names whose units are pinned.
         choices: For ambiguous views, which candidate axis carries the ids.
+        query_heads: Whether query heads within the groups of grouped-query attention are the units.
 
     Returns:
         Labels for all tensors and what the rules recorded.
     """
-    followed = Followed(Tracker(choices))
+    followed = Followed(Tracker(choices, query_heads))
     origins: dict[Node, Origin] = {}
     names = tensor_names(program)
     ignored = tuple(ignore)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["KIND_OF", "STATISTICS", "NormCalls", "RecordNorms", "norm_weight", "statistic_kind"]
+__all__ = ["KIND_OF", "STATISTICS", "VECTOR_NORMS", "NormCalls", "RecordNorms", "norm_weight", "statistic_kind"]
 
 aten = torch.ops.aten
 
@@ -46,6 +46,15 @@ STATISTICS: dict[Callable[..., Any], str] = {
     torch.amax: "amax",
     Tensor.amin: "amin",
     torch.amin: "amin",
+    Tensor.max: "max",
+    torch.max: "max",
+    Tensor.min: "min",
+    torch.min: "min",
+    F.normalize: "linalg_vector_norm",
+    torch.norm: "linalg_vector_norm",
+    Tensor.norm: "linalg_vector_norm",
+    torch.linalg.vector_norm: "linalg_vector_norm",
+    torch.linalg.norm: "linalg_norm",
     aten.mean.dim: "mean",
     aten.sum.dim_IntList: "sum",
     aten.var.dim: "var",
@@ -54,8 +63,15 @@ STATISTICS: dict[Callable[..., Any], str] = {
     aten.std.correction: "std",
     aten.amax.default: "amax",
     aten.amin.default: "amin",
+    aten.max.dim: "max",
+    aten.min.dim: "min",
+    aten.linalg_vector_norm.default: "linalg_vector_norm",
+    aten.linalg_norm.default: "linalg_norm",
 }
 """Functions that reduce over a dimension of units, and the op each becomes, or is already, in an exported graph."""
+
+VECTOR_NORMS = frozenset({"linalg_vector_norm", "linalg_norm"})
+"""Kinds whose second argument is the order of a norm."""
 
 
 def statistic_kind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -71,8 +87,11 @@ def statistic_kind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     kind = STATISTICS.get(func)
     if kind is None:
         return None
-    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-    return None if dims is None or isinstance(dims, bool) or dims in ((), []) else kind
+    place = 2 if kind in VECTOR_NORMS else 1
+    default = 1 if func is F.normalize else None
+    dims = kwargs.get("dim", kwargs.get("axis", args[place] if len(args) > place else default))
+    matrix = kind in VECTOR_NORMS and "nuc" in (kwargs.get("p"), *args[1:2])
+    return None if matrix or dims is None or isinstance(dims, bool | Tensor) or dims in ((), []) else kind
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,18 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
-from l0prune.errors import CaptureError, TraceError
+from l0prune.errors import CaptureError, ConfigError, TraceError
 from l0prune.flow.capture import Captured, capture, without_graph
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.contexts import open_contexts_
-from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.norm_calls import NormCalls
 from l0prune.flow.recorded_pins import restrict_to_recorded
 from l0prune.flow.recording import record
-from l0prune.flow.removable import input_dependent, removable_dimensions
-from l0prune.flow.tracker import INERT, IdArray, Split
+from l0prune.flow.removable import removable_dimensions
+from l0prune.flow.terms import dimensions_of, macs_terms, params_terms
+from l0prune.flow.tracker import INERT, Split
 from l0prune.flow.units import Units, solve
 from l0prune.flow.unreached import unreached_parameters
 from l0prune.model_call import ExampleInputs, ModelCall
@@ -31,21 +30,29 @@ MAX_PASSES = 12
 """Times the graph is walked again with other axes for views that pinned everything."""
 
 
-def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[str] = ()) -> ChannelFlow:
+def trace(
+    model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[str] = (), gqa: str = "groups"
+) -> ChannelFlow:
     """Find the units of `model`: indices of its tensors that can only be removed together.
 
     Args:
         model: Any module that torch.export can capture. It is not changed.
         example_inputs: A tensor, a tuple of positional or a dict of keyword tensors.
         ignore: Names of modules or parameters, as in `model.named_modules()`, whose units are not to be gated.
+        gqa: What a unit of grouped-query attention is: one of its "groups", a key and value head with the query heads that
+            share it; or "queries": the query heads at the same place of every group, of which all groups keep as many. Where
+            the code repeats key heads one by one (`repeat_interleave`), units are groups either way.
 
     Returns:
         The channel flow: units, consumers, costs, and what is pinned with the reason.
 
     Raises:
+        ConfigError: another `gqa`.
         TraceError: the model fails on the inputs, neither torch.export nor torch-pruning can follow it, or a name in
             `ignore` is not in it.
     """
+    if gqa not in ("groups", "queries"):
+        raise ConfigError(f"gqa is {gqa!r}; expected 'groups' or 'queries'")
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for name in ignored:
@@ -54,12 +61,17 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[s
     try:
         captured = capture(model, example_inputs)
     except CaptureError as refusal:
-        return trace_refused(model, example_inputs, refusal=refusal, ignore=ignored)
-    return trace_program(captured, aliases=aliases_of(model), ignore=ignored)
+        return trace_refused(model, example_inputs, refusal=refusal, ignore=ignored, gqa=gqa)
+    return trace_program(captured, aliases=aliases_of(model), ignore=ignored, gqa=gqa)
 
 
 def trace_refused(
-    model: nn.Module, example_inputs: ExampleInputs, *, refusal: CaptureError, ignore: Iterable[str] = ()
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    refusal: CaptureError,
+    ignore: Iterable[str] = (),
+    gqa: str = "groups",
 ) -> ChannelFlow:
     """The analysis of a model that torch.export refuses: of its paths as they are recorded; else by torch-pruning.
 
@@ -72,7 +84,7 @@ def trace_refused(
     except TraceError as error:
         unrecorded = error
     else:
-        return trace_program(captured, aliases=aliases_of(model), ignore=ignore, refusal=reason)
+        return trace_program(captured, aliases=aliases_of(model), ignore=ignore, refusal=reason, gqa=gqa)
     try:
         return trace_modules(model, example_inputs, refusal=reason, ignore=ignore)
     except TraceError as error:
@@ -98,7 +110,12 @@ def trace_modules(
 
 
 def trace_program(
-    captured: Captured, *, aliases: dict[str, str] | None = None, ignore: Iterable[str] = (), refusal: str = ""
+    captured: Captured,
+    *,
+    aliases: dict[str, str] | None = None,
+    ignore: Iterable[str] = (),
+    refusal: str = "",
+    gqa: str = "groups",
 ) -> ChannelFlow:
     """The analysis alone, on a program that is captured already; its graph is opened where it wraps regions.
 
@@ -107,12 +124,15 @@ def trace_program(
         aliases: Other names of shared tensors.
         ignore: Names whose units are not to be gated.
         refusal: Why torch.export cannot capture the model; the program is a recorded one then.
+        gqa: As in `trace`.
     """
     aliases = aliases or {}
     open_contexts_(captured.program)
     choices: dict[str, int] = {}
     for _ in range(MAX_PASSES):
-        followed = follow(captured.program, aliases=aliases, ignore=ignore, choices=choices)
+        followed = follow(
+            captured.program, aliases=aliases, ignore=ignore, choices=choices, query_heads=gqa == "queries"
+        )
         if not captured.norms.observed:
             captured = replace(captured, norms=_norms_of_graph(followed))
         _pin_uncalled_norms(followed, captured.norms)
@@ -202,7 +222,7 @@ def _assemble(
         gates = units.gates(norm.ids)
         if gates is not None:
             norms.append(NormSite(norm.node, norm.kind, norm.weight, norm.order, gates))
-    dimensions = _dimensions(tensors)
+    dimensions = dimensions_of(tensors)
     groups = gate_groups(dimensions, units.n_gates)
     return ChannelFlow(
         captured=captured,
@@ -211,8 +231,8 @@ def _assemble(
         nodes=nodes,
         consumers=tuple(consumers.values()),
         norms=tuple(norms),
-        macs_terms=_macs_terms(captured, followed, units),
-        params_terms=_params_terms(tensors, parameters, sizes),
+        macs_terms=macs_terms(captured, followed, units),
+        params_terms=params_terms(tensors, parameters, sizes),
         dimensions=dimensions
         if refusal
         else removable_dimensions(
@@ -237,64 +257,3 @@ def _sizes(program: ExportedProgram, aliases: dict[str, str]) -> dict[str, tuple
         if hasattr(tensor, "shape"):
             sizes[aliases.get(name, name)] = tuple(int(s) for s in tensor.shape)
     return sizes
-
-
-def _side(gates: IdArray) -> Side:
-    return Side(int((gates < 0).sum()), gates[gates >= 0])
-
-
-def _macs_terms(captured: Captured, followed: Followed, units: Units) -> tuple[CostTerm, ...]:
-    batched = _batched_nodes(captured)
-    terms = []
-    for product in followed.tracker.multiplications:
-        coefficient = product.coefficient / (captured.batch_size if product.node in batched else 1)
-        sides = []
-        for ids in product.sides:
-            gates = units.gates(ids)
-            if gates is None:
-                coefficient *= len(ids)
-            else:
-                sides.append(_side(gates))
-        terms.append(CostTerm(product.name, coefficient, tuple(sides)))
-    return tuple(terms)
-
-
-def _batched_nodes(captured: Captured) -> frozenset[str]:
-    """Nodes whose work grows with the batch; others (a table of position weights, say) do theirs once a call."""
-    graph = captured.program.graph
-    if not captured.dynamic_batch:
-        return frozenset(
-            n.name for n in input_dependent(graph, frozenset(captured.program.graph_signature.user_inputs))
-        )
-    return frozenset(
-        node.name
-        for node in graph.nodes
-        for value in pytree.tree_leaves(node.meta.get("val"))
-        if captured.free.depends_on_batch(value)
-    )
-
-
-def _params_terms(
-    tensors: dict[str, tuple[IdArray | None, ...]], parameters: frozenset[str], sizes: dict[str, tuple[int, ...]]
-) -> tuple[CostTerm, ...]:
-    terms = []
-    for name, dims in tensors.items():
-        if name in parameters:
-            fixed = [size for size, gates in zip(sizes[name], dims, strict=True) if gates is None]
-            sides = tuple(_side(gates) for gates in dims if gates is not None)
-            terms.append(CostTerm(name, float(np.prod(fixed)), sides))
-    return tuple(terms)
-
-
-def _dimensions(tensors: dict[str, tuple[IdArray | None, ...]]) -> tuple[Dimension, ...]:
-    """One entry for every distinct set of indices; the first tensor that has it gives the name."""
-    found: dict[tuple[int, bytes], Dimension] = {}
-    for name, dims in tensors.items():
-        for dim, gates in enumerate(dims):
-            if gates is not None:
-                ungated = int((gates < 0).sum())
-                members = np.sort(gates[gates >= 0])
-                found.setdefault(
-                    (ungated, members.tobytes()), Dimension(f"{name}[{dim}]", ungated, members, removable=False)
-                )
-    return tuple(found.values())

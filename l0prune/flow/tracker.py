@@ -69,10 +69,12 @@ class Tracker:
     """Collects what the rules find out, in the order of the graph.
 
     `choices` says, for each ambiguous view (by key), which candidate axis to take; the default is the outermost. `op` names
-    the op whose rule is writing; pins carry it.
+    the op whose rule is writing; pins carry it. With `query_heads`, the units of grouped-query attention are the query heads
+    at one place of every group, not whole groups.
     """
 
     choices: dict[str, int] = field(default_factory=dict)
+    query_heads: bool = False
     n_ids: int = 0
     ties: list[tuple[IdArray, IdArray]] = field(default_factory=list)
     pins: list[tuple[IdArray, str, str]] = field(default_factory=list)
@@ -103,6 +105,10 @@ class Tracker:
         ids = self.fresh(n)
         self.unreported.append(ids)
         return ids
+
+    def are_copies(self, ids: IdArray) -> bool:
+        """Whether ids are all of those that `copies` gave for one dimension."""
+        return any(copies is ids or np.array_equal(copies, ids) for copies in self.unreported)
 
     def fresh_labels(self, shape: tuple[int, ...]) -> Labels:
         """New ids for every dimension longer than one."""

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 from torch.fx import Node
 
-from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.flow.op import argument_of, concrete, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
 __all__ = ["GUESSES", "find_attributes", "owner_of"]
 
-GUESSES = ("in order", "backwards", "with config")
+GUESSES = ("in order", "backwards", "with config", "heads by name")
 """Ways to match integers to sizes, in the order they are to be tried."""
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
@@ -39,7 +40,8 @@ def find_attributes(
     A module that reshapes to (batch, positions, heads, head width) with `heads` gated holds the number of heads in some
     integer attribute; every integer of that module with the old value is changed to the new one. Where one old value has
     several new ones (padding before and after), integers are matched to them in order if there are as many; or backwards, as
-    layers name their output before their input. A module may also read the integers of its `config`. A list or tuple that
+    layers name their output before their input. Where several integers have the same value and one new one, all change, or
+    those alone that have "head" in their name. A module may also read the integers of its `config`. A list or tuple that
     equals all the sizes of a call, such as the parts of a split, is changed as a whole. Norms hold their width
     and number of groups under names of their own. The result is a guess: the caller verifies what it computes. Without a
     `guess` only the integers of norms and recurrent layers are changed, which are known by name.
@@ -68,6 +70,8 @@ def find_attributes(
             for name, value in _integers(model.get_submodule(path), config=guess == "with config")
             if type(value) is int and value == old and not name.startswith("_")
         ]
+        if guess == "heads by name" and len(set(news)) == 1:
+            names = [name for name in names if "head" in name] or names
         matched = news[:1] * len(names) if len(set(news)) == 1 else news
         if guess == "backwards":
             matched = matched[::-1]
@@ -163,19 +167,28 @@ def _sequences_of(
 
 
 def _shapes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
-    """(dense size, compact size) of every dimension of every output; (-1, -1) for one that grows with the batch."""
+    """(dense size, compact size) of every dimension of every output; of one that grows with the batch, per row of it."""
     result: list[Any] = flow.nodes.get(node.name, [])
     several = bool(result) and isinstance(result[0], (list, tuple))
     parts, values = (result, node.meta["val"]) if several else ([result], [node.meta["val"]])
     return [
         [
-            (-1, -1)  # no attribute holds that
+            _per_row(size, gates, kept)  # type: ignore[arg-type]
             if varies(size)
             else (concrete(size), concrete(size) if gates is None else int(kept[gates].sum()))
             for gates, size in zip(part, value.shape, strict=False)
         ]
         for part, value in zip(parts, values, strict=True)
     ]
+
+
+def _per_row(size: torch.SymInt, gates: DimensionGates, kept: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """What a size is a multiple of, such as the heads beside a batch; (-1, -1), which no attribute holds, without any."""
+    factor = int(size.node.expr.as_coeff_Mul()[0])
+    if gates is None or factor == 1:
+        return -1, -1
+    stays = factor * int(kept[gates].sum())
+    return (factor, stays // len(gates)) if stays % len(gates) == 0 else (-1, -1)
 
 
 def _group_counts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -66,7 +66,10 @@ def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
-    compact = copy.deepcopy(model)
+    made = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
+    compact = copy.deepcopy(
+        model, {id(tensor): tensor.detach() for tensor in made}
+    )  # torch copies no other than leaves
     empty_caches_(compact)
     apply_plan_(compact, plan)
     apply_attributes_(compact, plan.attributes)
@@ -90,6 +93,8 @@ def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
         _cut_module(module, dict(_cuts_of(path, module, plan, aliases)))
     for name in [*cut, *(name for name, known in aliases.items() if known in cut)]:
         _set_tensor(model, name, cut[aliases.get(name, name)])
+    for module in model.modules():
+        _measure_computed_weight(module)
 
 
 def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
@@ -132,7 +137,7 @@ def _removed(cut: TensorCut | None, dim: int) -> list[int]:
 def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
     """Bring the integers of one module up to date."""
     cut = cuts.get("weight") or cuts.get("bias") or cuts.get("running_mean")
-    if cut is None:
+    if cut is None or (_made_from(module) is not None and getattr(module, "groups", 1) == 1):
         return
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
         _cut_grouped(module, cuts)
@@ -151,6 +156,29 @@ def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
         if removed and isinstance(module, kinds):
             cutter(module, removed)
             break
+
+
+def _made_from(module: nn.Module) -> Tensor | None:
+    """The tensor of which a layer makes its weight when it is used: by a norm of it, say."""
+    if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or "weight" in module._parameters:
+        return None
+    held = {name: tensor for name, tensor in module.named_parameters() if tensor.dim() > 1}
+    return next((held[name] for name in _SOURCES if name in held), None)
+
+
+_SOURCES = ("parametrizations.weight.original", "parametrizations.weight.original1", "weight_orig", "weight_v")
+"""Of spectral norm and the like, of weight norm, and of both as they were before parametrizations."""
+
+
+def _measure_computed_weight(module: nn.Module) -> None:
+    """Bring the integers of a layer with a computed weight up to date."""
+    source = _made_from(module)
+    if source is None or getattr(module, "groups", 1) != 1:
+        return
+    out, into = (1, 0) if getattr(module, "transposed", False) else (0, 1)
+    names = ("out_features", "in_features") if isinstance(module, nn.Linear) else ("out_channels", "in_channels")
+    for name, dim in zip(names, (out, into), strict=True):
+        setattr(module, name, source.shape[dim])
 
 
 def _cut_grouped(module: nn.modules.conv._ConvNd, cuts: dict[str, TensorCut]) -> None:

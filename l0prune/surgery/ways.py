@@ -29,7 +29,7 @@ def ways_to_cut(
     """Compact models to verify, each with the plan it was cut by.
 
     In place, integers of modules are matched to sizes in several ways; then sizes that no integer stands for are given to the
-    calls in question: with the integers matched as in the first way, and with none.
+    calls in question: with the integers matched as in the first way, as in the last, and with none.
 
     Args:
         gated: The gated model.
@@ -56,7 +56,7 @@ def _in_place(
             tried.append(attributes)
             yield from _cut(gated, replace(plan, attributes=attributes))
     certain = find_attributes(gated.flow, gated.model, keep, guess=None)
-    for attributes in dict.fromkeys((tried[0], certain)):
+    for attributes in dict.fromkeys((tried[0], tried[-1], certain)):
         used = _with_calls(gated, replace(plan, attributes=attributes), keep, inputs)
         if used is not None and (used.calls or used.attributes not in tried):
             yield from _cut(gated, used)

@@ -43,13 +43,20 @@ def attention(op: Op) -> Labels:
 
 
 def _tie_groups(op: Op, queries: IdArray | None, keys: IdArray | None, n_queries: int, n_keys: int) -> IdArray | None:
-    """The query heads that share a key head live or die with it, so that every key head keeps as many; one for all is free."""
+    """The query heads that share a key head live or die with it, so that every key head keeps as many; one for all is free.
+
+    On request, all key heads stay and the query heads at the same place of every group live or die together.
+    """
     if queries is None and keys is None:
         return None
     if n_queries == n_keys:
         return op.tracker.tie(queries, keys)
     if n_keys == 1:
         op.tracker.pin(keys, "a single unit is broadcast over a dimension")
+        return queries
+    if op.tracker.query_heads and queries is not None:
+        op.tracker.pin(keys, "all groups of query heads stay")
+        op.tracker.tie_rows(queries.reshape(n_keys, -1).T)
         return queries
     if queries is None or keys is None:
         op.tracker.tie(queries, keys)

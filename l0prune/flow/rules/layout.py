@@ -92,7 +92,7 @@ def squeeze(op: Op) -> Labels:
 
 @register("expand", "expand_as", "broadcast_to")
 def expand(op: Op) -> Labels:
-    """Dimensions of size one repeated; as many copies of an index are made as what they meet asks for."""
+    """Dimensions of size one repeated; as many copies of an index as what they meet asks for, or the other tensor has."""
     x = op.arg("self")
     labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
     symbolic = op.node.meta["val"].shape
@@ -105,7 +105,10 @@ def expand(op: Op) -> Labels:
             continue
         if d >= new:
             op.tracker.pin(labels[d - new], "a single unit is broadcast over a dimension")
-        out.append(op.tracker.copies(size) if op.name != "expand_as" and not _input_size(symbolic[d]) else None)
+        if op.name == "expand_as":
+            out.append(op.labels(op.arg("other"))[d])
+        else:
+            out.append(None if _input_size(symbolic[d]) else op.tracker.copies(size))
     return out
 
 

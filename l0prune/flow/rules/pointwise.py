@@ -12,10 +12,17 @@ __all__: list[str] = []
 _UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "alpha_dropout", "feature_dropout", "prelu",
              "_prelu_kernel", "rrelu", "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "gelu", "mish", "elu", "selu",
              "celu", "leaky_relu", "threshold", "softplus", "log_sigmoid", "clamp", "rsub", "pow",
-             "copy", "fill", "zero"]  # fmt: skip
+             "copy", "fill", "zero", "complex", "polar", "conj", "_conj", "resolve_conj", "resolve_neg", "real",
+             "imag"]  # fmt: skip
+
+# Other names of pointwise ops, which torch.export keeps and torch does not tag.
+_ALIASES = ["multiply", "subtract", "divide", "floor_divide", "negative", "absolute", "greater", "greater_equal", "less",
+            "less_equal", "not_equal", "arccos", "arcsin", "arctan", "arctan2", "arccosh", "arcsinh", "arctanh", "fix", "isclose",
+            "special_expit", "special_erf", "special_erfc", "special_exp2", "special_expm1", "special_log1p", "special_logit",
+            "special_sinc", "special_round"]  # fmt: skip
 
 
-@register("pointwise", *_UNTAGGED)
+@register("pointwise", *_UNTAGGED, *_ALIASES)
 def pointwise(op: Op) -> Labels:
     """Index i of the output depends on index i of every operand: equal indices are tied."""
     if op.name == "prelu":

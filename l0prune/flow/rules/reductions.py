@@ -1,11 +1,12 @@
 """Ops along a dimension: reductions, softmax, cumulative sums, sorting.
 
-Means, sums, variances and extremes over units are taken over the open ones; a dimension of units that others run along is pinned.
+Means, sums, variances, extremes and norms over units are taken over the open ones; a dimension of units that others run along is
+pinned.
 """
 
 from __future__ import annotations
 
-from l0prune.flow.norm_calls import STATISTICS
+from l0prune.flow.norm_calls import STATISTICS, VECTOR_NORMS
 from l0prune.flow.op import NoRuleError, Op, Result, register
 from l0prune.flow.rules.pointwise import pointwise
 from l0prune.flow.tracker import Labels, NormUse
@@ -13,9 +14,9 @@ from l0prune.flow.tracker import Labels, NormUse
 __all__: list[str] = []
 
 
-@register("mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "norm", "logsumexp", "max", "min", "any",
-          "all", "argmax", "argmin", "aminmax", "var_mean", "std_mean", "median", "kthvalue", "mode", "count_nonzero", "nansum",
-          "nanmean")  # fmt: skip
+@register("mean", "sum", "amax", "amin", "var", "std", "prod", "linalg_vector_norm", "linalg_norm", "norm", "logsumexp", "max",
+          "min", "any", "all", "argmax", "argmin", "aminmax", "var_mean", "std_mean", "median", "kthvalue", "mode",
+          "count_nonzero", "nansum", "nanmean")  # fmt: skip
 def reduction(op: Op) -> Result:
     """Reduce over `dim` (all dimensions if it is absent): those dimensions go, or stay with size one."""
     if op.node.target._overloadname == "other":  # type: ignore[union-attr]
@@ -35,7 +36,8 @@ def reduction(op: Op) -> Result:
         reduced = set(range(n))
     else:
         reduced = {d % n for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    if not (dims and op.name in _STATISTICS and _masked(op, labels, reduced)):
+    given = dims is not None and dims != []
+    if not (given and op.name in _STATISTICS and _masked(op, labels, reduced)):
         for d in reduced:
             op.tracker.pin(labels[d], f"reduced by {op.name}")
     out: Labels = [None if d in reduced else ids for d, ids in enumerate(labels) if keep or d not in reduced]
@@ -54,12 +56,23 @@ def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
     op.tracker.count_norm(op.name, None)
     shape = op.shape(op.tensor_args()[0])
     labelled = [d for d in reduced if labels[d] is not None]
-    if len(labelled) != 1 or sum(shape[d] == shape[labelled[0]] for d in reduced) != 1:
+    if len(labelled) != 1 or sum(shape[d] == shape[labelled[0]] for d in reduced) != 1 or not _is_exact(op, reduced):
         return False
     ids = labels[labelled[0]]
     order = op.tracker.n_other_norms[op.name] - 1
     op.tracker.norms.append(NormUse(op.node.name, op.name, None, order, ids))  # type: ignore[arg-type]
     return True
+
+
+def _is_exact(op: Op, reduced: set[int]) -> bool:
+    """Whether the result may be taken over open units: no place among them is asked for, and zeros add nothing to a norm."""
+    if op.name in ("max", "min"):
+        return all(user.args[1] == 0 for user in op.node.users if user.users)
+    if op.name not in VECTOR_NORMS:
+        return True
+    order = op.arg("ord")
+    of_vectors = op.name == "linalg_vector_norm" or len(reduced) == 1 or order is None
+    return of_vectors and (order is None or (isinstance(order, (int, float)) and order > 0))
 
 
 @register("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax",

@@ -12,6 +12,7 @@ __all__ = ["pin_space"]
 _POOLS = [
     f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 ]
+_WINDOWED = [f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool")]
 _UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d",
               "bicubic2d")]  # fmt: skip
 _OTHERS = ["_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa",
@@ -25,10 +26,24 @@ def spatial(op: Op) -> Labels | list[Labels]:
     """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
     labels = op.labels(op.tensor_args()[0])
     n_space = int(re.sub(r".*(\d)d.*", r"\1", op.name))
-    pin_space(op, labels[-n_space:])
-    out: Labels = [*labels[:-n_space], *([None] * n_space)]
+    space: Labels = [ids if _is_left_alone(op, k) else None for k, ids in enumerate(labels[-n_space:])]
+    pin_space(op, [ids for ids, left in zip(labels[-n_space:], space, strict=True) if left is None])
+    out: Labels = [*labels[:-n_space], *space]
     value = op.node.meta["val"]
     return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out
+
+
+def _is_left_alone(op: Op, k: int) -> bool:
+    """Whether a pool takes every position of a dimension of space by itself."""
+    if op.name not in _WINDOWED:
+        return False
+    kernel, stride, padding = (op.arg(name) for name in ("kernel_size", "stride", "padding"))
+    return _at(kernel, k) == 1 and _at(stride or kernel, k) == 1 and _at(padding, k) == 0
+
+
+def _at(option: int | list[int], k: int) -> int:
+    """An option of one dimension: given for each, or one for all."""
+    return option if isinstance(option, int) else option[k if len(option) > 1 else 0]
 
 
 @register("grid_sampler")

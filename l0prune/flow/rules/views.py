@@ -80,6 +80,8 @@ def _carrier(op: Op, labels: Labels, labelled: list[int]) -> int | None:
     """Of several dimensions of units that are merged, the one whose ids go on, if any; the others are pinned."""
     if len(labelled) == 1:
         return labelled[0]
+    if op.tracker.query_heads:  # the copies of a key head are the query heads of its group
+        labelled = sorted(labelled, key=lambda d: not op.tracker.are_copies(labels[d]))  # type: ignore[arg-type]
     key = f"{op.node.name}:merge"
     choice = op.tracker.choices.get(key, 0)
     every = np.concatenate([labels[d] for d in labelled])  # type: ignore[misc]
