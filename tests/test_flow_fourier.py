@@ -79,6 +79,6 @@ def test_both_parts_of_a_complex_number_belong_to_its_unit():
 
 
 def test_units_that_are_read_as_parts_of_complex_numbers_stay():
-    net = Net(lambda net, x: net.head(torch.view_as_complex(net.up(x)).abs()), up=nn.Linear(3, 2), head=nn.Linear(5, 2))
+    net = both(lambda net, y: torch.view_as_complex(y).abs(), width=2)
 
     assert traced(net, inputs(2, 5, 3)).n_gates == 0

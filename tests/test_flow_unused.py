@@ -4,8 +4,6 @@ import torch
 from flow_case import Net, assert_cut_exactly, gates, inputs, traced
 from torch import nn
 
-from l0prune.flow.capture import capture
-
 
 def with_a_head_for_nothing() -> nn.Module:
     def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -34,18 +32,26 @@ def test_what_uses_no_parameter_of_its_own_is_left_out():
     assert assert_cut_exactly(net, inputs(5, 3)).n_gates == 8
 
 
+def slice_named_by_data(function) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """torch.export asserts that such a slice begins where it can."""
+
+    def forward(net: nn.Module, x: torch.Tensor, start: torch.Tensor, stop: torch.Tensor) -> torch.Tensor:
+        return function(net, net.up(x)[start.item() : stop.item()])
+
+    net = Net(forward, up=nn.Linear(3, 8), head=nn.Linear(8, 2))
+    return net, (inputs(7, 3), torch.tensor(1), torch.tensor(4))
+
+
 def test_what_is_only_asserted_of_memory_pins_nothing():
-    """A slice at a place that the data names: torch.export asserts that it begins where it can."""
+    net, given = slice_named_by_data(lambda net, part: net.head(part).sum(0))
 
-    def forward(net: nn.Module, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        first = start.item()
-        torch._check(first >= 0)
-        torch._check(first < 5)
-        return net.head(net.up(x)[first : first + 2])
+    flow = assert_cut_exactly(net, given)
 
-    net, given = Net(forward, up=nn.Linear(3, 8), head=nn.Linear(8, 2)), (inputs(7, 3), torch.tensor(2))
-    targets = {str(node.target) for node in capture(net, (given[0].float(), given[1])).program.graph.nodes}
+    assert flow.n_gates == 8
+    assert "sym_storage_offset" in str(flow.captured.program.graph)
 
-    flow = traced(net, given)
 
-    assert flow.n_gates == 8, (flow.pinned, targets)
+def test_units_stay_where_their_place_in_memory_is_a_number_of_the_code():
+    net, given = slice_named_by_data(lambda net, part: net.head(part).sum(0) * part.storage_offset())
+
+    assert traced(net, given).pinned["its place in memory is used as a number"] == 8

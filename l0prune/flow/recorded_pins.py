@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from l0prune.flow.capture import Captured
-from l0prune.flow.follow import Followed, tensor_names
+from l0prune.flow.follow import Followed
 from l0prune.flow.op import op_name
 from l0prune.flow.recording import number_of_paths, path_of
 from l0prune.flow.watching import fixed_dimensions
@@ -28,7 +28,7 @@ def restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterabl
     """
     tracker, program = followed.tracker, captured.program
     tracker.op = ""
-    names = tensor_names(program)
+    names = program.graph_signature.inputs_to_parameters
     ignored = tuple(ignore)
     for constant in program.constants:
         tracker.pin_all(followed.tensors[constant], "a constant of the code, which cannot be cut in place")

@@ -37,8 +37,8 @@ def _is_left_alone(op: Op, k: int) -> bool:
     """Whether a pool takes every position of a dimension of space by itself."""
     if op.name not in _WINDOWED:
         return False
-    kernel, stride, padding = (op.arg(name) for name in ("kernel_size", "stride", "padding"))
-    return _at(kernel, k) == 1 and _at(stride or kernel, k) == 1 and _at(padding, k) == 0
+    kernel, stride = op.arg("kernel_size"), op.arg("stride")
+    return _at(kernel, k) == 1 and _at(stride or kernel, k) == 1  # there is no padding beyond half a kernel
 
 
 def _at(option: int | list[int], k: int) -> int:
