@@ -57,9 +57,10 @@ def export_onnx(
     property "l0prune.dynamic_batch" says whether the batch is free ("true") or fixed ("false"), as
     `OnnxModel(path).static_batch` reads it; "l0prune.example.length" says how long the example was.
 
-    A model that torch.export refuses is compiled by TorchScript, so that its conditions stay in the file; or, if it cannot
-    be, recorded on the path of the example ("l0prune.paths" is "one" then). Such a file appears only if it agrees with torch
-    on inputs of several kinds as well.
+    A model that torch.export refuses, or whose graph its exporter cannot translate (attention over five dimensions in torch
+    2.13), is compiled by TorchScript, so that its conditions stay in the file; or, if it cannot be, recorded on the path of
+    the example ("l0prune.paths" is "one" then). Such a file appears only if it agrees with torch on inputs of several
+    kinds as well.
 
     Args:
         model: Any module; it is exported in evaluation mode, and its mode restored.
@@ -96,8 +97,12 @@ def export_onnx(
                 return job.write(batch=True, lengths=False)
         try:
             return job.write(batch=False, lengths=False)
-        except NoOnnxError as refusal:
+        except (NoOnnxError, _TranslationError) as refusal:
             return job.write_scripted(model, refusal, free_batch=dynamic_batch)
+
+
+class _TranslationError(ExportError):
+    """torch.export captured the model, and the exporter cannot write what it captured."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +131,18 @@ class _Job:
         return self.path
 
     def write_scripted(self, model: nn.Module, refusal: ExportError, *, free_batch: bool) -> Path:
-        """Without torch.export, which refuses `model`."""
+        """By TorchScript, because of `refusal`."""
+        captured = isinstance(refusal, _TranslationError)
+        kind = ExportError if captured else NoOnnxError
         if _weight_bytes(model) > _INLINE_BYTES:
-            raise NoOnnxError(f"{refusal}. TorchScript is left alone beyond 2 GB.") from refusal
+            raise kind(f"{refusal}. TorchScript is left alone beyond 2 GB.") from refusal
         with self.draft() as draft:
             try:
-                ScriptedOnnx(model, self.call, self.output_names, self.tolerance, self.opset, free_batch).write(draft)
+                ScriptedOnnx(
+                    model, self.call, self.output_names, self.tolerance, self.opset, free_batch, has_one_path=captured
+                ).write(draft)
             except ExportError as error:
-                raise NoOnnxError(f"{refusal}. {error}") from error
+                raise kind(f"{refusal}. {error}") from error
         return self.path
 
     @contextmanager
@@ -169,7 +178,7 @@ class _Job:
             )
         except Exception as error:
             kind = type(error).__name__
-            raise ExportError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
+            raise _TranslationError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
         if program is None:
             raise ExportError(f"{name} cannot be exported to ONNX: torch.onnx.export returned nothing.")
         written = program.model.opset_imports.get("")

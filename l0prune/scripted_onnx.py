@@ -42,6 +42,7 @@ class ScriptedOnnx:
         tolerance: Largest difference allowed, relative to the largest magnitude of each torch output; 1e-4 if it is more.
         opset: ONNX operator set; None takes 18.
         dynamic_batch: Make the batch free where the model allows it.
+        has_one_path: torch.export captured the model, so that no input takes another path than the example.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class ScriptedOnnx:
     tolerance: float
     opset: int | None
     dynamic_batch: bool
+    has_one_path: bool = False
 
     def write(self, draft: Path) -> None:
         """Write the file and check it; its metadata property "l0prune.paths" says whether "all" paths are in it or "one".
@@ -92,7 +94,10 @@ class ScriptedOnnx:
             opset_version=self.opset or _OPSET,
         )
         written = onnx.load(str(draft))
-        properties = {DYNAMIC_BATCH_KEY: "true" if free_batch else "false", PATHS_KEY: paths}
+        properties = {
+            DYNAMIC_BATCH_KEY: "true" if free_batch else "false",
+            PATHS_KEY: "all" if self.has_one_path else paths,
+        }
         onnx.helper.set_model_props(written, properties)
         for node in written.graph.node:
             node.doc_string = ""

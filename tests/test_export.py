@@ -121,6 +121,29 @@ def test_a_model_with_a_fixed_batch_becomes_a_static_file_that_still_serves_any_
     torch.testing.assert_close(loaded(seven), expected)
 
 
+class WindowAttention(nn.Module):
+    """Attention over five dimensions, which the exporter of torch 2.13 cannot translate."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 4, 3, 3, 2, 3).permute(3, 0, 4, 1, 2, 5).unbind(0)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1, 4).flatten(3))
+
+
+def test_what_the_exporter_cannot_translate_goes_by_torchscript(tmp_path):
+    model, x = WindowAttention().eval(), torch.randn(2, 12, 6)
+
+    path = export_onnx(model, x, tmp_path / "windows.onnx")
+
+    written = OnnxModel(path)
+    assert not written.has_one_path
+    assert written.static_batch is None
+    assert onnx_difference(path, model, torch.randn(5, 12, 6)).max_rel < 1e-5
+
+
 def test_a_static_file_is_made_on_request(tmp_path):
     path = export_onnx(ConvNet(), images(2), tmp_path / "static.onnx", dynamic_batch=False)
     assert OnnxModel(path).static_batch == 2
