@@ -90,7 +90,7 @@ def records(cases: list[MnistCase], data: str, dense: Path, jobs: int) -> Iterat
     """Results of the cases in order, `jobs` at a time, with what they ran on."""
     where = {
         "versions": {package: version(package) for package in PACKAGES},
-        "machine": f"{cpu_name()}, one thread a run, {jobs} runs at a time",
+        "machine": f"{cpu_name()}, one thread a run, runs at a time: {jobs}",
     }
     weights = {
         key: checkpoint(*key, data, dense)

@@ -1,6 +1,7 @@
 """Models that return plain tensors: what exporters ask for."""
 
 import functools
+import re
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class _PlainOutputs(nn.Module):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that has some, without line breaks or double spaces."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    """The first line of a message that has some, without line breaks, double spaces or a terminal's colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

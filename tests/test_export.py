@@ -12,6 +12,7 @@ from l0prune.bench import benchmark
 from l0prune.errors import ConfigError, ExportError, FileFormatError
 from l0prune.export import export_onnx, onnx_difference
 from l0prune.onnx_model import OnnxModel
+from l0prune.plain_outputs import first_line
 
 
 class ConvNet(nn.Module):
@@ -206,6 +207,10 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     assert onnx_difference(path, model, images(2)).max_rel < 1e-5
     timing = benchmark({"large": path}, warmup_s=0.0, min_samples=5, min_seconds=0.0)["large"]
     assert timing.file_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+
+
+def test_the_colours_of_a_message_stay_behind():
+    assert first_line(RuntimeError("\n\x1b[96mThis is step 3/3\x1b[0m of\n  the export")) == "This is step 3/3 of"
 
 
 def test_an_operator_set_the_exporter_cannot_write_is_an_error(tmp_path):
