@@ -180,12 +180,14 @@ class InvertedResidual(Block):
 
 
 class Transposed(Block):
+    """Space grows fourfold and shrinks to what it was, so that any block can follow."""
+
     def __init__(self, n: int):
         super().__init__(6)
-        self.a, self.b = nn.ConvTranspose2d(n, 6, 2, 2), nn.ConvTranspose2d(6, 6, 3, 2, 1, groups=6)
+        self.a, self.b = nn.ConvTranspose2d(n, 6, 2, 2), nn.ConvTranspose2d(6, 6, 3, 2, 1, 1, groups=6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.b(torch.relu(self.a(x))), 3)
+        return F.avg_pool2d(self.b(torch.relu(self.a(x))), 4)
 
 
 class UNet(Block):
