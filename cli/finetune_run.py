@@ -213,7 +213,7 @@ def noting_the_end(run: "RunDirectory") -> "Iterator[None]":
             raise Interrupted("before the first epoch ended, so nothing is kept; start the run again") from interrupt
         run.set_status("interrupted")
         raise Interrupted(f"continue with `l0prune finetune --out {run.path} --resume`") from interrupt
-    except Exception:
+    except Exception:  # whatever ends the run is written down, and raised again
         if is_main_process():
             run.discard()
             if run.record_path.exists():

@@ -53,9 +53,7 @@ def masked_statistic(
         The statistic; closed units count neither in the sum nor in the number of elements. Extremes of none are zero.
     """
     dims = [d % x.dim() for d in dims]
-    (along,) = (d for d in dims if x.shape[d] == len(mask))
-    shape = [1] * x.dim()
-    shape[along] = -1
+    shape = _shape_along(x, mask, dims, kind)
     closed = ~mask.view(shape)
     if kind in ("amax", "amin"):
         extreme = torch.amax if kind == "amax" else torch.amin
@@ -65,7 +63,7 @@ def masked_statistic(
     opened = x.masked_fill(closed, 0)
     if kind == "sum":
         return opened.sum(dims, keepdim=keepdim)
-    others = math.prod(x.shape[d] for d in dims if d != along)
+    others = math.prod(x.shape[d] for d in dims if shape[d] == 1)
     count = mask.sum().clamp_min(1) * others
     mean = opened.sum(dims, keepdim=True) / count
     if kind == "mean":
@@ -113,7 +111,6 @@ def _statistic_call(kind: str, mask: Mask, *args: Any, **kwargs: Any) -> Any:
     x = options["input"] if "input" in options else options["self"]
     given: Any = options.get("dim", options.get("axis"))
     dims = [given] if isinstance(given, int) else list(given)
-    _shape_along(x, mask, dims, kind)
     if kind in ("max", "min"):
         return _place_and_extreme(kind, x, mask, given, keepdim=bool(options.get("keepdim", False)))
     dtype = options.get("dtype") or x.dtype

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from l0prune.budget.budget import METRICS
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
@@ -129,6 +130,8 @@ class Journal:
         judged = self.ends_pass(step) and step < self._phases.total
         if self.ends_pass(step):
             self._runtime.average_buffers_(model)
+        expected = {name: float(gated.expected_cost(name).detach()) for name in METRICS}
+        hard = {name: gated.hard_cost(name) for name in METRICS}
         record = MetricsRecord(
             step=step,
             epoch=round(step / self._phases.steps_per_epoch, 6),
@@ -137,15 +140,15 @@ class Journal:
             task_loss=task,
             distillation_loss=taught,
             feature_loss=hints,
-            expected_cost=float(gated.expected_cost(metric).detach()),
-            hard_cost=gated.hard_cost(metric),
+            expected_cost=expected[metric],
+            hard_cost=hard[metric],
             target=None if constraint is None else constraint.target,
             multiplier=None if constraint is None else constraint.multiplier,
             lr=lr,
-            expected_macs=float(gated.expected_cost("macs").detach()),
-            expected_params=float(gated.expected_cost("params").detach()),
-            hard_macs=gated.hard_cost("macs"),
-            hard_params=gated.hard_cost("params"),
+            expected_macs=expected["macs"],
+            expected_params=expected["params"],
+            hard_macs=hard["macs"],
+            hard_params=hard["params"],
             seconds_per_step=round(seconds, 7),
             open_histogram=None if probability is None else open_histogram(probability),
             layer_histograms=None if probability is None else self._by_layer(probability),

@@ -127,10 +127,10 @@ def _paths(model: nn.Module, call: ModelCall) -> tuple[list[ModelCall], NormCall
         try:
             with recorded, path:
                 variation(model)
-        except Exception:
+        except Exception:  # noise may be no input that the model is made for; what the model then raises is its own
             if position == 0:
                 raise
-            continue  # noise may be no input that the model is made for
+            continue
         if tuple(path.steps) not in found:
             norms = recorded.calls(model)
             found[tuple(path.steps)] = variation
