@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from results_file import read
 
 SUITES = ("timm", "classification", "segmentation", "video", "transformers")
 PACKAGES = ("l0prune", "torch", "timm", "torchvision", "transformers", "torch-pruning", "onnxruntime", "onnxscript")
@@ -115,12 +116,6 @@ def _is_due(record: dict[str, Any] | None, again: str | None) -> bool:
 def versions() -> dict[str, str]:
     """Versions of everything that takes part."""
     return {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_")) is not None}
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """All results so far; a line that a killed run left half written is dropped."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(text) for text in lines if text.startswith("{") and text.endswith("}")]
 
 
 def key(record: dict[str, Any]) -> tuple[str, str, str]:

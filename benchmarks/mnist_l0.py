@@ -10,7 +10,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,8 +22,10 @@ from typing import Any
 import click
 from mnist_case import ARCHITECTURES, MnistCase, measure
 from mnist_table import render
+from results_file import read
 
 from l0prune.gates.registry import gate_names
+from l0prune.hardware import processor
 
 EPOCHS = {"checkpoint": 12.0, "scratch": 30.0}
 DENSE_EPOCHS = {"lenet300": 30, "lenet5": 12}
@@ -90,7 +91,7 @@ def records(cases: list[MnistCase], data: str, dense: Path, jobs: int) -> Iterat
     """Results of the cases in order, `jobs` at a time, with what they ran on."""
     where = {
         "versions": {package: version(package) for package in PACKAGES},
-        "machine": f"{cpu_name()}, one thread a run, runs at a time: {jobs}",
+        "machine": f"{processor().name}, one thread a run, runs at a time: {jobs}",
     }
     weights = {
         key: checkpoint(*key, data, dense)
@@ -115,23 +116,6 @@ def checkpoint(arch: str, seed: int, data: str, folder: Path) -> Path:
         options = ["--model", arch, "--epochs", str(DENSE_EPOCHS[arch]), "--seed", str(seed), "--out", str(path)]
         subprocess.run([sys.executable, str(script), data, *options], check=True)
     return path
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it, or what Python knows of it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """All results so far; a line that a killed run left half written is dropped."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(text) for text in lines if text.startswith("{") and text.endswith("}")]
 
 
 def line(record: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""Networks with conditions on numbers in their code, which torch.export refuses, for the command line."""
+"""Networks with conditions on numbers in their code, which torch.export refuses, for the flow and the command line."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 8
@@ -25,6 +26,22 @@ class Branching(nn.Module):
         else:
             y = self.dark(y)
         return self.head(y.relu().mean((2, 3)))
+
+
+class Routed(nn.Module):
+    """Takes one of two ways, by what the input is: torch.export cannot capture that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.wide, self.narrow = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.mix = nn.Conv2d(12, 12, 3, groups=12)
+        self.head = nn.Linear(12 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.stem(x)).relu()
+        y = self.wide(y) if x.mean() > 0 else self.narrow(y)
+        return self.head(F.adaptive_avg_pool2d(self.mix(y).relu(), 2).flatten(1))
 
 
 class Unscriptable(Branching):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from branching_task import Routed
 from flow_case import EXACT, Net, difference, gated_at, gates, inputs, n_parameters, random_gates, ready, traced
 from torch import Tensor, nn
 
@@ -46,22 +46,6 @@ def test_a_model_that_cannot_be_recorded_is_cut_by_its_layers():
     assert n_parameters(compact) < n_parameters(net)
     assert difference(compact(x), gated(x)) < EXACT
     assert difference(compact(-x), gated(-x)) < EXACT
-
-
-class Routed(nn.Module):
-    """Takes one of two ways, by what the input is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.wide, self.narrow = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1)
-        self.mix = nn.Conv2d(12, 12, 3, groups=12)
-        self.head = nn.Linear(12 * 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.stem(x)).relu()
-        y = self.wide(y) if x.mean() > 0 else self.narrow(y)
-        return self.head(F.adaptive_avg_pool2d(self.mix(y).relu(), 2).flatten(1))
 
 
 def test_layers_on_either_way_belong_together():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from branching_task import Routed
 from click.testing import CliRunner
 from flow_case import EXACT, Net, difference, gated_at, gates, inputs, n_parameters, random_gates, ready, traced
 from torch import Tensor, nn
@@ -17,22 +18,6 @@ from l0prune.flow.recording import number_of_paths, record, variations
 from l0prune.flow.trace import trace_program
 from l0prune.model_call import ModelCall
 from l0prune.surgery.shrink import shrink
-
-
-class Routed(nn.Module):
-    """Takes one of two ways, by what the input is: torch.export cannot capture that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.wide, self.narrow = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 1)
-        self.mix = nn.Conv2d(12, 12, 3, groups=12)
-        self.head = nn.Linear(12 * 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.stem(x)).relu()
-        y = self.wide(y) if x.mean() > 0 else self.narrow(y)
-        return self.head(F.adaptive_avg_pool2d(self.mix(y).relu(), 2).flatten(1))
 
 
 class Attending(nn.Module):
