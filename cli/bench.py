@@ -1,5 +1,6 @@
 """`l0prune bench`: latency of dense and compact in onnxruntime, measured in turn."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.errors import RunDirectoryError
 
 if TYPE_CHECKING:
-    from l0prune.bench_report import BenchReport
+    from l0prune.bench.report import BenchReport
 
 __all__ = ["BenchOptions", "bench_command", "bench_run"]
 
@@ -107,9 +108,9 @@ def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
     Raises:
         RunDirectoryError: if the run has no ONNX files yet.
     """
-    from l0prune.bench import benchmark
-    from l0prune.cli.files import write_json
+    from l0prune.bench.benchmark import benchmark
     from l0prune.compact import has_graph
+    from l0prune.files import write_whole
     from l0prune.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
@@ -118,13 +119,13 @@ def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
     if missing and not (run.compact.exists() and not has_graph(run.compact)):
         raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
     report = bench_in_torch(path, options) if missing else benchmark(files, **vars(options))
-    write_json(run.bench, report.to_json())
+    write_whole(run.bench, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
     return report
 
 
 def bench_in_torch(path: Path, options: BenchOptions) -> "BenchReport":
     """Measure a run's dense and compact network as torch runs them."""
-    from l0prune.torch_bench import benchmark_modules
+    from l0prune.bench.torch_models import benchmark_modules
 
     note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
     run = open_finished(path)
@@ -135,7 +136,7 @@ def bench_in_torch(path: Path, options: BenchOptions) -> "BenchReport":
 
 def bench_files(paths: Sequence[Path], options: BenchOptions) -> "BenchReport":
     """Measure ONNX files, named by their file names, or by their paths where these are not unique."""
-    from l0prune.bench import benchmark
+    from l0prune.bench.benchmark import benchmark
 
     short = [path.stem for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
@@ -144,6 +145,6 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> "BenchReport":
 
 def print_bench(report: "BenchReport") -> None:
     """The figures as a table."""
-    from l0prune.bench_report import bench_table
+    from l0prune.bench.report import bench_table
 
     console().print(bench_table(report))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from l0prune.finetuning.config import FinetuneConfig
     from l0prune.finetuning.goal import Goal
     from l0prune.finetuning.results import FinetuneResult
-    from l0prune.gated import GatedModel
+    from l0prune.gated.model import GatedModel
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.batches import Batches
 

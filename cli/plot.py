@@ -66,9 +66,9 @@ def plot_gates(path: Path, out: Path) -> dict[str, Any]:
         RunDirectoryError: no run, or it has no histograms yet.
         ConfigError: `out` names no picture, or matplotlib is not installed.
     """
+    from l0prune.pictures import require_picture_name, save_picture
     from l0prune.report.gate_plot import draw_gates
     from l0prune.report.histories import gate_history, run_lines
-    from l0prune.report.pictures import require_picture_name, save_picture
 
     require_picture_name(out)
     history = gate_history(str(path), run_lines(path))
@@ -92,8 +92,8 @@ def plot_costs(paths: Sequence[Path], out: Path) -> dict[str, Any]:
         RunDirectoryError: no run, or it has no lines yet.
         ConfigError: `out` names no picture, or matplotlib is not installed.
     """
+    from l0prune.pictures import require_picture_name, save_picture
     from l0prune.report.cost_plot import draw_costs
-    from l0prune.report.pictures import require_picture_name, save_picture
 
     require_picture_name(out)
     histories = [history_of(path) for path in paths]

@@ -129,7 +129,7 @@ class FinetuneOptions:
         Raises:
             ConfigError: if a value is out of its range.
         """
-        from l0prune.alignment import resolve_alignment
+        from l0prune.bench.alignment import resolve_alignment
 
         numbered = replace(
             self,

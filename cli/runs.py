@@ -11,7 +11,7 @@ from l0prune.errors import CheckpointError, RunDirectoryError
 if TYPE_CHECKING:
     from torch import nn
 
-    from l0prune.gated import GatedModel
+    from l0prune.gated.model import GatedModel
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.model_spec import LoadedModel
 

@@ -56,7 +56,7 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
         L0PruneError: if the run or its model cannot be brought back.
     """
     import l0prune
-    from l0prune.alignment import resolve_alignment
+    from l0prune.bench.alignment import resolve_alignment
     from l0prune.surgery.shrink import surgery_of
 
     run = open_finished(path)
@@ -107,7 +107,7 @@ def export(model: "nn.Module", loaded: "LoadedModel", path: Path) -> str | None:
 
 def has_one_path(path: Path) -> bool:
     """Whether an ONNX file holds one path alone through a model with conditions."""
-    from l0prune.onnx_model import OnnxModel
+    from l0prune.onnx.model import OnnxModel
 
     return OnnxModel(path).has_one_path
 

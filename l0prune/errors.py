@@ -1,5 +1,7 @@
 """Every error l0prune raises on purpose: what is wrong, where, found and expected, and what to do."""
 
+import re
+
 __all__ = [
     "BudgetInfeasibleError",
     "CaptureError",
@@ -16,6 +18,7 @@ __all__ = [
     "RunDirectoryError",
     "TraceError",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -77,3 +80,23 @@ class RunDirectoryError(L0PruneError):
 
 class TrainingError(L0PruneError):
     """Training cannot go on: its numbers are no longer finite."""
+
+
+def first_line(error: BaseException, *, named: bool = False) -> str:
+    """What another library's error says, to stand inside a message of ours.
+
+    Args:
+        error: The error.
+        named: Put the name of its class before it.
+
+    Returns:
+        The first line that is not empty, at most 300 characters, without a terminal's colours and the full stop; the name of
+        the class alone where there is none.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
+    name = type(error).__name__
+    if not lines:
+        return name
+    line = lines[0][:300].rstrip(" .:")
+    return f"{name}: {line}" if named else line

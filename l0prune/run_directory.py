@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.files import write_whole
 
 __all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
 
@@ -167,7 +167,7 @@ class RunDirectory:
         for existing in run.own_files:
             _remove(existing)
         path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(run.record_path, text)
+        write_whole(run.record_path, text)
         return run
 
     @classmethod
@@ -236,7 +236,7 @@ class RunDirectory:
             raise RunDirectoryError(f"a run cannot be {status!r}: choose one of {', '.join(STATUSES)}")
         record = self.read()
         record = replace(record, status=status, result=record.result if result is None else dict(result))
-        _write_atomically(self.record_path, _dump(record))
+        write_whole(self.record_path, _dump(record))
         return record
 
     def discard(self) -> None:
@@ -262,19 +262,6 @@ def _dump(record: RunRecord) -> str:
         raise RunDirectoryError(
             f"the description of the run is not plain JSON ({error}): give numbers and text"
         ) from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Under a temporary name first: a reader sees the old file or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

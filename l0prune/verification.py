@@ -21,7 +21,7 @@ from l0prune.errors import CaptureError, ConfigError, EquivalenceError, NoOnnxEr
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
-from l0prune.gated import inject
+from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.shrink import shrink, surgery_of
@@ -257,15 +257,15 @@ def _double(inputs: ExampleInputs) -> ExampleInputs:
 
 def _alignment(align: int | str | None) -> int | None:
     if isinstance(align, str):
-        from l0prune.alignment import resolve_alignment
+        from l0prune.bench.alignment import resolve_alignment
 
         return resolve_alignment(align)
     return align
 
 
 def _onnx_difference(compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    from l0prune.export import export_onnx
-    from l0prune.onnx_model import onnx_difference
+    from l0prune.onnx.export import export_onnx
+    from l0prune.onnx.model import onnx_difference
 
     inputs: ExampleInputs = kwargs if kwargs else args
     with tempfile.TemporaryDirectory() as folder:

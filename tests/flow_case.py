@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import l0prune
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import call, output_tensors
 from l0prune.surgery.shrink import shrink
 

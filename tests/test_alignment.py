@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from l0prune import alignment
-from l0prune.alignment import (
+from l0prune.bench import alignment
+from l0prune.bench.alignment import (
     CANDIDATES,
     AlignmentReport,
     measure_alignment,

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l0prune import export
-from l0prune.bench import benchmark
-from l0prune.errors import ConfigError, ExportError, FileFormatError
-from l0prune.export import export_onnx, onnx_difference
-from l0prune.onnx_model import OnnxModel
-from l0prune.plain_outputs import first_line
+from l0prune.bench.benchmark import benchmark
+from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
+from l0prune.onnx import export
+from l0prune.onnx.export import export_onnx, onnx_difference
+from l0prune.onnx.model import OnnxModel
 
 
 class ConvNet(nn.Module):

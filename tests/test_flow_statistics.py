@@ -10,7 +10,7 @@ from torch import nn
 
 import l0prune
 from l0prune.errors import TraceError
-from l0prune.masked_statistics import masked_statistic, statistic_of_open
+from l0prune.gated.masked_statistics import masked_statistic, statistic_of_open
 
 STATISTICS = {
     "mean": lambda x, dim: x.mean(dim),

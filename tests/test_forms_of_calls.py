@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import l0prune
 from l0prune.cli.loading import trainable
 from l0prune.cli.main import cli
-from l0prune.export import export_onnx
 from l0prune.model_call import call
-from l0prune.onnx_model import OnnxModel
+from l0prune.onnx.export import export_onnx
+from l0prune.onnx.model import OnnxModel
 from l0prune.sources.model_spec import load_model
 from l0prune.surgery.shrink import shrink
 

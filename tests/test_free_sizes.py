@@ -7,10 +7,10 @@ from flow_case import EXACT, Net, difference, gated_at, inputs, random_gates, re
 from torch import Tensor, nn
 
 import l0prune
-from l0prune.bench import benchmark
-from l0prune.export import export_onnx, onnx_difference
+from l0prune.bench.benchmark import benchmark
 from l0prune.flow.capture import capture
 from l0prune.model_call import call
+from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.surgery.shrink import shrink
 
 WIDTH, HEADS, VOCABULARY, POSITIONS = 16, 4, 23, 12

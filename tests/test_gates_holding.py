@@ -5,7 +5,7 @@ import torch
 from test_gates_in_models import traced
 
 import l0prune
-from l0prune import gate_training
+from l0prune.gated import training
 from l0prune.gates.bank import GateBank
 from l0prune.gates.concrete import BinaryConcrete
 from l0prune.gates.hard_concrete import HardConcrete
@@ -99,7 +99,7 @@ def test_hard_concrete_gates_are_as_they_were(monkeypatch):
         return gated.gates.log_alpha.detach().clone()
 
     as_it_is = locations()
-    monkeypatch.setattr(gate_training.GateTraining, "_hold", None)
+    monkeypatch.setattr(training.GateTraining, "_hold", None)
     without = locations()
     monkeypatch.undo()
     monkeypatch.setattr(HardConcrete, "held", True)

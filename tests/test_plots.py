@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 
 from l0prune.cli.main import cli
 from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
+from l0prune.pictures import new_figure, save_picture
 from l0prune.report.cost_plot import draw_costs
 from l0prune.report.gate_plot import MOST_LAYERS, draw_gates
 from l0prune.report.histories import COSTS, GateHistory, Histograms, cost_history, gate_history, run_lines
-from l0prune.report.pictures import new_figure, save_picture
 
 matplotlib = pytest.importorskip("matplotlib")
 

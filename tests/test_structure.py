@@ -17,22 +17,17 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget"),
-    *("masked_statistics", "norms"),
-    *("gate_training", "initial_gates", "gated_tensors", "gated"),
-    *("surgery", "finetuning"),
-    *("hardware", "timing", "onnx_model", "plain_outputs", "scripted_onnx", "compact", "export"),
-    *("bench_report", "bench", "torch_bench", "alignment"),
-    *("verification", "study", "report", "cli"),
+    *("errors", "files", "pictures", "run_directory", "models", "model_call", "sources", "flow", "gates", "budget"),
+    *("gated", "surgery", "finetuning", "onnx", "compact", "bench", "verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {
     "errors": set(),
     "models": set(),
-    "sources": {"errors", "models", "model_call"},
+    "sources": {"errors", "files", "models", "model_call"},
     "flow": {"errors", "model_call"},
     "gates": {"errors"},
-    "study": {"errors", "gates"},
+    "study": {"errors", "pictures", "gates"},
 }
 HEAVY = {"torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "torch_pruning", "accelerate", "rich", "timm"}
 START_SECONDS = 0.3

@@ -15,7 +15,7 @@ from torch import nn
 
 import l0prune
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.surgery.shrink import absorb_, shrink, surgery_of
 
 repeatable = partial(settings, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

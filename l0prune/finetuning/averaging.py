@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 
 __all__ = ["MovingAverage"]
 

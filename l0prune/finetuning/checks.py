@@ -11,13 +11,13 @@ from torch import nn
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.penalty import Penalty
-from l0prune.errors import CheckpointError, ConfigError, DataError
+from l0prune.errors import CheckpointError, ConfigError, DataError, first_line
 from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
 from l0prune.finetuning.goal import Goal
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Loss
-from l0prune.gate_training import require_priceable
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
+from l0prune.gated.training import require_priceable
 from l0prune.model_call import call, evaluation_mode
 
 __all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "weights_digest"]
@@ -71,7 +71,7 @@ def try_batch(gated: GatedModel, batches: Batches, loss: Loss, runtime: Runtime,
             except Exception as error:
                 if order is wanted[-1]:
                     raise DataError(
-                        f"the model cannot take a batch with inputs of shape {shapes(inputs)} ({_first_line(error)}):"
+                        f"the model cannot take a batch with inputs of shape {shapes(inputs)} ({first_line(error)}):"
                         " give batches with the model's input shape and type"
                     ) from error
         try:
@@ -79,7 +79,7 @@ def try_batch(gated: GatedModel, batches: Batches, loss: Loss, runtime: Runtime,
         except Exception as error:
             raise DataError(
                 f"the loss cannot take outputs of shape {shapes(outputs)} with targets of shape {shapes(targets)}"
-                f" ({_first_line(error)}): see that the targets fit the model and the loss"
+                f" ({first_line(error)}): see that the targets fit the model and the loss"
             ) from error
     if not isinstance(value, torch.Tensor) or value.dim() != 0:
         raise ConfigError(f"the loss returned {shapes(value) or 'nothing'}: expected a scalar tensor, such as a mean")
@@ -133,10 +133,6 @@ def _two_rows(batches: Batches) -> tuple[Any, Any]:
         first, first_targets, _ = share(inputs, targets, rank=0, n_processes=max(1, batch_size(inputs) // 2))
         return first, first_targets
     raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

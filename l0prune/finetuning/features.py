@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode
 from l0prune.surgery.graph_model import GraphModel
 

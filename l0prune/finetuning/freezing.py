@@ -13,7 +13,7 @@ from l0prune.budget.budget import Budget
 from l0prune.budget.selection import align_open, select_open
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import call
 
 __all__ = ["choose_open", "decided_values", "recalibrate_"]

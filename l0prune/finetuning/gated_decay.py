@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 
 __all__ = ["GatedDecay", "decays"]
 

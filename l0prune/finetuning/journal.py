@@ -20,7 +20,7 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, WARMUP, Phases
 from l0prune.finetuning.stage import Losses, LossWindow
 from l0prune.finetuning.step_timer import StepTimer
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode
 
 __all__ = ["Journal"]

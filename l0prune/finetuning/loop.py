@@ -26,7 +26,7 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import Phases, plan_phases
 from l0prune.finetuning.stage import Loss
 from l0prune.finetuning.trainer import Trainer
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]

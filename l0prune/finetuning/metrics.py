@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import FileFormatError
+from l0prune.files import write_whole
 
 __all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "open_histogram", "read_metrics"]
 
@@ -136,9 +137,7 @@ class MetricsLog:
             entry = _parsed(line)
             if entry is not None and entry.get("step", step + 1) <= step:
                 kept.append(line + "\n")
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

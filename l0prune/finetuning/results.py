@@ -10,7 +10,7 @@ from torch import nn
 
 from l0prune.budget.budget import Budget
 from l0prune.finetuning.goal import Goal, record_of
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 
 __all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
 

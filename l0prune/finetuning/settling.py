@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode
 
 __all__ = ["Settling", "measure_salience"]

@@ -17,7 +17,7 @@ from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
 from l0prune.finetuning.gated_decay import GatedDecay
 from l0prune.finetuning.optimizers import build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import split_inputs
 
 __all__ = ["Loss", "LossWindow", "Losses", "Stage"]

@@ -24,7 +24,7 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
 from l0prune.finetuning.settling import Settling, measure_salience
 from l0prune.finetuning.stage import Loss, Stage
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.surgery.shrink import absorb_, shrink
 
 __all__ = ["Trainer"]

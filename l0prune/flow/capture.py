@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import CaptureError, TraceError
+from l0prune.errors import CaptureError, TraceError, first_line
 from l0prune.flow.caches import without_caches
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
@@ -84,7 +84,7 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
             if not any(parameter.is_meta for parameter in model.parameters()):
                 shapes = [tuple(tensor.shape) for tensor in call.tensors]
                 raise TraceError(
-                    f"{type(model).__name__} fails on the example inputs of shapes {shapes}: {_first_line(error)}; "
+                    f"{type(model).__name__} fails on the example inputs of shapes {shapes}: {first_line(error, named=True)}; "
                     "pass inputs (or --input-shape) that fit the model"
                 ) from error
             norms, plain = NormCalls(observed=False), False
@@ -126,7 +126,7 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
         program = _export(model, call, {})
     except Exception as error:
         raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}; remove data-dependent "
+            f"torch.export cannot capture {type(model).__name__}: {first_line(error, named=True)}; remove data-dependent "
             "control flow from its forward pass, or trace the part of the model that has none"
         ) from error
     batch_size = call.batch_size if has_batch else None
@@ -208,8 +208,3 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
             del model.forward
         else:
             model.forward = own
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from l0prune.pictures import ACCENT, COMPACT, DENSE, GREEN, data_uri, new_figure
 from l0prune.report.cost_plot import draw_step_times
 from l0prune.report.histories import CostHistory
-from l0prune.report.pictures import ACCENT, COMPACT, DENSE, GREEN, data_uri, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from l0prune.pictures import ACCENT, COMPACT, DENSE, GREEN, new_figure
 from l0prune.report.histories import CostHistory
-from l0prune.report.pictures import ACCENT, COMPACT, DENSE, GREEN, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
+from l0prune.pictures import ACCENT, COMPACT, new_figure
 from l0prune.report.histories import GateHistory, Histograms
-from l0prune.report.pictures import ACCENT, COMPACT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

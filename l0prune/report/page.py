@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.bench_report import BenchReport
+from l0prune.bench.report import BenchReport
 from l0prune.budget.budget import Budget
 from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
+from l0prune.files import write_whole
 from l0prune.run_directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def write_report(path: Path | str) -> Path:
         environment=_environment(record, bench),
         command=shlex.join(("l0prune", *record.argv[1:])),
     )
-    _replace(run.report, page)
+    write_whole(run.report, page)
     return run.report
 
 
@@ -173,10 +172,10 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
 
 def _training_charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Of what older runs have not recorded."""
+    from l0prune.pictures import data_uri
     from l0prune.report.charts import step_time_chart
     from l0prune.report.gate_plot import draw_gates
     from l0prune.report.histories import cost_history, gate_history
-    from l0prune.report.pictures import data_uri
 
     charts = []
     if any(line.get("layer_histograms") for line in lines):
@@ -227,15 +226,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise FileFormatError(f"{path} is damaged ({error}): run shrink and bench again") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Weights files: read without running code, matched strictly, written atomically."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from l0prune.errors import CheckpointError
+from l0prune.errors import CheckpointError, first_line
+from l0prune.files import write_whole
 from l0prune.sources.pickles import imported_names
 
 __all__ = ["load_weights_", "read_state_dict", "save_weights"]
@@ -102,14 +102,10 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         raise CheckpointError(f"{path}: weights are written as .safetensors only; change the file name.")
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {names[0]: state[names[0]].detach().cpu().contiguous() for names in _aliases(state)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # readable as the user's other files are
-        temporary.replace(path)
+        write_whole(path, save(tensors, metadata={"format": "pt"}))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({first_line(error)}).") from error
     return path
 
 
@@ -127,7 +123,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is damaged or is no safetensors file ({_first_line(error)}); copy or download it again."
+            f"{path} is damaged or is no safetensors file ({first_line(error)}); copy or download it again."
         ) from error
 
 
@@ -232,7 +228,3 @@ def _shape(value: Tensor) -> str:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:N_SHOWN]) + (" ..." if len(items) > N_SHOWN else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

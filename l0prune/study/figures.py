@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from l0prune.errors import ConfigError
 from l0prune.gates.distribution import GateDistribution
+from l0prune.pictures import new_figure, save_picture
 from l0prune.study.gradients import FAMILIES, GradientPoint
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["Curves", "curves", "draw_families", "draw_trade_off"]
 
@@ -70,7 +70,7 @@ def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
     for name, family in FAMILIES.items():
         dots = [point for point in points if point.family == name]
@@ -92,7 +92,7 @@ def draw_trade_off(points: Sequence[GradientPoint], path: Path) -> None:
     axes.set_ylabel("mean |z - round(z)|")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    save_picture(figure, path)
 
 
 def draw_families(path: Path) -> None:
@@ -104,7 +104,7 @@ def draw_families(path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure = _figure(9.0, 9.0)
+    figure = new_figure(9.0, 9.0)
     grid = figure.subplots(len(FAMILIES), 3, squeeze=False)
     for row, (name, family) in zip(grid, FAMILIES.items(), strict=True):
         betas = (family.betas[0], family.betas[len(family.betas) // 2], family.betas[-1])
@@ -127,17 +127,4 @@ def draw_families(path: Path) -> None:
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.savefig(path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'l0prune[report]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    save_picture(figure, path)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.budget.selection import align_open
 from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
 from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from l0prune.flow.recording import variations
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.surgery.equivalence import Difference, compare, random_like
 

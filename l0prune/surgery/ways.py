@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from l0prune.gated import GatedModel
+from l0prune.gated.model import GatedModel
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.find_calls import CallFinder
 from l0prune.surgery.in_graph import cut_in_graph

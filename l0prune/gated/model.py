@@ -15,13 +15,13 @@ from l0prune.budget.lagrangian import Constraint
 from l0prune.budget.penalty import Penalty
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.gate_training import GateTraining
-from l0prune.gated_tensors import places_of, require_same_model, tensor_of
+from l0prune.gated.initial import DropRate, initial_locations
+from l0prune.gated.norms import MaskedNorms
+from l0prune.gated.tensors import places_of, require_same_model, tensor_of
+from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
-from l0prune.initial_gates import DropRate, initial_locations
-from l0prune.norms import MaskedNorms
 
 __all__ = ["GatedModel", "inject"]
 

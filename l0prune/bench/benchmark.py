@@ -11,11 +11,11 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from l0prune.bench_report import BenchReport, Latency, ModelTiming, Speedup, bench_table
+from l0prune.bench.hardware import Environment
+from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup, bench_table
+from l0prune.bench.timing import PairedTimes, interleave, median_ratio
 from l0prune.errors import ConfigError
-from l0prune.hardware import Environment
-from l0prune.onnx_model import EXAMPLE_KEY, open_session
-from l0prune.timing import PairedTimes, interleave, median_ratio
+from l0prune.onnx.model import EXAMPLE_KEY, open_session
 
 __all__ = [
     "BLOCK_S",

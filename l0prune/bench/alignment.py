@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from l0prune.bench.hardware import processor
+from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError, FileFormatError
-from l0prune.hardware import processor
-from l0prune.timing import interleave
+from l0prune.files import write_whole
 
 __all__ = ["CANDIDATES", "AlignmentReport", "measure_alignment", "preferred_alignment", "resolve_alignment"]
 
@@ -182,7 +182,7 @@ def _stack(kernel: int, width: int, threads: int) -> Callable[[], object]:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from l0prune.onnx_model import open_session
+    from l0prune.onnx.model import open_session
 
     rng = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
@@ -234,9 +234,6 @@ def _write_cache(path: Path, reports: Mapping[str, AlignmentReport]) -> None:
     text = json.dumps({key: report.to_json() for key, report in reports.items()}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=".alignment.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(draft).replace(path)
+        write_whole(path, text)
     except OSError:
         return

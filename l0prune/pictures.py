@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l0prune.errors import ConfigError
+from l0prune.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,14 +52,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     require_picture_name(path)
     content = _rendered(figure, path.suffix.lower().removeprefix("."))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def data_uri(figure: Figure) -> str:

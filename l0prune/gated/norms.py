@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from l0prune.errors import TraceError
 from l0prune.flow.norm_calls import KIND_OF, norm_weight, statistic_kind
-from l0prune.masked_statistics import HALF, statistic_of_open
+from l0prune.gated.masked_statistics import HALF, statistic_of_open
 
 __all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
 

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from l0prune.bench import BLOCK_S, Facts, report_of
-from l0prune.bench_report import BenchReport
+from l0prune.bench.benchmark import BLOCK_S, Facts, report_of
+from l0prune.bench.hardware import Environment
+from l0prune.bench.report import BenchReport
+from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError
-from l0prune.hardware import Environment
 from l0prune.model_call import ExampleInputs, ModelCall
-from l0prune.timing import interleave
 
 __all__ = ["benchmark_modules"]
 

@@ -12,7 +12,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
-from l0prune.errors import ConfigError, ExportError, FileFormatError
+from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors, split_inputs
 
 __all__ = [
@@ -84,9 +84,9 @@ def open_session(model: Path | bytes, *, threads: int = 1) -> onnxruntime.Infere
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
-        raise FileFormatError(f"{name}: not an ONNX model that onnxruntime can read ({_first_line(error)}).") from error
+        raise FileFormatError(f"{name}: not an ONNX model that onnxruntime can read ({first_line(error)}).") from error
     except _UNSUPPORTED as error:
-        raise ExportError(f"{name}: onnxruntime cannot run it on this CPU ({_first_line(error)}).") from error
+        raise ExportError(f"{name}: onnxruntime cannot run it on this CPU ({first_line(error)}).") from error
 
 
 class OnnxModel:
@@ -156,7 +156,7 @@ class OnnxModel:
         try:
             outputs: list[np.ndarray] = self.session.run(None, feeds)
         except _REFUSED_INPUT as error:
-            raise ConfigError(f"{self.path}: the inputs do not fit the model ({_first_line(error)}).") from error
+            raise ConfigError(f"{self.path}: the inputs do not fit the model ({first_line(error)}).") from error
         return outputs
 
 
@@ -209,7 +209,3 @@ def _batches(feeds: Mapping[str, np.ndarray], rows: int, batch: int) -> Iterator
     for start in range(0, rows, batch):
         index = np.minimum(np.arange(start, start + batch), rows - 1)
         yield {name: value[index] if value.ndim and len(value) == rows else value for name, value in feeds.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n")[0].split())[:200]

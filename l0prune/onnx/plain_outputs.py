@@ -1,16 +1,15 @@
 """Models that return plain tensors: what exporters ask for."""
 
 import functools
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from l0prune.errors import ExportError
+from l0prune.errors import ExportError, first_line
 from l0prune.model_call import ModelCall, output_names, output_tensors
 
-__all__ = ["first_line", "with_plain_outputs"]
+__all__ = ["with_plain_outputs"]
 
 
 def with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, list[str]]:
@@ -49,10 +48,3 @@ class _PlainOutputs(nn.Module):
             return tuple(output_tensors(self.model(*args, **kwargs)))
 
         self.forward = forward
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that has some, without line breaks, double spaces or a terminal's colours."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

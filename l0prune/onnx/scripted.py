@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import ExportError, L0PruneError
+from l0prune.errors import ExportError, L0PruneError, first_line
 from l0prune.flow.recording import variations
 from l0prune.model_call import ModelCall, output_tensors
-from l0prune.onnx_model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
+from l0prune.onnx.model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
 
 __all__ = ["ScriptedOnnx"]
 
@@ -70,7 +70,8 @@ class ScriptedOnnx:
             self._try_sizes(make(self.model), draft, paths)
         except Exception as error:  # noqa: BLE001 - the compiler and the exporter raise whatever they meet
             draft.unlink(missing_ok=True)
-            return f"{_WAY[paths]}, {_first_line(error)}"
+            said = str(error) if isinstance(error, L0PruneError) else first_line(error, named=True)
+            return f"{_WAY[paths]}, {said}"
         return ""
 
     def _try_sizes(self, made: Any, draft: Path, paths: str) -> None:
@@ -160,10 +161,3 @@ def _positional(model: nn.Module, call: ModelCall) -> tuple[Any, ...]:
     given = [place for place, name in enumerate(bound.signature.parameters) if name in bound.arguments]
     bound.apply_defaults()
     return tuple(list(bound.arguments.values())[: given[-1] + 1])
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, L0PruneError):
-        return str(error)
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200].rstrip(':.')}" if lines else type(error).__name__

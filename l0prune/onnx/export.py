@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
-from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError
+from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors
-from l0prune.onnx_model import (
+from l0prune.onnx.model import (
     DYNAMIC_BATCH_KEY,
     EXAMPLE_KEY,
     OnnxDifference,
@@ -27,8 +27,8 @@ from l0prune.onnx_model import (
     compare_outputs,
     onnx_difference,
 )
-from l0prune.plain_outputs import first_line, with_plain_outputs
-from l0prune.scripted_onnx import ScriptedOnnx
+from l0prune.onnx.plain_outputs import with_plain_outputs
+from l0prune.onnx.scripted import ScriptedOnnx
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
 

@@ -1,0 +1,27 @@
+"""Files that are whole or not there."""
+
+import os
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it: a reader sees the old file or the new one, never half of it.
+
+    Args:
+        path: The file; its folder exists.
+        content: Bytes, or text that becomes UTF-8.
+
+    Raises:
+        OSError: it cannot be written; the old file, if there is one, stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
