@@ -83,6 +83,18 @@ def test_query_heads_at_the_same_place_of_every_group_are_a_unit_on_request(atte
         assert difference(compact(x), gated(x)) < EXACT
 
 
+def test_keys_of_groups_that_stay_do_so_for_their_other_readers():
+    def read_twice(net, q, k, v):
+        return fused(net, q, k, v) + net.side(k.transpose(1, 2).flatten(2))[:, None]
+
+    net, x = ready(grouped(6, 3, read_twice, side=nn.Linear(3 * WIDTH, WIDTH))), inputs(2, 5, 4)
+    flow = l0prune.trace(net, x, gqa="queries")
+    gated = gated_at(net, flow, random_gates(flow))
+
+    assert gates(flow, "side.weight", 1) is None
+    assert difference(shrink(gated)(x), gated(x)) < EXACT
+
+
 def test_where_key_heads_are_repeated_one_by_one_groups_stay_units():
     flow = l0prune.trace(ready(grouped(6, 3, interleaved)), inputs(2, 5, 4), gqa="queries")
 

@@ -48,6 +48,16 @@ def test_without_dimensions_units_are_transformed_too(name):
     assert traced(both(lambda net, y: EVERYTHING[name](y)), inputs(2, 5, 3)).n_gates == 0
 
 
+def test_units_before_the_transformed_dimensions_pass():
+    """As many of the last dimensions as sizes are named are transformed."""
+    up, head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+    net = Net(lambda net, x: net.head(torch.fft.fftn(net.up(x), s=(6, 6)).real), up=up, head=head)
+
+    flow = assert_cut_exactly(net, inputs(2, 3, 5, 5))
+
+    assert gates(flow, "up.weight", 0) == gates(flow, "head.weight", 1) == [0, 1, 2, 3]
+
+
 class GlobalFilter(nn.Module):
     """A filter of learned complex numbers, one for each frequency and channel."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
 from torch import nn
 
 LOOKED_UP = "indexed by position"
@@ -152,6 +152,31 @@ def test_a_kept_list_that_chooses_among_units_pins_those():
 
     assert gates(flow, "up.weight", 0) is None
     assert gates(flow, "chosen", 0) == gates(flow, "head.weight", 1) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", KEPT_LISTS)
+def test_units_that_a_kept_list_chooses_among_stay_for_their_other_readers(name):
+    net = both(lambda net, y: KEPT_LISTS[name](y, net.chosen), n_out=3)
+    net.register_buffer("chosen", torch.tensor([2, 0, 3]))
+
+    flow = assert_cut_exactly(net, inputs(5, 3), forms=["in-place", "graph"])
+
+    assert gates(flow, "up.weight", 0) is None
+    assert gates(flow, "chosen", 0) == gates(flow, "out.weight", 1) == [0, 1, 2]
+
+
+def test_rows_selected_by_numbers_of_units_are_as_many_as_the_units():
+    net = Net(
+        lambda net, x: net.head(net.up(x)) + net.table.index_select(0, (net.up.bias > 0).long()).sum(0),
+        up=nn.Linear(3, 4),
+        head=nn.Linear(4, 2),
+        table=nn.Parameter(torch.empty(2, 2)),
+    )
+
+    flow = traced(net, inputs(5, 3))
+
+    assert gates(flow, "up.weight", 0) is None
+    assert flow.pinned[LOOKED_UP] == 4 + 2
 
 
 def test_a_kept_list_read_in_two_places_keeps_what_either_needs():

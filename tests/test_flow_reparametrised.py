@@ -187,6 +187,25 @@ def test_layers_with_a_spectral_norm_know_their_new_widths():
     assert compact[2].in_features < 8
 
 
+NUMBERS = {
+    "over": lambda weight: weight / 2.0,
+    "times": lambda weight: 0.5 * weight,
+    "over one of a tensor": lambda weight: weight / torch.tensor(2.0, dtype=torch.float64),
+    "both": lambda weight: 3 * weight.view_as(weight) / 2,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_weight_scaled_by_a_constant_is_cut(name):
+    class Layer(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, NUMBERS[name](self.weight), self.bias)
+
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Layer(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    assert assert_cut_exactly(net, inputs(5, 3), forms=["in-place", "graph"]).n_gates == 8 + 6
+
+
 def test_a_weight_over_a_number_that_depends_on_all_of_it_stays():
     class Layer(nn.Linear):
         def forward(self, x):
@@ -197,10 +216,11 @@ def test_a_weight_over_a_number_that_depends_on_all_of_it_stays():
     assert traced(net, inputs(5, 3)).n_gates == 0
 
 
-def test_a_weight_over_a_number_for_each_input_is_computed():
+@pytest.mark.parametrize("scale", [torch.div, torch.mul])
+def test_a_weight_scaled_by_a_number_for_each_input_is_computed(scale):
     class Layer(nn.Linear):
         def forward(self, x):
-            return nn.functional.linear(x, self.weight / self.weight.detach()[:1].exp(), self.bias)
+            return nn.functional.linear(x, scale(self.weight, self.weight.detach()[:1].exp()), self.bias)
 
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), Layer(8, 6))
 

@@ -16,7 +16,8 @@ __all__ = ["SCORES", "contract", "count_multiplications"]
 SCORES = "attention scores contract it without a parameter"
 
 _TRANSPARENT = frozenset({"view", "reshape", "_unsafe_view", "flatten", "reshape_as", "view_as", "_weight_norm"})
-"""Ops whose first operand is scaled instead of the weight that they make of it; so is what is divided by a single number."""
+_BY_A_NUMBER = frozenset({"div", "mul"})
+"""Ops whose first operand is scaled instead of the weight that they make of it; the latter where the second is one number."""
 
 
 def contract(op: Op, ids: IdArray | None, weight: Any, dim: int) -> None:
@@ -68,10 +69,12 @@ def _made_from(op: Op, weight: Node, ids: IdArray) -> tuple[Any, IdArray] | None
         if np.array_equal(op.labels(weight)[along], ids):  # type: ignore[arg-type]
             g = argument_of(weight, "g")  # along the dimension of the norms the scale of v is lost
             return g, op.labels(g)[along]  # type: ignore[return-value]
-    by_a_number = (
-        name == "div" and len(weight.args) == 2 and isinstance(weight.args[1], Node) and not node_shape(weight.args[1])
-    )
+    by_a_number = name in _BY_A_NUMBER and len(weight.args) == 2 and not _has_dimensions(weight.args[1])
     return (weight.args[0], ids) if name in _TRANSPARENT or by_a_number else None
+
+
+def _has_dimensions(value: Any) -> bool:
+    return isinstance(value, Node) and bool(node_shape(value))
 
 
 def count_multiplications(op: Op, dims: Sequence[tuple[int, IdArray | None]]) -> None:
