@@ -144,6 +144,22 @@ def test_what_the_exporter_cannot_translate_goes_by_torchscript(tmp_path):
     assert onnx_difference(path, model, torch.randn(5, 12, 6)).max_rel < 1e-5
 
 
+class WindowEigenvalues(WindowAttention):
+    """An operation that TorchScript's exporter has no symbol for either."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + torch.linalg.eigvalsh(y.transpose(-1, -2) @ y).sum()
+
+
+def test_where_neither_way_helps_both_reasons_are_given_and_no_graph_is_printed(tmp_path, capfd):
+    with pytest.raises(ExportError, match=r"TorchScript does not help: .*linalg"):
+        export_onnx(WindowEigenvalues().eval(), torch.randn(2, 12, 6), tmp_path / "windows.onnx")
+
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_static_file_is_made_on_request(tmp_path):
     path = export_onnx(ConvNet(), images(2), tmp_path / "static.onnx", dynamic_batch=False)
     assert OnnxModel(path).static_batch == 2

@@ -21,6 +21,7 @@ from l0prune.errors import ExportError, L0PruneError, first_line
 from l0prune.flow.recording import variations
 from l0prune.model_call import ModelCall, output_tensors
 from l0prune.onnx.model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
+from l0prune.onnx.silence import silenced
 
 __all__ = ["ScriptedOnnx"]
 
@@ -84,16 +85,19 @@ class ScriptedOnnx:
 
     def _write(self, made: Any, draft: Path, paths: str, *, free_batch: bool) -> None:
         names = self.call.input_names(self.model)
-        torch.onnx.export(
-            made,
-            tuple(self.call.tensors) if isinstance(made, _OnTensors) else _positional(self.model, self.call),
-            draft,
-            dynamo=False,
-            input_names=names,
-            output_names=self.output_names,
-            dynamic_axes=self._batches(names) if free_batch else None,
-            opset_version=self.opset or _OPSET,
-        )
+        args = tuple(self.call.tensors) if isinstance(made, _OnTensors) else _positional(self.model, self.call)
+        batches = self._batches(names) if free_batch else None
+        with silenced():  # the exporter prints whole graphs before it raises
+            torch.onnx.export(
+                made,
+                args,
+                draft,
+                dynamo=False,
+                input_names=names,
+                output_names=self.output_names,
+                dynamic_axes=batches,
+                opset_version=self.opset or _OPSET,
+            )
         written = onnx.load(str(draft))
         properties = {
             DYNAMIC_BATCH_KEY: "true" if free_batch else "false",
