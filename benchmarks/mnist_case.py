@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import l0prune
 from l0prune.errors import BudgetInfeasibleError, TrainingError
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.sources.batches import Augmentation, Batches, make_batches
+from l0prune.sources.augmentation import Augmentation
+from l0prune.sources.batches import Batches, make_batches
 from l0prune.sources.datasets import DataSource, load_data
 from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import LoadedModel, load_model

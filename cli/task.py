@@ -57,7 +57,8 @@ class Task:
         Raises:
             DataError: if the data does not fit the model, or augmentation is asked of what are no images.
         """
-        from l0prune.sources.batches import Augmentation, make_batches
+        from l0prune.sources.augmentation import Augmentation
+        from l0prune.sources.batches import make_batches
 
         if augment and not self.data.has_images:
             raise DataError(f"{self.data.name} holds no images, so there is nothing to augment; leave out --augment")

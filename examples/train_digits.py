@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from l0prune import models
-from l0prune.sources.batches import Augmentation, make_batches
+from l0prune.sources.augmentation import Augmentation
+from l0prune.sources.batches import make_batches
 from l0prune.sources.datasets import load_data
 from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import load_model

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from l0prune.errors import ConfigError, DataError, FileFormatError
-from l0prune.sources.batches import ArrayBatches, Augmentation, ImageBatches, crop_and_flip, make_batches
+from l0prune.sources.augmentation import Augmentation, crop_and_flip
+from l0prune.sources.batches import ArrayBatches, ImageBatches, make_batches
 from l0prune.sources.model_spec import LoadedModel, load_model
 from l0prune.sources.preprocessing import Preprocessing
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l0prune.errors import FileFormatError, PlanMismatchError
-from l0prune.surgery.plan import SurgeryPlan, TensorCut, fingerprint, make_plan, to_indices, to_runs
+from l0prune.surgery.cuts import TensorCut, to_indices, to_runs
+from l0prune.surgery.plan import SurgeryPlan, fingerprint, make_plan
 from l0prune.surgery.shrink import shrink, surgery_of
 
 

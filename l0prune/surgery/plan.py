@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.surgery.cuts import TensorCut, checked_cut, to_runs
 
 __all__ = [
     "AttributeChange",
     "CallChange",
-    "Runs",
     "SurgeryPlan",
-    "TensorCut",
     "fingerprint",
     "make_plan",
     "named_tensors",
@@ -28,9 +27,6 @@ __all__ = [
 
 FORMAT = "l0prune.surgery"
 VERSION = 1
-
-Runs = tuple[tuple[int, int], ...]
-"""Half-open runs `(start, stop)` of kept indices, ascending."""
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -47,55 +43,6 @@ def fingerprint(model: nn.Module) -> str:
         f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items() if isinstance(t, Tensor)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def to_runs(keep: npt.NDArray[np.bool_]) -> Runs:
-    """Runs of true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
-    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
-
-
-def to_indices(runs: Runs) -> npt.NDArray[np.int64]:
-    """The indices in the runs."""
-    return np.concatenate([np.arange(a, b) for a, b in runs]) if runs else np.zeros(0, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class TensorCut:
-    """What stays of one tensor.
-
-    Attributes:
-        dense_shape: Shape in the dense model.
-        kept: Dimension -> runs of indices that stay; dimensions that stay whole are absent.
-    """
-
-    dense_shape: tuple[int, ...]
-    kept: dict[int, Runs]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape after the cut."""
-        return tuple(
-            sum(b - a for a, b in self.kept[d]) if d in self.kept else size for d, size in enumerate(self.dense_shape)
-        )
-
-    def select(self, tensor: Tensor) -> Tensor:
-        """The part of a dense tensor that stays, as a new contiguous tensor."""
-        for dim, runs in self.kept.items():
-            tensor = tensor.index_select(dim, torch.from_numpy(to_indices(runs)).to(tensor.device))
-        return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-    def scatter_(self, dense: Tensor, compact: Tensor) -> None:
-        """Write a compact tensor back to its place in the dense one; other entries stay as they are."""
-        if not self.kept:
-            dense.copy_(compact)
-            return
-        grid = [
-            torch.from_numpy(to_indices(self.kept[d])) if d in self.kept else torch.arange(size)
-            for d, size in enumerate(self.dense_shape)
-        ]
-        index = torch.meshgrid(*[g.to(dense.device) for g in grid], indexing="ij")
-        dense[index] = compact.to(dense)
 
 
 @dataclass(frozen=True)
@@ -208,7 +155,7 @@ class SurgeryPlan:
             raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
         try:
             tensors = {
-                str(name): _checked_cut(
+                str(name): checked_cut(
                     tuple(int(s) for s in cut["dense_shape"]),
                     {int(d): tuple((int(a), int(b)) for a, b in runs) for d, runs in cut["kept"].items()},
                 )
@@ -245,16 +192,6 @@ class SurgeryPlan:
             f"this {type(model).__name__} has other tensors or dtypes than the dense model the plan was made for; build the "
             "base model as it was before pruning"
         )
-
-
-def _checked_cut(dense_shape: tuple[int, ...], kept: dict[int, Runs]) -> TensorCut:
-    for dim, runs in kept.items():
-        if not 0 <= dim < len(dense_shape):
-            raise ValueError(f"dimension {dim} of a tensor of shape {dense_shape}")
-        bounds = [bound for run in runs for bound in run]
-        if bounds != sorted(bounds) or (bounds and (bounds[0] < 0 or bounds[-1] > dense_shape[dim])):
-            raise ValueError(f"runs {runs} do not lie in a dimension of {dense_shape[dim]}")
-    return TensorCut(dense_shape, kept)
 
 
 def _attribute_from_json(data: Mapping[str, Any]) -> AttributeChange:
