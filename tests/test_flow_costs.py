@@ -150,3 +150,14 @@ def test_an_unknown_metric_is_refused():
 
     with pytest.raises(ConfigError, match="metric 'flops' is unknown; choose 'macs' or 'params'"):
         flow.dense_cost("flops")
+
+
+def test_rows_that_a_mask_selects_cost_what_they_did_in_the_example():
+    """A decoder of the masked positions alone."""
+    net = Net(lambda net, x, mask: net.head(net.up(x)[mask].relu()), up=nn.Linear(5, 8), head=nn.Linear(8, 2))
+    mask = torch.tensor([[True, True, False, True], [True, False, True, False], [True, False, False, False]])
+
+    flow = l0prune.trace(ready(net), (inputs(3, 4, 5), mask))
+
+    assert {term.name: term.coefficient for term in flow.terms("macs")} == {"up": 4 * 5, "head": 6 / 3 * 2}
+    l0prune.inject(net, flow, budget=l0prune.Budget("macs", 0.5), steps=3)

@@ -191,3 +191,33 @@ def test_a_list_cut_out_of_a_longer_one_is_not_shortened():
     net.register_buffer("chosen", torch.tensor([2, 0, 1, 0]))
 
     assert traced(net, inputs(3, 3)).n_gates == 0
+
+
+MASKED = {
+    "positions": lambda y, mask: y[mask],
+    "of each row": lambda y, mask: y[mask[:, 0]].mean(1),
+    "after a slice": lambda y, mask: y[:, mask[0]].mean(1),
+    "products": lambda y, mask: y[mask].relu() * y[mask],
+}
+
+
+@pytest.mark.parametrize("form", ["in-place", "graph"])
+@pytest.mark.parametrize("name", MASKED)
+def test_units_beside_what_a_mask_selects_pass(name, form):
+    net = Net(lambda net, x, mask: net.head(MASKED[name](net.up(x), mask)), up=nn.Linear(3, 6), head=nn.Linear(6, 2))
+    mask = torch.tensor([[True, True, False, True], [True, False, True, False], [False, True, False, False]])
+
+    flow = assert_cut_exactly(net, (inputs(3, 4, 3), mask), forms=[form])
+
+    assert gates(flow, "up.weight", 0) == gates(flow, "head.weight", 1) == list(range(6))
+    assert flow.unknown_ops == {}
+
+
+def test_units_that_a_mask_selects_among_are_pinned():
+    net = Net(lambda net, x, mask: net.head(net.up(x)[..., mask]).sum(1), up=nn.Linear(3, 6), head=nn.Linear(4, 2))
+    mask = torch.tensor([True, False, True, True, False, True])
+
+    flow = traced(net, (inputs(3, 4, 3), mask))
+
+    assert flow.n_gates == 0
+    assert flow.pinned[LOOKED_UP] >= 6

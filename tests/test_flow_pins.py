@@ -29,16 +29,6 @@ def test_units_that_are_looked_up_stay(name):
     assert flow.n_gates == 0
 
 
-def test_units_of_positions_that_a_mask_chooses_stay():
-    """How many there are is known when the model runs."""
-    net = Net(lambda net, x, chosen: net.head(net.up(x)[chosen]), up=nn.Linear(3, 4), head=nn.Linear(4, 2))
-
-    flow = traced(net, (inputs(2, 5, 3), inputs(2, 5) > 0))
-
-    assert flow.n_gates == 0
-    assert "aten.index.Tensor" in flow.unknown_ops
-
-
 def test_indices_behind_units_leave_them_where_they_are():
     net = Net(
         lambda net, x: net.head(net.up(x)[:, :, [2, 0]].transpose(1, 2)),

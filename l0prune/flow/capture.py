@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import CaptureError, TraceError, first_line
 from l0prune.flow.caches import without_caches
+from l0prune.flow.data_sizes import note_data_sizes_
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
@@ -121,6 +122,7 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
         except Exception:  # noqa: BLE001 - a size that cannot vary; the static export below reports real failures
             continue
         if free.has_batch:
+            note_data_sizes_(program, wide.args, wide.kwargs)
             return Captured(program, wide.args, wide.kwargs, wide.batch_size or 1, free, norms)
     try:
         program = _export(model, call, {})
@@ -129,6 +131,7 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
             f"torch.export cannot capture {type(model).__name__}: {first_line(error, named=True)}; remove data-dependent "
             "control flow from its forward pass, or trace the part of the model that has none"
         ) from error
+    note_data_sizes_(program, call.args, call.kwargs)
     batch_size = call.batch_size if has_batch else None
     return Captured(program, call.args, call.kwargs, batch_size or 1, FreeSizes.of(program, call), norms)
 

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from l0prune.flow.op import varies
 from l0prune.model_call import ModelCall
 
 __all__ = ["FreeSizes", "length_dimensions", "shares_batch"]
+
+_LONGER = (8, 4, 2)
+"""Times the lengths of the example at which compact models are compared: that far a limit in their code shows."""
+
+_LONG = 512
+"""A length that is more than twice that of the example is not tried beyond this: it would take long."""
 
 _LARGEST = 1 << 20
 """Stands for a length without an upper bound."""
@@ -109,11 +116,9 @@ class FreeSizes:
         return bool(self.batch)
 
     def depends_on_batch(self, value: Any) -> bool:
-        """Whether the shape of a tensor of the program grows with the batch."""
-        return any(
-            varies(size) and not self.batch.isdisjoint(_expression(size).free_symbols)
-            for size in getattr(value, "shape", ())
-        )
+        """Whether the shape of a tensor of the program grows with the batch; a number of entries that data select does."""
+        symbols = {s for size in getattr(value, "shape", ()) if varies(size) for s in _expression(size).free_symbols}
+        return not self.batch.isdisjoint(symbols) or any(symbol_is_type(s, SymT.UNBACKED_INT) for s in symbols)
 
     def scaled_lengths(self, scale: float) -> dict[sympy.Symbol, int]:
         """Every free length times `scale`, as far as the program accepts that."""
@@ -131,6 +136,14 @@ class FreeSizes:
             yield self.with_lengths(call, self.scaled_lengths(0.5))
         if self.has_batch:
             yield call
+
+    def longer(self, call: ModelCall) -> Iterator[ModelCall]:
+        """The call with longer lengths, the longest first, as far as the program accepts that; a model may still refuse them."""
+        for scale in _LONGER:
+            lengths = self.scaled_lengths(scale)
+            grows = any(size > self.example[symbol] for symbol, size in lengths.items())
+            if grows and (scale == min(_LONGER) or max(lengths.values()) <= _LONG):
+                yield self.with_lengths(call, lengths)
 
     def with_lengths(self, call: ModelCall, lengths: dict[sympy.Symbol, int]) -> ModelCall:
         """The call with other lengths: tensors are cut off, or begin again at their end."""

@@ -69,12 +69,16 @@ def op_name(target: Any) -> str:
     return getattr(target, "__name__", str(target))
 
 
+UNKNOWN = -1
+"""A size that depends on data which nobody has seen."""
+
+
 def concrete(size: int | torch.SymInt) -> int:
     """A size as a number: symbolic sizes give the size they had in the example."""
     if isinstance(size, int):
         return size
     hint = size.node.hint
-    return int(hint) if hint is not None else -1
+    return int(hint) if hint is not None else UNKNOWN
 
 
 def varies(size: int | torch.SymInt) -> bool:

@@ -53,6 +53,8 @@ def trace(
     """
     if gqa not in ("groups", "queries"):
         raise ConfigError(f"gqa is {gqa!r}; expected 'groups' or 'queries'")
+    if isinstance(model, nn.DataParallel):
+        raise TraceError("the model is wrapped in nn.DataParallel: pass what it wraps, model.module")
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for name in ignored:

@@ -83,7 +83,7 @@ def count_multiplications(op: Op, dims: Sequence[tuple[int, IdArray | None]]) ->
     sides = []
     for size, ids in dims:
         if ids is None:
-            coefficient *= size
+            coefficient *= max(size, 1)  # one where nobody knows
         else:
             sides.append(ids)
     name = op.module or op.node.name

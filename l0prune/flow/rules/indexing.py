@@ -25,10 +25,8 @@ def embedding(op: Op) -> Labels:
 
 @register("index", "_unsafe_index")
 def index(op: Op) -> Labels:
-    """`x[i, :, j]`: indexed dimensions are pinned, the others keep their units (NumPy's placement of the result)."""
+    """`x[i, :, j]` or `x[mask]`: indexed dimensions are pinned, the others keep their units (NumPy's placement of the result)."""
     x, indices = op.arg("self"), op.arg("indices")
-    if any(is_mask(node) for node in indices):
-        raise NoRuleError
     named = [node for node in indices if node is not None]
     if len(named) == 1 and is_selection(op, named[0]):
         return selected(op, op.labels(x), indices.index(named[0]), named[0])
