@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.errors import CaptureError, FileFormatError, ModelSpecError, PlanMismatchError
+from l0prune.errors import CaptureError, CheckpointError, FileFormatError, ModelSpecError, PlanMismatchError
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
 
@@ -44,6 +44,7 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
     Raises:
         ConfigError: the model does not come from `shrink`.
         FileFormatError: the folder exists and holds something else.
+        CheckpointError: the weights cannot be written, or nothing could load the folder.
     """
     from l0prune import __version__
     from l0prune.flow.capture import capture
@@ -63,7 +64,13 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
         try:
             captured = capture(compact, record.example_kwargs or record.example_args)
         except CaptureError as error:
-            refusal[_REFUSAL] = str(error).partition(";")[0]
+            reason = str(error).partition(";")[0]
+            if record.form == "graph":
+                raise CheckpointError(
+                    f"{target}: nothing could load the model again: it was cut in its graph, and {reason}; keep the dense model"
+                    " and the gates, and shrink them again"
+                ) from error
+            refusal[_REFUSAL] = reason
         if captured is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

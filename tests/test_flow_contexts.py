@@ -7,7 +7,8 @@ from torch import nn
 
 from l0prune.compact import load, save
 from l0prune.flow.contexts import open_contexts_
-from l0prune.surgery.shrink import shrink
+from l0prune.flow.trace import trace
+from l0prune.surgery.shrink import shrink, surgery_of
 
 
 def net_with(context, **parts: nn.Module) -> Net:
@@ -139,3 +140,30 @@ def test_an_empty_region_leaves_nothing_behind():
     graph = traced(Net(function, up=nn.Linear(3, 8), head=nn.Linear(8, 2)), inputs(4, 3)).captured.program.graph
 
     assert [node.name for node in graph.nodes if node.op == "call_function"] == ["linear", "linear_1"]
+
+
+class Cast(nn.Module):
+    """A region in lower precision, and a tensor outside the state dict, for which it is cut in its graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.middle, self.head = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.shift = torch.linspace(-1, 1, 6)
+
+    def forward(self, x):
+        x = self.up(x).relu()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.middle(x).relu()
+        return self.head(x.float() + self.shift)
+
+
+def test_a_graph_with_a_region_in_lower_precision_is_saved_and_loaded(tmp_path):
+    net, x = Cast().eval(), torch.randn(3, 5)
+    flow = trace(net, x)
+    compact = shrink(gated_at(net, flow, random_gates(flow)))
+    assert surgery_of(compact).form == "graph"
+
+    loaded = load(save(compact, tmp_path / "compact"))
+
+    assert torch.equal(loaded(x), compact(x))
+    assert not torch.equal(loaded(x), loaded.double()(x.double()).float())

@@ -106,6 +106,8 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         write_whole(path, save(tensors, metadata={"format": "pt"}))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({first_line(error)}).") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: safetensors has no type for {error}: convert the model.") from error
     return path
 
 

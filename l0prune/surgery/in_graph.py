@@ -92,8 +92,13 @@ class _Rewriter:
         return int(self.mask(gates).sum())
 
     def gates(self, node: Any) -> list[DimensionGates]:
-        """Gates of each dimension of a node's (single) output."""
-        return self.flow.nodes.get(node.name, []) if isinstance(node, Node) else []
+        """Gates of each dimension of a node's (single) output, or of a parameter."""
+        if not isinstance(node, Node):
+            return []
+        if node.op == "get_attr":
+            name = str(node.target)
+            return list(self.flow.tensors.get(self.flow.aliases.get(name, name), ()))
+        return self.flow.nodes.get(node.name, [])
 
     def rewrite(self, node: Node) -> None:
         """Bring the literal sizes of one node up to date."""
