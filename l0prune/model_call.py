@@ -21,6 +21,7 @@ __all__ = [
     "logits_of",
     "output_names",
     "output_tensors",
+    "set_mode",
     "split_inputs",
 ]
 
@@ -178,17 +179,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     was_training = model.training
-    _set_mode(model, training=False)
+    set_mode(model, training=False)
     try:
         yield
     finally:
         if was_training:
-            _set_mode(model, training=True)
+            set_mode(model, training=True)
         for module, training in modes:
             module.training = training
 
 
-def _set_mode(model: nn.Module, *, training: bool) -> None:
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """As `model.train(training)`, but for modules of exported programs, which have one mode only."""
     try:
         model.train(training)
     except NotImplementedError:  # the module of an ExportedProgram

@@ -187,3 +187,35 @@ def test_heads_that_are_rows_of_the_batch_are_an_integer_of_the_module(n_places)
     assert 0 < compact[0].num_heads < 4
     assert compact[0].n_places == n_places
     assert difference(compact(x), gated(x)) < EXACT
+
+
+class Window(nn.Module):
+    """Its width, its longest sequence, and a number that only training needs, are the same."""
+
+    def __init__(self, size: int = 16):
+        super().__init__()
+        self.width = self.longest = self.n_draws = size
+        self.into, self.out = nn.Linear(5, size), nn.Linear(size, 2)
+
+    def forward(self, x):
+        if self.training:
+            assert self.n_draws == 16
+        y = self.into(x).relu().view(x.shape[0], -1, self.width)
+        return self.out(y[:, -self.longest :])
+
+
+@pytest.mark.parametrize("length", [3, 6, 12])
+def test_integers_that_happen_to_be_as_large_as_a_width_stay(length):
+    net, x = Window(), inputs(2, length, 5)
+    flow = traced(net, x)
+    values = torch.ones(flow.n_gates)
+    values[:8] = 0
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated, form="in-place")
+
+    assert (compact.width, compact.longest, compact.n_draws) == (8, 16, 16)
+    assert [change.attribute for change in surgery_of(compact).plan.attributes] == ["width"]
+    for longer in (inputs(2, 14, 5), inputs(3, 20, 5)):
+        assert difference(compact(longer), gated(longer)) < EXACT
+    compact.train()(x)

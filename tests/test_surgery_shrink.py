@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, random_gates, traced
+from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, random_gates, ready, traced
 from torch import nn
 
 import l0prune
-from l0prune.errors import ConfigError, EquivalenceError
+from l0prune.errors import CaptureError, CheckpointError, ConfigError, EquivalenceError, TraceError
 from l0prune.surgery.equivalence import Difference, compare, random_like, require_equal
 from l0prune.surgery.shrink import absorb_, shrink, surgery_of
 
@@ -194,3 +194,109 @@ def test_a_model_that_normalises_in_single_precision_is_held_to_single_precision
     compact = shrink(gated_at(net, flow, random_gates(flow)))
 
     assert 1e-9 < surgery_of(compact).difference.max_rel < 1e-5
+
+
+class OfTwoTypes(nn.Module):
+    """Its first parameter is more precise than what it works on."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.up, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.up(x).relu()) * self.scale.float()
+
+
+def test_inputs_keep_the_type_they_were_traced_with():
+    net, x = OfTwoTypes().eval(), torch.randn(2, 5)
+    flow = l0prune.trace(net, x)
+
+    compact = shrink(gated_at(net, flow, random_gates(flow)))
+
+    assert surgery_of(compact).difference.max_rel < 1e-6
+    assert compact.up.weight.shape[0] < 8
+
+
+def test_inputs_follow_a_model_that_was_converted_after_the_trace():
+    net, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 5)
+    flow = l0prune.trace(net, x)
+
+    compact = shrink(gated_at(net.double(), flow, random_gates(flow)))
+
+    assert surgery_of(compact).difference.max_rel < 1e-12
+
+
+@pytest.mark.parametrize("form", ["in-place", "graph"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_cross_attention_of_a_decoder_is_cut_where_it_can(norm_first, form):
+    layer = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+    net = ready(
+        Net(
+            lambda net, x, m: net.out(net.layer(net.up(x), net.up(m))),
+            up=nn.Linear(5, 8),
+            layer=layer,
+            out=nn.Linear(8, 2),
+        )
+    )
+    x = (inputs(2, 6, 5), inputs(2, 3, 5, seed=1))
+    flow = l0prune.trace(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+    if form == "in-place":
+        with pytest.raises(EquivalenceError, match="leave form open, or use form='graph'"):
+            shrink(gated, form=form)
+    else:
+        assert surgery_of(shrink(gated, form=form)).difference.max_rel < EXACT
+
+
+PARTS = {
+    "slice": lambda w: w[:4],
+    "narrow": lambda w: w.narrow(0, 2, 4),
+    "split": lambda w: w.split([4, 4])[1],
+    "tensor_split": lambda w: torch.tensor_split(w, 2)[0],
+    "chunk": lambda w: w.chunk(2)[1],
+}
+
+
+@pytest.mark.parametrize("form", [None, "graph"])
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_parameter_are_cut(name, form):
+    def forward(net, x):
+        return net.head(nn.functional.linear(x, PARTS[name](net.up.weight)).relu()) + net.other(net.up(x))
+
+    net = ready(Net(forward, up=nn.Linear(5, 8), head=nn.Linear(4, 2), other=nn.Linear(8, 2)))
+    x = inputs(3, 5)
+    flow = l0prune.trace(net, x)
+    values = torch.ones(flow.n_gates, dtype=torch.float64)
+    values[1::2] = 0
+    gated = gated_at(net, flow, values)
+
+    assert flow.n_gates
+    assert difference(shrink(gated, form=form)(x), gated(x)) < EXACT
+
+
+def test_a_graph_that_nothing_could_load_again_is_not_saved(tmp_path, monkeypatch):
+    def refuse(model, inputs):
+        raise CaptureError("torch.export cannot capture it; remove the cause")
+
+    compact = shrink(half_open(plain(), inputs(3, 6)), form="graph")
+    monkeypatch.setattr("l0prune.flow.capture.capture", refuse)
+
+    with pytest.raises(CheckpointError, match="nothing could load the model again: it was cut in its graph"):
+        l0prune.save(compact, tmp_path / "compact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_in_data_parallel_is_refused():
+    with pytest.raises(TraceError, match=r"pass what it wraps, model\.module"):
+        l0prune.trace(nn.DataParallel(plain()), torch.randn(2, 6))
+
+
+def test_the_module_of_an_exported_program_can_be_gated_in_either_mode():
+    x = torch.randn(3, 6)
+    module = torch.export.export(plain().eval(), (x,)).module()
+    gated = l0prune.inject(module, l0prune.trace(module, x))
+
+    assert gated.train().training
+    assert not gated.eval().training
+    assert gated(x).shape == (3, 4)

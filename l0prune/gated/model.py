@@ -22,6 +22,7 @@ from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
+from l0prune.model_call import set_mode
 
 __all__ = ["GatedModel", "inject"]
 
@@ -131,6 +132,13 @@ class GatedModel(nn.Module):
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
             if not name.startswith(own):
                 yield name, parameter
+
+    def train(self, mode: bool = True) -> GatedModel:
+        """Set the mode; the module of an exported program keeps its own."""
+        self.training = mode
+        for part in self.children():
+            set_mode(part, training=mode)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with gated weights."""

@@ -96,6 +96,11 @@ class SurgeryPlan:
     calls: tuple[CallChange, ...] = ()
     form: str = "in-place"
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether sizes were changed by their values: in the graph, in calls, or as integers of modules."""
+        return self.form == "graph" or bool(self.calls) or bool(self.attributes)
+
     def fold(self, name: str, tensor: Tensor) -> Tensor:
         """The dense tensor multiplied by the gates that consume it."""
         for (parameter, dim), factors in self.folds.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import ConfigError, EquivalenceError, L0PruneError
+from l0prune.errors import ConfigError, EquivalenceError
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
 from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
-from l0prune.surgery.trials import difference_between
+from l0prune.surgery.spare_integers import give_back_spare_integers_
+from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
 
 __all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
@@ -117,29 +119,23 @@ def shrink(
     compact: nn.Module | None = None
     difference, failure = Difference(math.inf, math.inf, 0), None
     for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways):
-        try:
-            elsewhere = used.form == "graph" or bool(used.calls)
-            difference = difference_between(
-                reference, compact, ModelCall(args, kwargs), ModelCall(*traced), in_graph=elsewhere
-            )
-            failure = None
-        except L0PruneError:
-            raise
-        except Exception as error:  # noqa: BLE001 - in place: the class has sizes in its code; the graph has none
-            difference, failure = Difference(math.inf, math.inf, 0), error
+        trials = Trials(reference, ModelCall(args, kwargs), ModelCall(*traced), elsewhere=used.is_rewritten)
+        leaner = give_back_spare_integers_(compact, used, partial(trials.agree, tolerance=tolerance))
+        difference, failure = trials.difference_or_error(compact)
         if difference.max_rel <= tolerance:
-            plan = used
+            plan = leaner
             break
     if compact is None:
         remedy = f"and {IN_PLACE_ONLY}" if gated.flow.refusal else "use form='graph' or leave it open"
         raise ConfigError(f"the model cannot be cut in place; {remedy}")
+    insisted = form == "in-place" and not gated.flow.refusal
+    what_to_do = _REMEDY if insisted else _WHAT_TO_DO[gated.flow.tracer]
     if failure is not None:
         reason = (str(failure).splitlines() or [""])[0]
         raise EquivalenceError(
-            f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); "
-            + (_REMEDY if form == "in-place" and not gated.flow.refusal else _WHAT_TO_DO[gated.flow.tracer])
+            f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); {what_to_do}"
         ) from failure
-    require_equal(difference, tolerance, "shrunk and gated", remedy=_WHAT_TO_DO[gated.flow.tracer])
+    require_equal(difference, tolerance, "shrunk and gated", remedy=what_to_do)
     record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
     object.__setattr__(compact, _RECORD, record)
     return compact.eval()
@@ -217,15 +213,30 @@ def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tu
     else:
         captured = gated.flow.captured
         args, kwargs = captured.args, captured.kwargs
-    first = next(gated.model.parameters(), None)
+    device = next((parameter.device for parameter in gated.model.parameters()), None)
+    converted = _converted(gated)
 
     def fit(value: Any) -> Any:
-        if not isinstance(value, Tensor) or first is None:
-            return value
-        return value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
+        return value.to(device, converted.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 
     fitted: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(fit, (args, kwargs))
     return fitted
+
+
+def _converted(gated: GatedModel) -> dict[torch.dtype, torch.dtype]:
+    """Floating-point types of the parameters when the model was traced -> what became of them since, where that differs."""
+    program = gated.flow.captured.program
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    now = dict(gated.model.named_parameters(remove_duplicate=False))
+    then = {parameter: values.get(name) for name, parameter in program.graph_signature.inputs_to_parameters.items()}
+    if not then:  # no graph says what they were
+        kinds = {parameter.dtype for parameter in now.values() if parameter.is_floating_point()}
+        return dict.fromkeys((torch.float32, torch.float64), kinds.pop()) if len(kinds) == 1 else {}
+    return {
+        value.dtype: now[name].dtype
+        for name, value in then.items()
+        if isinstance(value, Tensor) and name in now and value.dtype != now[name].dtype
+    }
 
 
 def _tolerance(gated: GatedModel) -> float:
