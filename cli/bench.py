@@ -60,7 +60,7 @@ class BenchOptions:
 @click.option(
     "--max-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds of timing, at most."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of inputs and order.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of inputs and order.")
 @common_options
 def bench_command(
     paths: tuple[Path, ...],

@@ -15,7 +15,7 @@ from l0prune.cli.output import console, note, percent, print_table, ratio, show,
 from l0prune.cli.report import report_run
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.shrink import shrink_run
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, RunDirectoryError
 
 __all__ = ["demo_command", "run_demo"]
 
@@ -49,6 +49,7 @@ def demo_command(out: Path, threads: int, as_json: bool) -> None:
 def run_demo(out: Path) -> dict[str, Any]:
     """Every step, as its own command would do it; plain data."""
     start = time.perf_counter()
+    require_own(out)
     announce("finetune", f"{REQUEST.model.spec} --data digits --budget {REQUEST.options.budget} --out {out}")
     begin(out, REQUEST, argv=sys.argv, overwrite=True)
     announce("shrink", str(out))
@@ -68,6 +69,24 @@ def run_demo(out: Path) -> dict[str, Any]:
         "report": report_or_none(out),
         "seconds": time.perf_counter() - start,
     }
+
+
+def require_own(out: Path) -> None:
+    """See that what the demo would replace is a demo.
+
+    Raises:
+        RunDirectoryError: another run, or something else, is there.
+    """
+    from l0prune.run_directory import RunDirectory
+
+    run = RunDirectory(out)
+    run.require_free(overwrite=True)
+    if not run.record_path.exists():
+        return
+    record = run.read()
+    same = record.model.get("spec") == REQUEST.model.spec and record.config.get("epochs") == REQUEST.options.epochs
+    if not (same and record.data == {"spec": REQUEST.data}):
+        raise RunDirectoryError(f"{out} holds a run that is no demo: name another directory with --out")
 
 
 def announce(command: str, arguments: str) -> None:

@@ -1,6 +1,7 @@
 """`l0prune eval`: the score of a model, or of every form of a run."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,26 @@ def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, as
     """
     with working():
         if Path(model.spec).is_dir():
+            require_no_options(model)
             result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size)
         elif data_spec is None:
             raise ConfigError(f"{model.spec}: there is no such run; a model needs --data SPEC to be scored on")
         else:
             result = evaluate_model(model, data_spec, batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
+
+
+def require_no_options(model: ModelOptions) -> None:
+    """See that no option says how to build a model that a run describes already.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for field in fields(model):
+        if field.name != "spec" and getattr(model, field.name) not in (field.default, {}, (), None, False):
+            raise ConfigError(
+                f"--{field.name.replace('_', '-')} is for a model; {model.spec} is a run, which has its own"
+            )
 
 
 def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -241,7 +242,7 @@ def print_result(result: dict[str, Any]) -> None:
     goal = result["budget"] or result["penalty"]
     before = "untrained" if result["from_scratch"] else "dense"
     print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
-    console().print(f"Next: l0prune shrink {result['run']}", markup=False, soft_wrap=True)
+    console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
 
 
 def ratio_of(result: dict[str, Any], name: str) -> str:

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.failures import Interrupted
@@ -73,12 +74,13 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
         RunDirectory(out).require_free(overwrite=overwrite)
     prepared = prepare(request)
     if is_main_process():
-        run = RunDirectory.create(
-            out, argv=argv, **prepared.request.to_record(), seed=prepared.config.seed, overwrite=overwrite
-        )
-    else:
-        run = RunDirectory(out)
-    return train(run, prepared, resume=False)
+        with RunDirectory(out).locked() if out.exists() else nullcontext():
+            run = RunDirectory.create(
+                out, argv=argv, **prepared.request.to_record(), seed=prepared.config.seed, overwrite=overwrite
+            )
+        with run.locked():
+            return train(run, prepared, resume=False)
+    return train(RunDirectory(out), prepared, resume=False)
 
 
 def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str]) -> dict[str, Any] | None:
@@ -106,7 +108,9 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str]) -> dict[st
         raise RunDirectoryError(f"{out}: the run has finished; go on with `l0prune shrink {out}`")
     prepared = prepare(request)
     if is_main_process():
-        run.set_status("running")
+        with run.locked():
+            run.set_status("running")
+            return train(run, prepared, resume=True)
     return train(run, prepared, resume=True)
 
 
@@ -212,7 +216,7 @@ def noting_the_end(run: "RunDirectory") -> "Iterator[None]":
             run.discard()
             raise Interrupted("before the first epoch ended, so nothing is kept; start the run again") from interrupt
         run.set_status("interrupted")
-        raise Interrupted(f"continue with `l0prune finetune --out {run.path} --resume`") from interrupt
+        raise Interrupted(f"continue with `l0prune finetune --out {quote(str(run.path))} --resume`") from interrupt
     except Exception:  # whatever ends the run is written down, and raised again
         if is_main_process():
             run.discard()

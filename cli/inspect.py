@@ -1,5 +1,6 @@
 """`l0prune inspect`: what could be cut, what each layer costs, what is pinned and why."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -161,5 +162,12 @@ def print_inspection(result: dict[str, Any]) -> None:
     out.print(
         f"{result['n_gates']} units in {result['n_widths']} widths; "
         f"{result['prunable_fraction']:.1%} of {size(result['params'])} parameters in reach, "
-        f"{size(result['macs'])} MACs; smallest budget: macs={floor['macs']:.2g}, params={floor['params']:.2g}"
+        f"{size(result['macs'])} MACs; smallest budget: macs={rounded_up(floor['macs'])}, params={rounded_up(floor['params'])}"
     )
+
+
+def rounded_up(share: float) -> str:
+    """Two digits, not below the number."""
+    text = f"{share:.2g}"
+    digit = 10.0 ** (math.floor(math.log10(share)) - 1) if share > 0 else 0.0
+    return text if float(text) >= share else f"{share + digit / 2:.2g}"

@@ -3,12 +3,13 @@
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from l0prune.cli.options import Alignment, common_options, threads_option
-from l0prune.cli.output import console, print_table, ratio, show, size, working
+from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 
 if TYPE_CHECKING:
@@ -72,8 +73,14 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
         l0prune.save(compact, run.directory.compact)
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
-    run.directory.bench.unlink(missing_ok=True)  # it measured the files that were here before
+    for outdated in (run.directory.bench, run.directory.report):  # of the files that were here before
+        outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
+    cut_again = bool(((record.values != 0) != (gated.gate_values() != 0).cpu().numpy()).any())
+    result = {key: value for key, value in (run.directory.read().result or {}).items() if key != "cut_again"}
+    run.directory.set_status("finished", result=result | ({"cut_again": f"shrink --align {step}"} if cut_again else {}))
+    if cut_again:
+        note(f"--align {step} changed the network after its training: score it with `l0prune eval {quote(str(path))}`")
     macs = gated.flow.dense_cost("macs")
     return {
         "run": str(path),

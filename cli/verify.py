@@ -14,8 +14,20 @@ __all__ = ["verify_command"]
 
 @click.command("verify")
 @model_options()
-@click.option("--closed", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of units to close.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice and of the random inputs.")
+@click.option(
+    "--closed",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of units to close.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the choice and of the random inputs.",
+)
 @click.option("--align", type=Alignment(), help="Round kept widths to a multiple of N; auto: for this CPU.")
 @click.option(
     "--gate",

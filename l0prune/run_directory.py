@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -181,6 +183,31 @@ class RunDirectory:
         run = cls(path)
         run.read()
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process trains in this directory meanwhile; the lock ends with the process, however it ends.
+
+        Raises:
+            RunDirectoryError: another process does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows has no lock for directories
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunDirectoryError(
+                        f"another process is training in {self.path}: wait until it has ended, or name another directory"
+                    ) from error
+            yield
+        finally:
+            os.close(handle)
 
     def require_free(self, *, overwrite: bool = False) -> None:
         """See that a run may begin here.

@@ -303,3 +303,16 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
     result = invoked("finetune", "--out", str(tmp_path), "--resume", "--overwrite")
 
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("option", [["--weights", "other.safetensors"], ["--mean", "0.5"], ["--model-arg", "a=1"]])
+def test_options_of_a_model_are_refused_for_a_run(run, option):
+    refused(["eval", str(run), *option], option[0], "is for a model", "is a run")
+
+
+def test_a_demo_does_not_replace_a_run(run):
+    before = (run / "run.json").read_bytes()
+
+    refused(["demo", "--out", str(run)], "holds a run that is no demo")
+
+    assert (run / "run.json").read_bytes() == before

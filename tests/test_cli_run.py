@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from tiny_task import network
 
 import l0prune
+from l0prune.cli.inspect import rounded_up
 from l0prune.cli.main import cli
 
 FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
@@ -110,6 +111,30 @@ def test_shrink_says_what_was_saved(run):
     assert result["params_after"] == sum(p.numel() for p in l0prune.load(run / "compact").parameters())
     assert result["bytes_after"] == (run / "onnx" / "compact.onnx").stat().st_size
     assert result["bytes_before"] == (run / "onnx" / "dense.onnx").stat().st_size
+
+
+def test_the_report_says_that_the_network_was_cut_again(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+    invoke("report", other)
+    assert "was cut again" not in (other / "report.html").read_text()
+
+    shrunk = invoke("shrink", other, "--align", 4)
+
+    assert "changed the network after its training: score it with `l0prune eval" in shrunk.stderr
+    assert not (other / "report.html").exists()
+    invoke("report", other)
+    assert "the network was cut again, with shrink --align 4" in (other / "report.html").read_text()
+    invoke("shrink", other)
+    invoke("report", other)
+    assert "was cut again" not in (other / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.000105, "0.00011"), (0.00014, "0.00014"), (0.0996, "0.1"), (0.5, "0.5")]
+)
+def test_the_smallest_budget_is_printed_so_that_it_can_be_asked_for(share, text):
+    assert rounded_up(share) == text
+    assert float(text) >= share
 
 
 def test_shrink_rounds_widths_when_asked(run, tmp_path):

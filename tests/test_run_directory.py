@@ -1,6 +1,8 @@
 """run.json and the rules of a run's directory."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -145,3 +147,21 @@ def test_a_failed_start_leaves_nothing_and_a_used_run_stays(tmp_path):
 
     assert not failed.path.exists()
     assert used.read().seed == 3
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    run = create(tmp_path / "run")
+    code = f"""
+from pathlib import Path
+from l0prune.run_directory import RunDirectory
+with RunDirectory(Path({str(run.path)!r})).locked():
+    print("locked")
+"""
+
+    def other() -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    with run.locked():
+        assert "another process is training in" in other().stderr
+    assert other().stdout == "locked\n"
+    assert sorted(path.name for path in run.path.iterdir()) == ["run.json"]

@@ -275,6 +275,21 @@ def test_parts_of_a_parameter_are_cut(name, form):
     assert difference(shrink(gated, form=form)(x), gated(x)) < EXACT
 
 
+@pytest.mark.parametrize("align", [None, 2])
+def test_a_budget_is_kept_although_training_left_more_open(align):
+    net, x = plain(), inputs(3, 6)
+    flow = traced(net, x)
+    gated = l0prune.inject(net, flow, budget=l0prune.Budget("macs", 0.5), steps=10)
+    gated.gates.log_alpha.data = torch.linspace(0.5, 4.0, 8, dtype=torch.float64)  # all of them open
+    assert gated.hard_cost() == gated.hard_cost("macs") == 1.0
+
+    compact = shrink(gated, align=align)
+
+    assert compact[0].out_features == 4
+    assert not surgery_of(compact).values[:4].any()
+    assert gated.hard_cost() == 1.0
+
+
 def test_a_graph_that_nothing_could_load_again_is_not_saved(tmp_path, monkeypatch):
     def refuse(model, inputs):
         raise CaptureError("torch.export cannot capture it; remove the cause")

@@ -206,13 +206,18 @@ class GatedModel(nn.Module):
             self._costs[metric] = CostModel(self.flow.terms(metric), self.n_gates)
         return self._costs[metric]
 
-    def expected_cost(self, metric: str) -> Tensor:
-        """Expected cost under the gate distributions, fraction of dense, scalar, differentiable in the gates."""
-        return self.costs(metric).expected(self.open_probability())
+    @property
+    def metric(self) -> str:
+        """What costs are counted in: that of the budget; "macs" without one."""
+        return "macs" if self.budget is None else self.budget.metric
 
-    def hard_cost(self, metric: str) -> float:
+    def expected_cost(self, metric: str | None = None) -> Tensor:
+        """Expected cost under the gate distributions, fraction of dense, scalar, differentiable in the gates."""
+        return self.costs(metric or self.metric).expected(self.open_probability())
+
+    def hard_cost(self, metric: str | None = None) -> float:
         """Cost with the gates that are open at test time, fraction of dense."""
-        return self.costs(metric).hard(self.gate_values() != 0)
+        return self.costs(metric or self.metric).hard(self.gate_values() != 0)
 
     def set_budget(
         self, budget: Budget | None, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None

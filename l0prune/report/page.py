@@ -132,6 +132,12 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
         f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
         f"{result['expected_cost']:.4f}; {result['n_open']} of {result['n_gates']} units stayed open."
     ]
+    if result.get("cut_again"):
+        notes.append(
+            f"After its training the network was cut again, with {result['cut_again']}: file, latencies, widths and speedup are"
+            f" of what is left; {result['metric']}, MACs and parameters are of the network that was trained. l0prune eval"
+            f" {run.path} scores what is left."
+        )
     if bench is not None:
         speedup = bench.speedup["compact"]
         notes.append(

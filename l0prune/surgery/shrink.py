@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.budget.selection import align_open
+from l0prune.budget.selection import align_open, select_open
 from l0prune.errors import ConfigError, EquivalenceError
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
@@ -88,7 +88,8 @@ def shrink(
     """Cut the closed units out of the weights and verify that the result computes what the gated model does.
 
     Args:
-        gated: The gated model; gates that are not frozen take their test-time values. It is not changed.
+        gated: The gated model; gates that are not frozen take their test-time values, and where those cost more than the
+            budget, the lowest close. It is not changed.
         align: Round kept widths to multiples of this: up where the budget still holds, else down. None leaves them.
         example_inputs: Inputs to verify with; None takes those the model was traced with, and noise of their shapes.
         form: "in-place" or "graph" to insist on one; None tries in place and falls back to the graph.
@@ -99,14 +100,18 @@ def shrink(
 
     Raises:
         EquivalenceError: the result differs from the gated model.
+        BudgetInfeasibleError: closing every gate does not meet the budget.
         ConfigError: a dimension that must not vanish is closed entirely, or `form` or `align` is not valid.
     """
     if form not in (None, "in-place", "graph"):
         raise ConfigError(f"form is {form!r}; expected 'in-place', 'graph' or None")
     reference = gated
     values = gated.gate_values().double().cpu().numpy()
+    if not gated.frozen:
+        values = _within_budget(gated, values)
     if align is not None and align != 1:
         values = aligned_values(gated, values, align)
+    if not np.array_equal(values, gated.gate_values().double().cpu().numpy()):
         reference = _with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
@@ -150,18 +155,29 @@ def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: in
     if align < 1:
         raise ConfigError(f"align is {align}; expected a positive number of channels")
     budget = gated.budget
-    metric = "macs" if budget is None else budget.metric
     scores = values + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu().numpy()
     opened = align_open(
         values != 0,
         scores,
-        gated.costs(metric),
+        gated.costs(gated.metric),
         gated.flow.dimensions,
         gated.flow.gate_group,
         align=align,
         keep=None if budget is None else budget.keep,
     )
     return np.where(opened, np.where(values != 0, values, 1.0), 0.0)
+
+
+def _within_budget(gated: GatedModel, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Gate values with the lowest of the open gates closed, where those that training left open cost more than the budget."""
+    budget = gated.budget
+    if budget is None or gated.costs(budget.metric).hard(values != 0) <= budget.keep:
+        return values
+    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
+    chosen = select_open(
+        scores, gated.costs(budget.metric), gated.flow.dimensions, gated.flow.gate_group, budget, tolerance=1.0
+    )
+    return np.where(chosen, np.where(values != 0, values, 1.0), 0.0)
 
 
 def absorb_(gated: GatedModel, compact: nn.Module) -> None:
