@@ -215,3 +215,18 @@ def test_histograms_of_the_layers_add_up_to_the_whole():
     assert {name: sum(counts) for name, counts in layers.items()} == {"b": 2, "a": 101, "c": 197}
     assert layers["b"][0] == layers["b"][1] == 1
     assert tuple(map(sum, zip(*layers.values(), strict=True))) == open_histogram(probability)
+
+
+def test_the_one_before_stays_where_the_disk_is_full(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, checkpoint(1))
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"checkpoint cannot be written .*: make room or see to the rights"):
+        save_checkpoint(folder, checkpoint(2))
+
+    assert load_checkpoint(folder).trainer["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

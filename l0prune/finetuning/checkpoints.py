@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from l0prune.errors import CheckpointError
+from l0prune.errors import CheckpointError, first_line
 
 __all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
 
@@ -57,18 +57,20 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     Args:
         directory: The checkpoint folder; parents are created.
         checkpoint: What to write.
+
+    Raises:
+        CheckpointError: it cannot be written; the old one stays.
     """
     partial, previous = _beside(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _write_tensors(partial / MODEL, checkpoint.model)
-    _write_tensors(partial / GATES, checkpoint.gates)
-    if checkpoint.compact is not None:
-        _write_tensors(partial / COMPACT, checkpoint.compact)
-    if checkpoint.average is not None:
-        _write_tensors(partial / AVERAGE, checkpoint.average)
-    torch.save({"format": FORMAT, "version": VERSION, **checkpoint.trainer}, partial / TRAINER)
+    try:
+        _write(partial, checkpoint)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch raises the last where a disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{directory} cannot be written ({first_line(error)}): make room or see to the rights, then resume"
+        ) from error
     for path in (*partial.iterdir(), partial):
         _flush(path)
     if directory.exists():
@@ -76,6 +78,17 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         directory.rename(previous)
     partial.rename(directory)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir()
+    _write_tensors(folder / MODEL, checkpoint.model)
+    _write_tensors(folder / GATES, checkpoint.gates)
+    if checkpoint.compact is not None:
+        _write_tensors(folder / COMPACT, checkpoint.compact)
+    if checkpoint.average is not None:
+        _write_tensors(folder / AVERAGE, checkpoint.average)
+    torch.save({"format": FORMAT, "version": VERSION, **checkpoint.trainer}, folder / TRAINER)
 
 
 def checkpoint_exists(directory: Path) -> bool:
