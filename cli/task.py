@@ -99,6 +99,11 @@ class Task:
         predicted = logits_of(outputs)
         if self.data.has_classes:
             return F.cross_entropy(predicted, targets)
+        if predicted.numel() != targets.numel():
+            raise DataError(
+                f"the targets of {self.data.name} have shape {tuple(targets.shape[1:])} each, and the model gives"
+                f" {tuple(predicted.shape[1:])}: give targets, or a model, of the same size"
+            )
         return F.mse_loss(predicted.reshape(targets.shape), targets)
 
     def score(self, model: "nn.Module | Callable[..., Any]", *, batch_size: int = EVALUATION_BATCH) -> float:

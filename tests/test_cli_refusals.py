@@ -109,6 +109,15 @@ def test_more_classes_than_outputs(tmp_path):
     finetune_refused(tmp_path, ["finetune", "tiny_task:network", "--data", spec, *BUDGET], "8 classes", "num_classes=8")
 
 
+def test_targets_of_another_size_than_the_outputs(tmp_path):
+    numbers = {f"x_{part}": np.zeros((40, 1, 8, 8), np.float32) for part in ("train", "test")}
+    spec = data_file(tmp_path, **numbers, **{f"y_{part}": np.zeros(40, np.float32) for part in ("train", "test")})
+
+    finetune_refused(
+        tmp_path, ["finetune", "tiny_task:network", "--data", spec, *BUDGET], "shape () each", "gives (4,)", "same size"
+    )
+
+
 def test_a_missing_data_file(tmp_path):
     finetune_refused(tmp_path, ["finetune", "tiny_task:network", "--data", "npz:none.npz", *BUDGET], "none.npz")
 
