@@ -1,5 +1,6 @@
 """`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,15 +12,18 @@ import click
 from l0prune.cli.options import Alignment, common_options, threads_option
 from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
+from l0prune.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
     from l0prune.sources.model_spec import LoadedModel
+    from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["shrink_command", "shrink_run"]
 
 FORMS = ("dense", "compact")
+PREPROCESSING = "preprocessing.json"
 ONE_PATH = (
     "the ONNX files hold one path through a model with conditions in its code. No input that was tried takes another; one that "
     "does is computed wrongly there."
@@ -73,6 +77,8 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
         l0prune.save(compact, run.directory.compact)
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
+        if loaded.preprocessing is not None and not without_onnx:
+            describe_inputs(loaded.preprocessing, run.directory.onnx / PREPROCESSING)
     for outdated in (run.directory.bench, run.directory.report):  # of the files that were here before
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
@@ -123,6 +129,19 @@ def withdraw(target: Path) -> dict[str, int | None]:
     """Take away ONNX files of an earlier cut; there is no size of what is not there."""
     shutil.rmtree(target, ignore_errors=True)
     return dict.fromkeys(FORMS)
+
+
+def describe_inputs(preprocessing: "Preprocessing", path: Path) -> None:
+    """Write down what images have to become before they go into the ONNX files: these hold the network alone."""
+    content = {
+        "format": "l0prune.preprocessing",
+        "version": 1,
+        "image_size": list(preprocessing.image_size),
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "input": "float32, (batch, channels, height, width), each channel (pixel / 255 - mean) / std",
+    }
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def publish(draft: Path, target: Path) -> dict[str, int | None]:
