@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import CaptureError, ConfigError, EquivalenceError, NoOnnxError
+from l0prune.errors import CaptureError, ConfigError, EquivalenceError, ExportError, NoOnnxError
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
@@ -154,7 +154,14 @@ def verify(
     onnx_diff = None
     if onnx:
         with _timed(seconds, "onnx"):
-            onnx_diff = _onnx_difference(compact, record.example_args, record.example_kwargs)
+            try:
+                onnx_diff = _onnx_difference(compact, record.example_args, record.example_kwargs)
+            except ExportError as error:
+                if not double:
+                    raise
+                raise ExportError(
+                    f"{str(error).rstrip('.')}; onnxruntime lacks some operators in float64: leave out --double, or add --no-onnx"
+                ) from error
     return VerifyReport(
         exact=onnx_diff is None or onnx_diff <= ONNX_TOLERANCE,
         max_abs_diff=record.difference.max_abs,

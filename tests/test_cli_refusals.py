@@ -319,6 +319,12 @@ def test_options_of_a_model_are_refused_for_a_run(run, option):
     refused(["eval", str(run), *option], option[0], "is for a model", "is a run")
 
 
+def test_a_convolution_in_float64_has_no_onnx_check():
+    refused(["verify", "tiny_task:network", "--double"], "onnxruntime lacks some operators in float64", "--no-onnx")
+
+    assert CliRunner().invoke(cli, ["verify", "tiny_task:network", "--double", "--no-onnx"]).exit_code == 0
+
+
 def test_a_demo_does_not_replace_a_run(run):
     before = (run / "run.json").read_bytes()
 
