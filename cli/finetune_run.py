@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -74,11 +74,11 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
         RunDirectory(out).require_free(overwrite=overwrite)
     prepared = prepare(request)
     if is_main_process():
-        with RunDirectory(out).locked() if out.exists() else nullcontext():
+        out.mkdir(parents=True, exist_ok=True)
+        with RunDirectory(out).locked():
             run = RunDirectory.create(
                 out, argv=argv, **prepared.request.to_record(), seed=prepared.config.seed, overwrite=overwrite
             )
-        with run.locked():
             return train(run, prepared, resume=False)
     return train(RunDirectory(out), prepared, resume=False)
 
