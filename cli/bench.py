@@ -1,6 +1,5 @@
 """`l0prune bench`: latency of dense and compact in onnxruntime, measured in turn."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
     """
     from l0prune.bench.benchmark import benchmark
     from l0prune.compact import has_graph
-    from l0prune.files import write_whole
+    from l0prune.files import write_json
     from l0prune.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
@@ -119,7 +118,7 @@ def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
     if missing and not (run.compact.exists() and not has_graph(run.compact)):
         raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
     report = bench_in_torch(path, options) if missing else benchmark(files, **vars(options))
-    write_whole(run.bench, json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+    write_json(run.bench, report.to_json())
     return report
 
 

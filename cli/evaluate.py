@@ -1,7 +1,7 @@
 """`l0prune eval`: the score of a model, or of every form of a run."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,10 @@ def require_no_options(model: ModelOptions) -> None:
     Raises:
         ConfigError: names the first.
     """
-    for field in fields(model):
-        if field.name != "spec" and getattr(model, field.name) not in (field.default, {}, (), None, False):
-            raise ConfigError(
-                f"--{field.name.replace('_', '-')} is for a model; {model.spec} is a run, which has its own"
-            )
+    plain = asdict(ModelOptions(model.spec))
+    for name, value in asdict(model).items():
+        if value != plain[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} is for a model; {model.spec} is a run, which has its own")
 
 
 def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`l0prune inspect`: what could be cut, what each layer costs, what is pinned and why."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,6 +133,8 @@ def width(side: "Side") -> int:
 
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
+    from l0prune.budget.floor import rounded_up
+
     out = console()
     shown = [layer for layer in result["layers"] if layer["macs"] or layer["inputs"] is not None]
     rows = [
@@ -158,16 +159,9 @@ def print_inspection(result: dict[str, Any]) -> None:
         from l0prune.flow.channel_flow import FOLLOWED_BY
 
         out.print(f"Followed by {FOLLOWED_BY[result['tracer']]}, because {result['refusal']}.", markup=False)
-    floor = result["smallest_reachable"]
+    floor = {metric: rounded_up(share, digits=2) for metric, share in result["smallest_reachable"].items()}
     out.print(
         f"{result['n_gates']} units in {result['n_widths']} widths; "
         f"{result['prunable_fraction']:.1%} of {size(result['params'])} parameters in reach, "
-        f"{size(result['macs'])} MACs; smallest budget: macs={rounded_up(floor['macs'])}, params={rounded_up(floor['params'])}"
+        f"{size(result['macs'])} MACs; smallest budget: macs={floor['macs']:g}, params={floor['params']:g}"
     )
-
-
-def rounded_up(share: float) -> str:
-    """Two digits, not below the number."""
-    text = f"{share:.2g}"
-    digit = 10.0 ** (math.floor(math.log10(share)) - 1) if share > 0 else 0.0
-    return text if float(text) >= share else f"{share + digit / 2:.2g}"

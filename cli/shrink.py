@@ -1,6 +1,5 @@
 """`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from l0prune.cli.options import Alignment, common_options, threads_option
 from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
-from l0prune.files import write_whole
+from l0prune.files import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,8 +82,10 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
     cut_again = bool(((record.values != 0) != (gated.gate_values() != 0).cpu().numpy()).any())
-    result = {key: value for key, value in (run.directory.read().result or {}).items() if key != "cut_again"}
-    run.directory.set_status("finished", result=result | ({"cut_again": f"shrink --align {step}"} if cut_again else {}))
+    trained = run.directory.read().result or {}
+    if cut_again or "cut_again" in trained:
+        how = f"shrink --align {step}" if cut_again else None
+        run.directory.set_status("finished", result=trained | {"cut_again": how})
     if cut_again:
         note(f"--align {step} changed the network after its training: score it with `l0prune eval {quote(str(path))}`")
     macs = gated.flow.dense_cost("macs")
@@ -141,7 +142,7 @@ def describe_inputs(preprocessing: "Preprocessing", path: Path) -> None:
         "std": list(preprocessing.std),
         "input": "float32, (batch, channels, height, width), each channel (pixel / 255 - mean) / std",
     }
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
 
 
 def publish(draft: Path, target: Path) -> dict[str, int | None]:

@@ -1,6 +1,5 @@
 """`l0prune study`: measurements of the gates themselves, without a network."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def gradients_command(samples: int, seed: int, out: Path | None, as_json: bool) 
 
 def study_gradients(*, samples: int, seed: int, out: Path | None) -> dict[str, Any]:
     """Measure all points, and write them where `out` says; plain data."""
-    from l0prune.files import write_whole
+    from l0prune.files import write_json
     from l0prune.study.figures import draw_families, draw_trade_off
     from l0prune.study.gradients import gradient_points
 
@@ -54,7 +53,7 @@ def study_gradients(*, samples: int, seed: int, out: Path | None) -> dict[str, A
         out.mkdir(parents=True, exist_ok=True)
         draw_trade_off(points, out / "trade-off.svg")
         draw_families(out / "families.svg")
-        write_whole(out / "gradients.json", json.dumps(result, indent=2) + "\n")
+        write_json(out / "gradients.json", result)
         note(f"written to {out}: gradients.json, trade-off.svg, families.svg")
     return result
 

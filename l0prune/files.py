@@ -1,9 +1,22 @@
 """Files that are whole or not there."""
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_whole"]
+__all__ = ["write_json", "write_whole"]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object for people to read as well, as `write_whole` does.
+
+    Raises:
+        ValueError: a number is not finite.
+        OSError: as `write_whole`.
+    """
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from tiny_task import network
 
 import l0prune
-from l0prune.cli.inspect import rounded_up
+from l0prune.budget.floor import rounded_up
 from l0prune.cli.main import cli
 
 FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
@@ -133,7 +133,7 @@ def test_the_report_says_that_the_network_was_cut_again(run, tmp_path):
     ("share", "text"), [(0.000105, "0.00011"), (0.00014, "0.00014"), (0.0996, "0.1"), (0.5, "0.5")]
 )
 def test_the_smallest_budget_is_printed_so_that_it_can_be_asked_for(share, text):
-    assert rounded_up(share) == text
+    assert f"{rounded_up(share, digits=2):g}" == text
     assert float(text) >= share
 
 

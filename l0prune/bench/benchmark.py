@@ -27,6 +27,7 @@ __all__ = [
     "bench_table",
     "benchmark",
     "report_of",
+    "require_counts",
 ]
 
 Arrays = Tensor | np.ndarray
@@ -84,7 +85,7 @@ def benchmark(
         FileFormatError: if a file is not an ONNX model.
         ExportError: if onnxruntime cannot run one of its operators.
     """
-    _check_numbers(models, threads, batch_size, min_samples)
+    require_counts(models, "ONNX file", threads=threads, batch_size=batch_size, min_samples=min_samples)
     sessions = {name: open_session(Path(path), threads=threads) for name, path in models.items()}
     given_rows = _rows(inputs)
     rows = given_rows or batch_size or 1
@@ -145,10 +146,15 @@ def report_of(
     )
 
 
-def _check_numbers(models: Mapping[str, Any], threads: int, batch_size: int | None, min_samples: int) -> None:
+def require_counts(models: Mapping[str, Any], kind: str, **counts: int | None) -> None:
+    """See that there is something to measure, and that counts that are given are positive.
+
+    Raises:
+        ConfigError: no models, or names the first count that is not.
+    """
     if not models:
-        raise ConfigError("benchmark: no models given; expected name -> ONNX file.")
-    for name, value in (("threads", threads), ("batch_size", batch_size), ("min_samples", min_samples)):
+        raise ConfigError(f"benchmark: no models given; expected name -> {kind}.")
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: expected 1 or more.")
 

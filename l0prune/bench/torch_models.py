@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from l0prune.bench.benchmark import BLOCK_S, Facts, report_of
+from l0prune.bench.benchmark import BLOCK_S, Facts, report_of, require_counts
 from l0prune.bench.hardware import Environment
 from l0prune.bench.report import BenchReport
 from l0prune.bench.timing import interleave
@@ -44,11 +44,7 @@ def benchmark_modules(
     Raises:
         ConfigError: no models, a number out of range, or a model that does not run on the inputs.
     """
-    if not models:
-        raise ConfigError("benchmark: no models given; expected name -> module.")
-    for name, value in (("threads", threads), ("batch_size", batch_size), ("min_samples", min_samples)):
-        if value < 1:
-            raise ConfigError(f"{name}={value}: expected 1 or more.")
+    require_counts(models, "module", threads=threads, batch_size=batch_size, min_samples=min_samples)
     call = ModelCall.of(inputs).with_batch(batch_size)
     with _threads(threads), torch.inference_mode():
         times = interleave(

@@ -1,5 +1,6 @@
 """The smallest cost that gates can reach, and which layers hold it there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import numpy as np
 from l0prune.budget.sides import IntArray
 from l0prune.budget.widths import Widths
 
-__all__ = ["Floor", "smallest_counts"]
+__all__ = ["Floor", "rounded_up", "smallest_counts"]
 
 _MAX_EXACT_WIDTHS = 14
 
@@ -76,3 +77,11 @@ def _greedy_cover(widths: Widths, counts: IntArray) -> IntArray:
         if widths.covers(without):
             counts = without
     return counts
+
+
+def rounded_up(share: float, *, digits: int = 3) -> float:
+    """A share of the dense cost, rounded up to so many significant digits, so that asking for it works."""
+    if share <= 0:
+        return 0.0
+    places = digits - 1 - math.floor(math.log10(share))
+    return min(1.0, math.ceil(round(share * 10**places, 9)) / 10**places)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from l0prune.budget.alignment import Alignment, finer_alignments, full_grids
 from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
-from l0prune.budget.floor import Floor, smallest_counts
+from l0prune.budget.floor import Floor, rounded_up, smallest_counts
 from l0prune.budget.search import CountSearch
 from l0prune.budget.sides import IntArray
 from l0prune.budget.widths import Widths
@@ -263,15 +262,9 @@ def _require_feasible(widths: Widths, costs: CostModel, budget: Budget | float) 
     if floor.fraction <= keep:
         return
     largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
-    ask = _rounded_up(floor.fraction)
+    ask = rounded_up(floor.fraction)
     raise BudgetInfeasibleError(
         f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
         f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
         f"or make {largest[0][0]!r} prunable."
     )
-
-
-def _rounded_up(share: float) -> float:
-    """Rounded up to three significant digits, so that asking for it works."""
-    digits = 2 - math.floor(math.log10(share))
-    return min(1.0, math.ceil(round(share * 10**digits, 9)) / 10**digits)

@@ -148,8 +148,7 @@ def _read_trainer(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read ({reason}): start the run again") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}): start the run again") from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not trainer state of l0prune: start the run again")
     version = state.pop("version", None)

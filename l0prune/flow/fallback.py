@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import TraceError
+from l0prune.errors import TraceError, first_line
 from l0prune.flow.follow import Followed
 from l0prune.flow.recording import variations
 from l0prune.flow.tracker import NO_UNIT, IdArray, Multiplication, Tracker
@@ -76,9 +76,8 @@ def follow_modules(
                     continue
                 modules.tie_groups(other)
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
             raise TraceError(
-                f"torch-pruning cannot follow {type(model).__name__} either: {type(error).__name__}: {reason}"
+                f"torch-pruning cannot follow {type(model).__name__} either: {first_line(error, named=True)}"
             ) from error
         finally:
             for parameter in frozen:

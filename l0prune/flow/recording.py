@@ -30,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import TraceError
+from l0prune.errors import TraceError, first_line
 from l0prune.flow.caches import without_caches
 from l0prune.flow.capture import Captured
 from l0prune.flow.free_sizes import FreeSizes, shares_batch
@@ -85,9 +85,8 @@ def record(model: nn.Module, call: ModelCall) -> Captured:
             paths, norms = _paths(model, call)
             program = _program(model, paths)
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
             raise TraceError(
-                f"{type(model).__name__} cannot be recorded while it runs: {type(error).__name__}: {reason}"
+                f"{type(model).__name__} cannot be recorded while it runs: {first_line(error, named=True)}"
             ) from error
     rows = call.batch_size if shares_batch(call) else None
     return Captured(program, call.args, call.kwargs, rows or 1, FreeSizes((), frozenset(), {}, {}), norms)

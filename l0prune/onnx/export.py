@@ -165,8 +165,7 @@ class _Job:
             with redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there before it raises
                 captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
-            kind = type(error).__name__
-            raise NoOnnxError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
+            raise NoOnnxError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
         try:
             program = torch.onnx.export(
                 captured,
@@ -177,8 +176,7 @@ class _Job:
                 opset_version=self.opset,
             )
         except Exception as error:
-            kind = type(error).__name__
-            raise _TranslationError(f"{name} cannot be exported to ONNX: {kind}: {first_line(error)}") from error
+            raise _TranslationError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
         if program is None:
             raise ExportError(f"{name} cannot be exported to ONNX: torch.onnx.export returned nothing.")
         written = program.model.opset_imports.get("")

@@ -33,11 +33,10 @@ class GraphModel(GraphModule):
     """
 
     def __init__(self, root: nn.Module, graph: Graph) -> None:
-        super().__init__(root, graph)
-        for node in list(self.graph.nodes):
+        for node in list(graph.nodes):
             if node.op == "call_function" and op_name(node.target) == "_assert_tensor_metadata":
-                self.graph.erase_node(node)  # the type and device at capture: wrong once converted, or under autocast
-        self.recompile()
+                graph.erase_node(node)  # the type and device at capture: wrong once converted, or under autocast
+        super().__init__(root, graph)
         _keep_transient(root, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class AttributeChange:
     attribute: str
     dense: int | tuple[int, ...]
     compact: int | tuple[int, ...]
+
+    @property
+    def undone(self) -> AttributeChange:
+        """The change back to the dense value."""
+        return replace(self, dense=self.compact, compact=self.dense)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.budget.selection import align_open, select_open
-from l0prune.errors import ConfigError, EquivalenceError
+from l0prune.errors import ConfigError, EquivalenceError, first_line
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
@@ -105,14 +105,11 @@ def shrink(
     """
     if form not in (None, "in-place", "graph"):
         raise ConfigError(f"form is {form!r}; expected 'in-place', 'graph' or None")
-    reference = gated
-    values = gated.gate_values().double().cpu().numpy()
-    if not gated.frozen:
-        values = _within_budget(gated, values)
+    trained = gated.gate_values().double().cpu().numpy()
+    values = trained if gated.frozen else _within_budget(gated, trained)
     if align is not None and align != 1:
         values = aligned_values(gated, values, align)
-    if not np.array_equal(values, gated.gate_values().double().cpu().numpy()):
-        reference = _with_values(gated, values)
+    reference = gated if np.array_equal(values, trained) else _with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
@@ -136,9 +133,8 @@ def shrink(
     insisted = form == "in-place" and not gated.flow.refusal
     what_to_do = _REMEDY if insisted else _WHAT_TO_DO[gated.flow.tracer]
     if failure is not None:
-        reason = (str(failure).splitlines() or [""])[0]
         raise EquivalenceError(
-            f"the cut {type(gated.model).__name__} does not run ({type(failure).__name__}: {reason}); {what_to_do}"
+            f"the cut {type(gated.model).__name__} does not run ({first_line(failure, named=True)}); {what_to_do}"
         ) from failure
     require_equal(difference, tolerance, "shrunk and gated", remedy=what_to_do)
     record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
@@ -165,7 +161,7 @@ def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: in
         align=align,
         keep=None if budget is None else budget.keep,
     )
-    return np.where(opened, np.where(values != 0, values, 1.0), 0.0)
+    return _opened(values, opened)
 
 
 def _within_budget(gated: GatedModel, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -177,7 +173,12 @@ def _within_budget(gated: GatedModel, values: npt.NDArray[np.float64]) -> npt.ND
     chosen = select_open(
         scores, gated.costs(budget.metric), gated.flow.dimensions, gated.flow.gate_group, budget, tolerance=1.0
     )
-    return np.where(chosen, np.where(values != 0, values, 1.0), 0.0)
+    return _opened(values, chosen)
+
+
+def _opened(values: npt.NDArray[np.float64], is_open: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The values of the gates that are to be open, 1 for those that had none, and 0 for the others."""
+    return np.where(is_open, np.where(values != 0, values, 1.0), 0.0)
 
 
 def absorb_(gated: GatedModel, compact: nn.Module) -> None:

@@ -31,14 +31,14 @@ def give_back_spare_integers_(
     Returns:
         The plan without the integers that have their dense value again.
     """
-    alike = Counter((change.module, str(change.dense), str(change.compact)) for change in plan.attributes)
+    alike = Counter((change.module, change.dense, change.compact) for change in plan.attributes)
     by_name: dict[tuple[str, str], list[AttributeChange]] = defaultdict(list)
     for change in plan.attributes:
-        if alike[change.module, str(change.dense), str(change.compact)] > 1:
+        if alike[change.module, change.dense, change.compact] > 1:
             by_name[type(compact.get_submodule(change.module)).__qualname__, change.attribute].append(change)
     spare: list[AttributeChange] = []
     for changes in by_name.values():
-        apply_attributes_(compact, tuple(replace(c, dense=c.compact, compact=c.dense) for c in changes))
+        apply_attributes_(compact, tuple(change.undone for change in changes))
         if is_equal(compact):
             spare += changes
         else:

@@ -96,7 +96,7 @@ def _without_mistakes(
     mistakes = []
     for position in range(max((len(changes) for changes in matched.values()), default=0)):
         tried = [changes[position] for changes in matched.values() if position < len(changes)]
-        apply_attributes_(compact, tuple(replace(a, dense=a.compact, compact=a.dense) for a in tried))
+        apply_attributes_(compact, tuple(a.undone for a in tried))
         try:
             found = _by_module(finder.find(compact))
         except Exception:  # noqa: BLE001 - one of them is needed, and says so in any way
