@@ -127,7 +127,7 @@ def test_a_pass_that_ends_early_is_an_error():
 
 
 class Exploding:
-    """A loss that is not a number from one call on."""
+    """A loss that is not a number from one call on; two calls come before the first step."""
 
     def __init__(self, at: int) -> None:
         self.calls, self.at = 0, at
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_rate_and_remedy(tmp
     with pytest.raises(
         TrainingError, match=r"loss is nan at step 10 \(gate phase, learning rate .*\): lower lr, set grad_c"
     ):
-        run(loss=Exploding(10), out=tmp_path / "run")
+        run(loss=Exploding(11), out=tmp_path / "run")
 
     steps = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == '{"step": 9'

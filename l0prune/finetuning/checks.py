@@ -20,7 +20,7 @@ from l0prune.gated.model import GatedModel
 from l0prune.gated.training import require_priceable
 from l0prune.model_call import call, evaluation_mode
 
-__all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "weights_digest"]
+__all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "two_rows", "weights_digest"]
 
 
 def require_finite(model: nn.Module) -> None:
@@ -43,12 +43,15 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def try_batch(gated: GatedModel, batches: Batches, loss: Loss, runtime: Runtime, *, channels_last: bool) -> bool:
-    """Evaluate the loss on two rows of the first batch, which changes nothing.
+def try_batch(
+    gated: GatedModel, inputs: Any, targets: Any, loss: Loss, runtime: Runtime, *, channels_last: bool
+) -> bool:
+    """Evaluate the loss on two rows, which changes nothing.
 
     Args:
         gated: On the runtime's device.
-        batches: The training data.
+        inputs: Two rows of a batch.
+        targets: Theirs.
         loss: The task's loss.
         runtime: Device and precision.
         channels_last: Whether the run wants channels-last inputs.
@@ -60,7 +63,6 @@ def try_batch(gated: GatedModel, batches: Batches, loss: Loss, runtime: Runtime,
         DataError: if the model cannot take the inputs, or the loss cannot take outputs and targets.
         ConfigError: if the loss is not a scalar.
     """
-    inputs, targets = _two_rows(batches)
     wanted = (True, False) if channels_last else (False,)
     outputs: Any = None
     with torch.no_grad(), evaluation_mode(gated):
@@ -126,7 +128,12 @@ def require_trainable(gated: GatedModel, goal: Goal) -> None:
         goal.prices(gated.flow)
 
 
-def _two_rows(batches: Batches) -> tuple[Any, Any]:
+def two_rows(batches: Batches) -> tuple[Any, Any]:
+    """Two rows of the first batch, inputs and targets.
+
+    Raises:
+        DataError: there is no batch, or it is no pair.
+    """
     set_epoch(batches, 0)
     for batch in batches:
         inputs, targets = checked_pair(batch)

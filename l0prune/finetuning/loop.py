@@ -14,13 +14,21 @@ from l0prune.budget.penalty import Penalty
 from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.batches import Batches, count_batches, count_samples
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
-from l0prune.finetuning.checks import require_finite, require_same_run, require_trainable, try_batch, weights_digest
+from l0prune.finetuning.checks import (
+    require_finite,
+    require_same_run,
+    require_trainable,
+    try_batch,
+    two_rows,
+    weights_digest,
+)
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import frozen_copy
 from l0prune.finetuning.freezing import choose_open
 from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.progress import Progress, SilentProgress
+from l0prune.finetuning.rehearsal import rehearse_cut
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import Phases, plan_phases
@@ -76,7 +84,8 @@ def finetune(
 
     Raises:
         BudgetInfeasibleError: the budget is below what closing every gate can reach; nothing was trained.
-        ConfigError: both budget and penalty, or neither; an option, or the gated model's state, cannot work.
+        ConfigError: both budget and penalty, or neither; an option, or the gated model's state, cannot work; a branch that
+            runs in training mode only does not fit the cut network.
         DataError: the batches are empty, or do not fit the model or the loss.
         CheckpointError: weights are not finite, or the checkpoint is damaged or of another run.
         RunDirectoryError: `out` holds a checkpoint and `resume` is False.
@@ -122,6 +131,7 @@ def finetune(
                 runtime=runtime,
                 identity=identity,
                 progress=progress,
+                rehearse=not continuing,
             )
             if continuing and directory is not None:
                 checkpoint = load_checkpoint(directory / "checkpoint")
@@ -151,10 +161,16 @@ def _trainer(
     runtime: Runtime,
     identity: dict[str, Any],
     progress: Progress,
+    rehearse: bool,
 ) -> Trainer:
     """Everything on its device and tried once; nothing is trained or written yet."""
+    inputs, targets = two_rows(batches)
     gated.to(runtime.device)
-    channels_last = try_batch(gated, batches, loss, runtime, channels_last=config.channels_last)
+    channels_last = try_batch(gated, inputs, targets, loss, runtime, channels_last=config.channels_last)
+    if rehearse and gated.n_gates:
+        gated.to("cpu")
+        rehearse_cut(gated, inputs, targets, loss)
+        gated.to(runtime.device)
     order = torch.channels_last if channels_last else torch.contiguous_format
     taught_by = None
     if teacher is not False and config.distillation > 0:

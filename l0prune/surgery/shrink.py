@@ -24,7 +24,7 @@ from l0prune.surgery.spare_integers import give_back_spare_integers_
 from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
 
-__all__ = ["Surgery", "absorb_", "shrink", "surgery_of"]
+__all__ = ["Surgery", "absorb_", "shrink", "surgery_of", "with_values"]
 
 TOLERANCE = {torch.float64: 1e-9}
 """Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; 1e-4 for the others."""
@@ -109,7 +109,7 @@ def shrink(
     values = trained if gated.frozen else _within_budget(gated, trained)
     if align is not None and align != 1:
         values = aligned_values(gated, values, align)
-    reference = gated if np.array_equal(values, trained) else _with_values(gated, values)
+    reference = gated if np.array_equal(values, trained) else with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
@@ -214,7 +214,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
     gated.freeze(torch.from_numpy(keep.astype(np.float32)))
 
 
-def _with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:
+def with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:
     """The same weights under other gate values, without touching `gated`."""
     other = copy.copy(gated)
     other._modules = dict(gated._modules)

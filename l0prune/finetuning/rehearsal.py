@@ -1,0 +1,59 @@
+"""Before a run: the cut is made once with half of the gates closed, and what is left takes a step's forward pass."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from l0prune.budget.as_trained import covered
+from l0prune.errors import ConfigError, first_line
+from l0prune.finetuning.stage import Loss
+from l0prune.gated.model import GatedModel
+from l0prune.model_call import call, set_mode
+from l0prune.surgery.shrink import shrink, with_values
+
+__all__ = ["rehearse_cut"]
+
+
+def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, loss: Loss) -> None:
+    """See that the network will be there to recover after the cut, which is otherwise known only after the gate phase.
+
+    The cut follows the network in evaluation mode. A branch that runs in training mode only, such as an auxiliary
+    classifier, does not fit the network that was cut.
+
+    Args:
+        gated: Not changed.
+        inputs: Two rows of a batch, on the model's device.
+        targets: Theirs.
+        loss: The task's loss.
+
+    Raises:
+        ConfigError: the cut network cannot run in training mode although the dense one can.
+        EquivalenceError: the network cannot be cut.
+    """
+    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
+    upper = np.argsort(np.argsort(scores)) >= gated.n_gates // 2
+    kept = covered(upper, scores, gated.flow.dimensions)
+    compact = shrink(with_values(gated, kept.astype(np.float64)))
+    failure = _failure(compact, inputs, targets, loss)
+    if failure is not None and _failure(copy.deepcopy(gated.model), inputs, targets, loss) is None:
+        raise ConfigError(
+            f"{type(gated.model).__name__} in training mode has a branch that it has not in evaluation mode, which does not"
+            f" fit the network that will be cut ({first_line(failure, named=True)}): switch the branch off, or keep what"
+            " feeds it with `ignore`"
+        ) from failure
+
+
+def _failure(model: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Exception | None:
+    """What a training step of a model that is not needed any more fails with."""
+    set_mode(model, training=True)
+    try:
+        with torch.no_grad():
+            loss(call(model, inputs), targets)
+    except Exception as error:
+        return error
+    return None
