@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -9,12 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import l0prune
 from l0prune.errors import BudgetInfeasibleError, TrainingError
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.results import FinetuneResult
 from l0prune.sources.augmentation import Augmentation
 from l0prune.sources.batches import Batches, make_batches
 from l0prune.sources.datasets import DataSource, load_data
@@ -24,7 +27,8 @@ from l0prune.surgery.shrink import surgery_of
 
 __all__ = ["ARCHITECTURES", "MnistCase", "measure"]
 
-ARCHITECTURES = {"lenet300": {"select_inputs": True}, "lenet5": {}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {"lenet300": {"select_inputs": True}, "lenet5": {}}
+THEN = " then "
 CONFIGS = {
     "checkpoint": {"optimizer": "sgd"},
     "scratch": {"optimizer": "adam", "lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0, "distillation": 0.0},
@@ -46,9 +50,10 @@ class MnistCase:
         start: "checkpoint" (a dense network trained with shifts of two pixels, which teaches as well; the same shifts here)
             or "scratch" (random weights, no teacher, no shifts, as in the papers).
         gate: Name of the gate distribution.
-        mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "fc1=0.1,fc2=10", a penalty shared or by layer.
+        mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "fc1=0.1,fc2=10", a penalty shared or by layer. With
+            "lenet5", "macs=0.1 then params=0.06" cuts the channels first, and then single features of what is left.
         seed: Of weights, order, gates.
-        epochs: Of the whole run.
+        epochs: Of each part of the run.
     """
 
     arch: str
@@ -75,38 +80,67 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
         A JSON object: figures, or "error".
     """
     data = _data(data_spec)
-    loaded = load_model(case.arch, weights=weights, model_args=ARCHITECTURES[case.arch], seed=case.seed)
-    train, test = _batches(loaded, data, case)
-    dense_error = 100 - accuracy(loaded.model, test)
+    dense = load_model(case.arch, weights=weights, model_args=ARCHITECTURES[case.arch], seed=case.seed)
+    test = _batches(dense, data, case)[1]
+    dense_error = 100 - accuracy(dense.model, test)
+    original, dense_macs, dense_params = copy.deepcopy(dense.model), _macs(dense), _n_params(dense.model)
+    first, *others = case.mode.split(THEN)
+    try:
+        result, seconds = _train(dense, data, case, first)
+        for mode in others:
+            result, more = _train(_with_features(result.compact), data, case, mode)
+            seconds += more
+    except (BudgetInfeasibleError, TrainingError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    compact, gated = result.compact.eval(), result.gated.eval()
+    macs = gated.hard_cost("macs") * gated.flow.dense_cost("macs")
+    return {
+        "dense_error": dense_error,
+        "error_percent": 100 - accuracy(compact, test),
+        "gated_error_percent": 100 - accuracy(gated, test),
+        "architecture": widths(compact, case.arch),
+        "expected_cost": result.expected_cost,
+        "macs": macs,
+        "macs_fraction": macs / dense_macs,
+        "params": _n_params(compact),
+        "params_fraction": _n_params(compact) / dense_params,
+        "difference": surgery_of(compact).difference.max_rel,
+        "form": surgery_of(compact).form,
+        "train_seconds": seconds,
+        **_latency(original, compact, dense.example_inputs),
+    }
+
+
+def _train(loaded: LoadedModel, data: DataSource, case: MnistCase, mode: str) -> tuple[FinetuneResult, float]:
+    """One part of a run, and its seconds."""
+    train, _ = _batches(loaded, data, case)
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
-    scratch, budget = case.start == "scratch", case.mode.startswith(BUDGETS)
+    scratch, budget = case.start == "scratch", mode.startswith(BUDGETS)
     droprate = DROPRATES[case.arch] if scratch and not budget else None
     gated = l0prune.inject(loaded.model, flow, gate=case.gate, droprate=droprate, seed=case.seed)
     phases = BUDGET_FROM_SCRATCH if scratch and budget else {}
     config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start], **phases)
     clock = time.perf_counter()
-    try:
-        result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **_bound(case))
-    except (BudgetInfeasibleError, TrainingError) as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.perf_counter() - clock
-    compact = result.compact.eval()
-    return {
-        "dense_error": dense_error,
-        "error_percent": 100 - accuracy(compact, test),
-        "gated_error_percent": 100 - accuracy(gated.eval(), test),
-        "architecture": widths(compact, case.arch),
-        "expected_cost": result.expected_cost,
-        "macs": gated.hard_cost("macs") * flow.dense_cost("macs"),
-        "macs_fraction": gated.hard_cost("macs"),
-        "params": sum(p.numel() for p in compact.parameters()),
-        "params_fraction": sum(p.numel() for p in compact.parameters())
-        / sum(p.numel() for p in gated.model.parameters()),
-        "difference": surgery_of(compact).difference.max_rel,
-        "form": surgery_of(compact).form,
-        "train_seconds": seconds,
-        **_latency(gated.model, compact, loaded.example_inputs),
-    }
+    result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **_bound(mode))
+    return result, time.perf_counter() - clock
+
+
+def _with_features(compact: nn.Module) -> LoadedModel:
+    """A LeNet-5 of the widths of a cut one, with its weights, whose single features can be gated."""
+    shapes = {name: p.shape for name, p in compact.named_parameters()}
+    n_channels = (shapes["conv1.weight"][0], shapes["conv2.weight"][0], shapes["fc1.weight"][0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "compact.safetensors"
+        save_file({name: value.contiguous() for name, value in compact.state_dict().items()}, path)
+        return load_model("lenet5", weights=path, model_args={"widths": n_channels, "select_features": True})
+
+
+def _macs(loaded: LoadedModel) -> float:
+    return l0prune.trace(loaded.model, loaded.example_inputs).dense_cost("macs")
+
+
+def _n_params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def widths(model: nn.Module, arch: str) -> list[int]:
@@ -130,11 +164,11 @@ def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[Ba
     return train, make_batches(loaded, data.x_test, data.y_test, batch_size=1000)
 
 
-def _bound(case: MnistCase) -> dict[str, Any]:
+def _bound(mode: str) -> dict[str, Any]:
     """The budget or the penalty of a mode."""
-    if case.mode.startswith(BUDGETS):
-        return {"budget": l0prune.Budget.parse(case.mode)}
-    return {"penalty": l0prune.Penalty.parse(case.mode)}
+    if mode.startswith(BUDGETS):
+        return {"budget": l0prune.Budget.parse(mode)}
+    return {"penalty": l0prune.Penalty.parse(mode)}
 
 
 def _latency(dense: nn.Module, compact: nn.Module, example: Any) -> dict[str, float]:

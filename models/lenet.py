@@ -75,23 +75,32 @@ class LeNet5Caffe(nn.Module):
         in_channels: Channels of an image.
         image_size: Side of the square image in pixels, at least 16.
         widths: Channels of conv1 and conv2, units of fc1.
+        select_features: Gate single features of fc1 in place of conv2's channels.
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 1, image_size: int = 28, widths: tuple[int, int, int] = (20, 50, 500)
+        self,
+        num_classes: int,
+        in_channels: int = 1,
+        image_size: int = 28,
+        widths: tuple[int, int, int] = (20, 50, 500),
+        *,
+        select_features: bool = False,
     ) -> None:
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2
+        n_features = widths[1] * side * side
         self.conv1 = nn.Conv2d(in_channels, widths[0], 5)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 5)
-        self.fc1 = nn.Linear(widths[1] * side * side, widths[2])
+        self.select = SelectInputs(n_features) if select_features else nn.Identity()
+        self.fc1 = nn.Linear(n_features, widths[2])
         self.fc2 = nn.Linear(widths[2], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, S, S) to logits (N, num_classes)."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = F.relu(self.fc1(x.flatten(1)))
+        x = F.relu(self.fc1(self.select(x.flatten(1))))
         return self.fc2(x)
 
 
@@ -102,9 +111,19 @@ def lenet5(
     in_channels: int = 1,
     image_size: int = 28,
     widths: tuple[int, int, int] = (20, 50, 500),
+    select_features: bool = False,
 ) -> nn.Module:
     """LeNet-5-Caffe, 20-50-800-500: 431,080 parameters at its defaults.
 
+    Args:
+        num_classes: Outputs of the last layer.
+        in_channels: Channels of an image.
+        image_size: Side of the square image in pixels, at least 16.
+        widths: Channels of conv1 and conv2, units of fc1.
+        select_features: Gate the single features between the convolutions and fc1, as the L0 papers do, in place of the
+            channels of conv2, all of which then stay: for a network whose channels are cut already. Checkpoints are the
+            same with and without.
+
     Source: Caffe's examples/mnist; the architecture pruned in Louizos, Welling, Kingma (2018), section 4.1.
     """
-    return LeNet5Caffe(num_classes, in_channels, image_size, widths)
+    return LeNet5Caffe(num_classes, in_channels, image_size, widths, select_features=select_features)
