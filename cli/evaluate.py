@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.loading import load, load_data_for
+from l0prune.cli.loading import has_random_weights, load, load_data_for
 from l0prune.cli.options import ModelOptions, common_options, data_option, model_options, threads_option
 from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
@@ -57,7 +57,9 @@ def require_no_options(model: ModelOptions) -> None:
 def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:
     """Score of a model as it is loaded; plain data."""
     loaded = load(model)
-    task = Task(loaded, load_data_for(loaded, data_spec))
+    if has_random_weights(model):
+        note(f"{model.spec} has random weights; --weights FILE gives it others")
+    task = Task(loaded, load_data_for(loaded, model, data_spec))
     score = task.score(loaded.model, batch_size=batch_size)
     return described(model.spec, data_spec, task, {"dense": score})
 
@@ -76,7 +78,7 @@ def evaluate_run(path: Path, data_spec: str | None = None, *, batch_size: int = 
     run = open_finished(path)
     spec = data_spec or run.request.data
     loaded = dense_model(run)
-    task = Task(loaded, load_data_for(loaded, spec))
+    task = Task(loaded, load_data_for(loaded, run.request.model, spec))
     scores = {"dense": task.score(loaded.model, batch_size=batch_size)}
     compact = compact_forms(run, loaded)
     scores["gated"] = task.score(gated_model(run, loaded), batch_size=batch_size)

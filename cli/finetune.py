@@ -10,7 +10,15 @@ from click.core import ParameterSource
 
 from l0prune.cli.failures import EXIT_BUDGET_MISSED
 from l0prune.cli.finetune_run import begin, resume_run
-from l0prune.cli.options import ModelOptions, align_option, common_options, data_option, model_options, threads_option
+from l0prune.cli.options import (
+    ModelOptions,
+    align_option,
+    common_options,
+    data_option,
+    ignore_option,
+    model_options,
+    threads_option,
+)
 from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.finetuning.config import BUDGET_GATE_FRACTION, OPTIMIZERS, PENALTY_GATE_FRACTION, FinetuneConfig
@@ -137,6 +145,7 @@ def by_optimizer(text: str, name: str) -> str:
     metavar="NAME",
     help=f"Distribution of the gates: {', '.join(gate_names())}.",
 )
+@ignore_option
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
 @click.option(
     "--droprate-init",
@@ -193,6 +202,8 @@ def finetune_command(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run, --overwrite replaces it: give one of them")
+    if not resume:
+        require_effective(explicit_parameters(ctx), teach=teach)
     weight = 0.0 if teach is False else distillation_weight
     if teach and options["from_scratch"]:
         raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
@@ -216,6 +227,32 @@ def finetune_command(
     if not result["budget_met"]:
         click.echo(f"budget missed: the compact network costs {result['hard_cost']:.4f} of the dense one", err=True)
         ctx.exit(EXIT_BUDGET_MISSED)
+
+
+NEEDS_TEACHER = ("distillation_weight", "distillation_temperature", "feature_distillation")
+
+
+def require_effective(typed: set[str], *, teach: bool | None) -> None:
+    """See that nothing is typed that something else makes pointless.
+
+    Raises:
+        click.UsageError: names both.
+    """
+    if teach is False:
+        for name in NEEDS_TEACHER:
+            if name in typed:
+                raise click.UsageError(f"--no-distillation leaves nothing for {flag(name)} to do: give one of them")
+    if "lr_drops" not in typed and "lr_drop_factor" in typed:
+        raise click.UsageError("--lr-drop-factor says how far the learning rate falls at --lr-drops, which is missing")
+    if "lr_drops" in typed and "gate_lr_end" in typed:
+        raise click.UsageError(
+            "--gate-lr-end is the end of the ramp and cosine that --lr-drops replaces: give one of them"
+        )
+
+
+def flag(name: str) -> str:
+    """A parameter as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def explicit_parameters(ctx: click.Context) -> set[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.loading import load
-from l0prune.cli.options import ModelOptions, common_options, model_options, threads_option
+from l0prune.cli.options import ModelOptions, common_options, ignore_option, model_options, threads_option
 from l0prune.cli.output import console, print_table, show, size, working
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class LayerRow:
 
 @click.command("inspect")
 @model_options()
-@click.option("--ignore", multiple=True, metavar="NAME", help="Module or parameter whose units stay; repeatable.")
+@ignore_option
 @threads_option
 @common_options
 def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from l0prune.cli.options import ModelOptions
+from l0prune.cli.output import note
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["load", "load_data_for", "require_from_scratch", "require_weights"]
+__all__ = ["has_random_weights", "load", "load_data_for", "require_from_scratch", "require_weights"]
 
 
 def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
@@ -51,7 +52,7 @@ def require_weights(options: ModelOptions) -> None:
     Raises:
         ConfigError: if its weights would be random.
     """
-    if options.weights is None and not options.pretrained and is_architecture(options.spec):
+    if has_random_weights(options):
         raise ConfigError(
             f"{options.spec} has random weights: give --weights FILE{shipped(options.spec)}, or start --from-scratch"
         )
@@ -95,8 +96,13 @@ def trainable(model: "nn.Module") -> "nn.Module":
     return GraphModel(model, model.graph).eval() if isinstance(model, GraphModule) else model
 
 
-def load_data_for(loaded: "LoadedModel", spec: str) -> "DataSource":
-    """Load a data set and see that the model has an output for each of its classes.
+def has_random_weights(options: ModelOptions) -> bool:
+    """Whether nothing but a seed decides about the weights, as far as the specification tells."""
+    return options.weights is None and not options.pretrained and is_architecture(options.spec)
+
+
+def load_data_for(loaded: "LoadedModel", options: ModelOptions, spec: str) -> "DataSource":
+    """Load a data set and see that the model has an output for each of its classes; say what was taken for granted.
 
     Raises:
         DataError: if the data cannot be used, or not with this model.
@@ -106,4 +112,7 @@ def load_data_for(loaded: "LoadedModel", spec: str) -> "DataSource":
 
     data = load_data(spec, image_size=None if loaded.preprocessing is None else loaded.preprocessing.image_size)
     check_classes(loaded, data)
+    says_nothing = options.mean is None and options.std is None and not is_architecture(options.spec)
+    if data.has_images and says_nothing and loaded.preprocessing is not None and loaded.preprocessing.is_plain:
+        note(f"{options.spec} says nothing of mean and std, so it is given pixel / 255; else give --mean and --std")
     return data

@@ -19,6 +19,7 @@ __all__ = [
     "align_option",
     "common_options",
     "data_option",
+    "ignore_option",
     "model_options",
     "threads_option",
 ]
@@ -189,6 +190,13 @@ def data_option(*, required: bool) -> Decorator:
     )
 
 
+def ignore_option(command: Command) -> Command:
+    """Add `--ignore NAME`, repeatable."""
+    return click.option(
+        "--ignore", multiple=True, metavar="NAME", help="Module or parameter whose units stay; repeatable."
+    )(command)
+
+
 def align_option(default: str | None, *, shown: str | None = None) -> Decorator:
     """Add `--align auto|N`.
 
@@ -201,7 +209,7 @@ def align_option(default: str | None, *, shown: str | None = None) -> Decorator:
         type=Alignment(),
         default=default,
         show_default=shown or True,
-        help="Round kept widths to a multiple of N; auto: what onnxruntime likes on this CPU.",
+        help="Round kept widths to a multiple of N, but for one that fills the budget; auto: what onnxruntime likes on this CPU.",
     )
 
 

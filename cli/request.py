@@ -41,6 +41,7 @@ class FinetuneOptions:
         penalty: As in `lambda=0.1` or `fc1=10,conv2=0.5`; empty with a budget.
         from_scratch: Begin with the random weights that `seed` gives.
         gate: Name of the gate distribution.
+        ignore: Modules and parameters whose units stay.
         epochs: Length of the run in passes over the training data.
         warmup_epochs: Passes with all gates open.
         gate_epochs: Passes that learn the gates.
@@ -75,6 +76,7 @@ class FinetuneOptions:
     penalty: str = ""
     from_scratch: bool = False
     gate: str = "hard-concrete"
+    ignore: tuple[str, ...] = ()
     epochs: float | None = None
     warmup_epochs: float | None = None
     gate_epochs: float | None = None
@@ -174,18 +176,22 @@ class FinetuneRequest:
 
     @classmethod
     def from_record(cls, record: "RunRecord") -> "FinetuneRequest":
-        """What a run was asked for.
+        """What a run was asked for. Options that came after it have their defaults.
 
         Raises:
-            FileFormatError: if a part has missing or unknown keys.
+            FileFormatError: if a part has unknown keys or values of another kind.
         """
-        odd = sorted(set(record.config) ^ {field.name for field in fields(FinetuneOptions)})
-        if odd or set(record.data) != {"spec"}:
+        odd = sorted(set(record.config) - {field.name for field in fields(FinetuneOptions)})
+        if odd or set(record.data) != {"spec"} or not isinstance(record.data["spec"], str):
             raise FileFormatError(
-                f"run.json has missing or unknown keys in its configuration: {', '.join(odd) or 'data'};"
-                " start the run again"
+                f"run.json has unknown keys in its configuration: {', '.join(odd) or 'data'}; start the run again"
             )
-        return cls(ModelOptions.from_json(record.model), record.data["spec"], FinetuneOptions(**record.config))
+        config = dict(record.config)
+        ignore = config.pop("ignore", [])
+        if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
+            raise FileFormatError(f"run.json has ignore={ignore!r}, expected a list of names; start the run again")
+        options = FinetuneOptions(**config, ignore=tuple(ignore))
+        return cls(ModelOptions.from_json(record.model), record.data["spec"], options)
 
     def require_same(self, given: "FinetuneRequest", explicit: set[str]) -> None:
         """See that what is typed with `--resume` is what the run began with.

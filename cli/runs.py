@@ -80,7 +80,7 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
     options = run.request.options
-    flow = l0prune.trace(loaded.model, loaded.example_inputs)
+    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
     gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
     if options.budget:
         gated.set_budget(l0prune.Budget.parse(options.budget), 1)

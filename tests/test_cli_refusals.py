@@ -319,6 +319,44 @@ def test_options_of_a_model_are_refused_for_a_run(run, option):
     refused(["eval", str(run), *option], option[0], "is for a model", "is a run")
 
 
+POINTLESS = {
+    "a teacher's weight without a teacher": (
+        ["--no-distillation", "--distillation-weight", "0.5"],
+        "--distillation-weight",
+    ),
+    "features without a teacher": (["--no-distillation", "--feature-distillation", "1"], "--feature-distillation"),
+    "how far without when": (["--lr-drop-factor", "0.5"], "--lr-drops"),
+    "the end of a cosine that is not there": (["--lr-drops", "1", "--gate-lr-end", "0.5"], "--gate-lr-end"),
+}
+
+
+@pytest.mark.parametrize("case", POINTLESS)
+def test_an_option_that_another_makes_pointless_is_wrong_usage(tmp_path, case):
+    options, named = POINTLESS[case]
+
+    result = invoked(*FINETUNE, *BUDGET, *options, "--out", str(tmp_path / "run"))
+
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_settling_that_does_not_fit(tmp_path):
+    finetune_refused(
+        tmp_path, [*FINETUNE, *BUDGET, "--settle-epochs", "1"], "settle_epochs=1", "half of the 1.6 epochs"
+    )
+
+
+def test_a_module_to_ignore_that_is_not_there(tmp_path):
+    finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "no module or parameter")
+
+
+def test_a_diverged_training_says_what_to_lower(tmp_path):
+    one_step = ["--gate-epochs", "0.17", "--lr", "3e38"]
+
+    refused([*FINETUNE, *BUDGET, *one_step, "--out", str(tmp_path / "run")], "diverged", "lower lr (now 3e+38)")
+
+
 def test_a_convolution_in_float64_has_no_onnx_check():
     refused(["verify", "tiny_task:network", "--double"], "onnxruntime lacks some operators in float64", "--no-onnx")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from tiny_task import network
 
 import l0prune
@@ -58,6 +59,39 @@ def test_finetune_records_what_it_was_asked_for(run):
     assert record["config"]["lr"] > 0
     assert record["model"]["spec"] == "tiny_task:network"
     assert record["data"] == {"spec": "tiny_task:data"}
+
+
+def test_ignored_layers_keep_their_units_through_all_commands(tmp_path):
+    out = tmp_path / "run"
+    invoke(*FINETUNE, *QUICK, "--ignore", "0", "--out", out)
+    invoke("shrink", out)
+
+    scores = json_of("eval", out)["accuracy"]
+
+    shapes = {name: tuple(value.shape) for name, value in load_file(out / "compact" / "model.safetensors").items()}
+    assert shapes["0.weight"][0] == 8
+    assert shapes["3.weight"][0] < 8
+    assert scores["gated"] == scores["compact"] == scores["onnx"]
+
+
+def test_a_run_that_is_older_than_an_option_has_its_default(run, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(run, older)
+    record = json.loads((older / "run.json").read_text())
+    del record["config"]["ignore"], record["config"]["grad_spike"]
+    (older / "run.json").write_text(json.dumps(record))
+
+    assert json_of("eval", older)["accuracy"] == json_of("eval", run)["accuracy"]
+
+
+def test_eval_says_what_it_took_for_granted():
+    notes = invoke("eval", "digits_resnet", "--data", "digits").stderr
+    plain = invoke("eval", "tiny_task:network", "--data", "tiny_task:data").stderr
+    told = invoke("eval", "tiny_task:network", "--data", "tiny_task:data", "--mean", "0", "--std", "1").stderr
+
+    assert "digits_resnet has random weights" in notes
+    assert "tiny_task:network says nothing of mean and std" in plain
+    assert "mean and std" not in told
 
 
 def test_finetune_ends_with_a_table_for_people(tmp_path):

@@ -142,7 +142,9 @@ def test_recovery_trains_the_small_network_itself():
 
 
 def test_without_recovery_the_cut_network_is_the_result():
-    result = run(config=replace(QUICK, epochs=2, warmup_epochs=0, gate_epochs=2, recalibration_batches=4))
+    result = run(
+        config=replace(QUICK, epochs=2, warmup_epochs=0, gate_epochs=2, settle_epochs=0, recalibration_batches=4)
+    )
 
     assert result.steps == 12
     assert result.budget_met
@@ -211,7 +213,7 @@ def test_the_callers_random_numbers_are_left_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    run(gated, config=replace(QUICK, epochs=1, warmup_epochs=0, gate_epochs=0.5))
+    run(gated, config=replace(QUICK, epochs=1, warmup_epochs=0, gate_epochs=0.5, settle_epochs=0))
 
     assert torch.equal(torch.rand(3), expected)
 

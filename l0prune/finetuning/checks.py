@@ -11,7 +11,7 @@ from torch import nn
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.penalty import Penalty
-from l0prune.errors import CheckpointError, ConfigError, DataError, first_line
+from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
 from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
 from l0prune.finetuning.goal import Goal
 from l0prune.finetuning.runtime import Runtime
@@ -20,7 +20,15 @@ from l0prune.gated.model import GatedModel
 from l0prune.gated.training import require_priceable
 from l0prune.model_call import call, evaluation_mode
 
-__all__ = ["require_finite", "require_same_run", "require_trainable", "try_batch", "two_rows", "weights_digest"]
+__all__ = [
+    "require_converging",
+    "require_finite",
+    "require_same_run",
+    "require_trainable",
+    "try_batch",
+    "two_rows",
+    "weights_digest",
+]
 
 
 def require_finite(model: nn.Module) -> None:
@@ -32,6 +40,26 @@ def require_finite(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
+
+
+def require_converging(model: nn.Module, *, step: int, option: str, lr: float) -> None:
+    """See that training has left numbers in a model, gates included.
+
+    Args:
+        model: What was trained.
+        step: Steps done.
+        option: Name of the learning rate it was trained with last.
+        lr: Its peak.
+
+    Raises:
+        TrainingError: names the first tensor that holds NaN or infinity, and what to lower.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"training diverged: {name!r} holds NaN or infinity after step {step}; lower {option} (now {lr:g}), or set"
+                " grad_clip=1"
+            )
 
 
 def weights_digest(model: nn.Module) -> str:

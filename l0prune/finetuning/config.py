@@ -55,7 +55,7 @@ class FinetuneConfig:
         gate_fraction: Share of `epochs` that trains gates and weights together, in (0, 1]; recovery takes the rest. None is
             0.2 with a budget, and with a penalty 0.8 of what the warm-up leaves.
         settle_fraction: Share of `epochs`, taken from the recovery, in which the gates that the cut takes although
-            training left them open close one after another, in [0, 1); 0 cuts them at once.
+            training left them open close one after another, at most half of it, in [0, 1); 0 cuts them at once.
         warmup_epochs: Length of the warm-up in epochs; overrides `warmup_fraction`.
         gate_epochs: Length of the gate phase in epochs, > 0; overrides `gate_fraction`.
         settle_epochs: Length of the settling in epochs; overrides `settle_fraction`.
@@ -265,11 +265,16 @@ class FinetuneConfig:
         self._check_range("gate_epochs", 0, math.inf, open_low=True)
         self._check_range("settle_fraction", 0, 1, open_high=True)
         self._check_range("settle_epochs", 0, math.inf)
-        warmup, gate, _, _ = self.phase_epochs
+        warmup, gate, settle, recovery = self.phase_epochs
         if warmup + gate > self.epochs * (1 + 1e-9):
             raise ConfigError(
                 f"warm-up ({warmup:g} epochs) and gate phase ({gate:g}) are longer than the whole run"
                 f" (epochs={self.epochs:g}): shorten them or raise epochs"
+            )
+        if self.settle_epochs is not None and self.settle_epochs > settle + 1e-9 * self.epochs:
+            raise ConfigError(
+                f"settle_epochs={self.settle_epochs:g} is more than half of the {settle + recovery:g} epochs that warm-up and"
+                " gate phase leave: shorten it, or raise epochs"
             )
 
     def _check_optimization(self) -> None:

@@ -14,6 +14,7 @@ from l0prune.budget.budget import Budget
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
+from l0prune.finetuning.checks import require_converging
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
@@ -134,6 +135,7 @@ class Trainer:
             if self._average is not None:
                 self._average.copy_to_(compact)
             self._runtime.average_buffers_(compact)
+            require_converging(compact, step=self.step, option="recovery_lr", lr=self._config.peak_recovery_lr)
             self._journal.leave()
             self._journal.judge(compact, "end", step=self.step)
         for model in (self.gated, compact):
@@ -230,6 +232,7 @@ class Trainer:
         """Decide which gates stay; from here on the others are on their way out."""
         config, goal, metric = self._config, self._goal, metric_of(self._goal)
         self._take_average()
+        require_converging(self.gated, step=self.step, option="lr", lr=config.peak_lr)
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
         examples = islice(self._examples(), config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
@@ -249,6 +252,8 @@ class Trainer:
     def _freeze(self) -> None:
         """Fix the gates as decided, cut the closed units away and make the small network the one that is trained."""
         self._take_average()
+        if self._phase == SETTLE:
+            require_converging(self.gated, step=self.step, option="recovery_lr", lr=self._config.peak_recovery_lr)
         self.gated.freeze(self._settled.end)
         self._cut()
         if self._config.recalibration_batches:

@@ -51,6 +51,11 @@ class Preprocessing:
         """(channels, height, width) of the network's input."""
         return (self.channels, *self.image_size)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether pixels are divided by 255 and nothing else."""
+        return set(self.mean) == {0.0} and set(self.std) == {1.0}
+
     def override(
         self,
         *,
