@@ -351,12 +351,6 @@ def test_a_module_to_ignore_that_is_not_there(tmp_path):
     finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "no module or parameter")
 
 
-def test_a_diverged_training_says_what_to_lower(tmp_path):
-    one_step = ["--gate-epochs", "0.17", "--lr", "3e38"]
-
-    refused([*FINETUNE, *BUDGET, *one_step, "--out", str(tmp_path / "run")], "diverged", "lower lr (now 3e+38)")
-
-
 def test_a_convolution_in_float64_has_no_onnx_check():
     refused(["verify", "tiny_task:network", "--double"], "onnxruntime lacks some operators in float64", "--no-onnx")
 

@@ -154,3 +154,15 @@ def test_a_loss_that_is_never_finite_leaves_nothing(tmp_path):
         run(loss=lambda outputs, targets: (outputs * float("inf")).mean() * 0, out=tmp_path / "run")
 
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("phase", ["gate", "settle"])
+def test_weights_that_diverged_before_a_loss_was_read_say_what_to_lower(phase, tmp_path):
+    lengths = {"warmup_epochs": 0, "gate_epochs": 0.5, "settle_epochs": 0 if phase == "gate" else 0.5}
+    rates = {"lr": 1e12} if phase == "gate" else {"recovery_lr": 1e12}
+    option = next(iter(rates))
+
+    with pytest.raises(
+        TrainingError, match=rf"training diverged: 'model\..*' holds NaN .* lower {option} \(now 1e\+12\)"
+    ):
+        run(config=replace(QUICK, log_every=50, **lengths, **rates), out=tmp_path / "run")

@@ -42,11 +42,11 @@ def require_finite(model: nn.Module) -> None:
             raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
 
 
-def require_converging(model: nn.Module, *, step: int, option: str, lr: float) -> None:
-    """See that training has left numbers in a model, gates included.
+def require_converging(tensors: Mapping[str, Any], *, step: int, option: str, lr: float) -> None:
+    """See that training has left numbers.
 
     Args:
-        model: What was trained.
+        tensors: What was trained, or follows from it, by name; anything but floating-point tensors is passed over.
         step: Steps done.
         option: Name of the learning rate it was trained with last.
         lr: Its peak.
@@ -54,8 +54,8 @@ def require_converging(model: nn.Module, *, step: int, option: str, lr: float) -
     Raises:
         TrainingError: names the first tensor that holds NaN or infinity, and what to lower.
     """
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
                 f"training diverged: {name!r} holds NaN or infinity after step {step}; lower {option} (now {lr:g}), or set"
                 " grad_clip=1"

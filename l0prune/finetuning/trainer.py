@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class Trainer:
             if self._average is not None:
                 self._average.copy_to_(compact)
             self._runtime.average_buffers_(compact)
-            require_converging(compact, step=self.step, option="recovery_lr", lr=self._config.peak_recovery_lr)
+            self._require_converging(compact.state_dict())
             self._journal.leave()
             self._journal.judge(compact, "end", step=self.step)
         for model in (self.gated, compact):
@@ -228,15 +228,22 @@ class Trainer:
         self._phase = phase
         self._journal.enter(phase, self.step)
 
+    def _require_converging(self, tensors: Mapping[str, Any]) -> None:
+        """See that there are numbers in what a phase has trained."""
+        late = self._phase in (SETTLE, RECOVERY)
+        lr = self._config.peak_recovery_lr if late else self._config.peak_lr
+        require_converging(tensors, step=self.step, option="recovery_lr" if late else "lr", lr=lr)
+
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
         config, goal, metric = self._config, self._goal, metric_of(self._goal)
         self._take_average()
-        require_converging(self.gated, step=self.step, option="lr", lr=config.peak_lr)
+        self._require_converging(self.gated.state_dict())
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
         examples = islice(self._examples(), config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
         self._runtime.average_(salience)
+        self._require_converging({"salience of the gates": salience})
         salience = salience.cpu()
         is_open = choose_open(self.gated, goal, align=config.rounding, salience=salience)
         start = self.gated.gate_values().float().cpu()
@@ -253,7 +260,7 @@ class Trainer:
         """Fix the gates as decided, cut the closed units away and make the small network the one that is trained."""
         self._take_average()
         if self._phase == SETTLE:
-            require_converging(self.gated, step=self.step, option="recovery_lr", lr=self._config.peak_recovery_lr)
+            self._require_converging(self.gated.state_dict())
         self.gated.freeze(self._settled.end)
         self._cut()
         if self._config.recalibration_batches:
