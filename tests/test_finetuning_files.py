@@ -177,10 +177,23 @@ def test_truncation_drops_later_lines_and_one_that_was_cut_off(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_damaged_metrics_line_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n{oops\n")
+LINE = {"step": 1, "epoch": 0.1, "phase": "gate", "loss": 0.5, "target": None}
 
-    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 2 is not a JSON object"):
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ("{oops", "is not a JSON object"),
+        ("[1]", "is not a JSON object"),
+        (json.dumps({"loss": 1.0}), "has no 'step'"),
+        (json.dumps(LINE | {"loss": "high"}), "has loss='high', expected float"),
+        (json.dumps(LINE | {"target": [1]}), r"has target=\[1\], expected float \| None"),
+    ],
+)
+def test_a_damaged_metrics_line_is_an_error_that_names_it(tmp_path, second, words):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(LINE) + "\n" + second + "\n")
+
+    with pytest.raises(FileFormatError, match=rf"metrics\.jsonl: line 2 {words}"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 

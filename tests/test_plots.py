@@ -222,7 +222,7 @@ def test_a_run_that_goes_on_is_drawn_as_far_as_it_is(run, tmp_path):
         (lambda run: (run / "metrics.jsonl").unlink(), ("metrics.jsonl has no lines",)),
         (lambda run: (run / "metrics.jsonl").write_text(""), ("metrics.jsonl has no lines",)),
         (lambda run: (run / "metrics.jsonl").write_text("{"), ("line 1 is not a JSON object",)),
-        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n'), ("line 1 has no step, epoch or phase",)),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}\n'), ("line 1 has no 'epoch'",)),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run, tmp_path, kind, change, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a metrics file.
 
     Raises:
-        FileFormatError: if a line is not a JSON object.
+        FileFormatError: if a line is not a JSON object, says not which step it is of, or has a value of another kind.
     """
     entries = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         entry = _parsed(line)
-        if entry is None:
-            raise FileFormatError(f"{path}: line {number} is not a JSON object; resume the run or delete the line")
+        wrong = "is not a JSON object" if entry is None else _what_is_wrong(entry)
+        if entry is None or wrong:
+            raise FileFormatError(f"{path}: line {number} {wrong}; resume the run or delete the line")
         entries.append(dict(entry))
     return entries
+
+
+def _what_is_wrong(entry: Mapping[str, Any]) -> str:
+    """What keeps a line from being one of `MetricsRecord`; empty where nothing does."""
+    kinds = {"int": int, "str": str, "float": int | float, "float | None": int | float | None}
+    for field in fields(MetricsRecord):
+        kind = kinds.get(str(field.type))
+        if field.name not in entry:
+            if field.name in ("step", "epoch", "phase"):
+                return f"has no {field.name!r}"
+        elif kind is not None and not isinstance(entry[field.name], kind):
+            return f"has {field.name}={entry[field.name]!r}, expected {field.type}"
+    return ""
 
 
 def _parsed(line: str) -> Mapping[str, Any] | None:

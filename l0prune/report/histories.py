@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP
 from l0prune.run_directory import RunDirectory
@@ -97,9 +97,6 @@ def run_lines(path: Path) -> list[dict[str, Any]]:
         raise RunDirectoryError(
             f"{run.metrics} has no lines: training has not begun, or the file is gone; run it again"
         )
-    for number, line in enumerate(lines, start=1):
-        if not {"step", "epoch", "phase"} <= line.keys():
-            raise FileFormatError(f"{run.metrics}: line {number} has no step, epoch or phase; delete the line")
     return lines
 
 
