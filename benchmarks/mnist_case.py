@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import l0prune
+from l0prune import Budget, Penalty
 from l0prune.errors import BudgetInfeasibleError, TrainingError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.results import FinetuneResult
@@ -51,7 +52,8 @@ class MnistCase:
             or "scratch" (random weights, no teacher, no shifts, as in the papers).
         gate: Name of the gate distribution.
         mode: "macs=0.1" or "params=0.1", a budget; or "lambda=0.1" or "fc1=0.1,fc2=10", a penalty shared or by layer. With
-            "lenet5", "macs=0.1 then params=0.06" cuts the channels first, and then single features of what is left.
+            "lenet5", "macs=0.1 then params=0.01" cuts the channels first, and then single features of what is left; both
+            are shares of the dense network.
         seed: Of weights, order, gates.
         epochs: Of each part of the run.
     """
@@ -83,12 +85,13 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     dense = load_model(case.arch, weights=weights, model_args=ARCHITECTURES[case.arch], seed=case.seed)
     test = _batches(dense, data, case)[1]
     dense_error = 100 - accuracy(dense.model, test)
-    original, dense_macs, dense_params = copy.deepcopy(dense.model), _macs(dense), _n_params(dense.model)
+    original, costs = copy.deepcopy(dense.model), _costs(dense)
     first, *others = case.mode.split(THEN)
     try:
-        result, seconds = _train(dense, data, case, first)
+        result, seconds = _train(dense, data, case, _bound(first, costs, costs))
         for mode in others:
-            result, more = _train(_with_features(result.compact), data, case, mode)
+            loaded = _with_features(result.compact)
+            result, more = _train(loaded, data, case, _bound(mode, costs, _costs(loaded)))
             seconds += more
     except (BudgetInfeasibleError, TrainingError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
@@ -101,9 +104,9 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
         "architecture": widths(compact, case.arch),
         "expected_cost": result.expected_cost,
         "macs": macs,
-        "macs_fraction": macs / dense_macs,
+        "macs_fraction": macs / costs["macs"],
         "params": _n_params(compact),
-        "params_fraction": _n_params(compact) / dense_params,
+        "params_fraction": _n_params(compact) / costs["params"],
         "difference": surgery_of(compact).difference.max_rel,
         "form": surgery_of(compact).form,
         "train_seconds": seconds,
@@ -111,17 +114,19 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     }
 
 
-def _train(loaded: LoadedModel, data: DataSource, case: MnistCase, mode: str) -> tuple[FinetuneResult, float]:
+def _train(
+    loaded: LoadedModel, data: DataSource, case: MnistCase, bound: dict[str, Budget | Penalty]
+) -> tuple[FinetuneResult, float]:
     """One part of a run, and its seconds."""
     train, _ = _batches(loaded, data, case)
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
-    scratch, budget = case.start == "scratch", mode.startswith(BUDGETS)
+    scratch, budget = case.start == "scratch", "budget" in bound
     droprate = DROPRATES[case.arch] if scratch and not budget else None
     gated = l0prune.inject(loaded.model, flow, gate=case.gate, droprate=droprate, seed=case.seed)
     phases = BUDGET_FROM_SCRATCH if scratch and budget else {}
     config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start], **phases)
     clock = time.perf_counter()
-    result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **_bound(mode))
+    result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **bound)
     return result, time.perf_counter() - clock
 
 
@@ -135,8 +140,9 @@ def _with_features(compact: nn.Module) -> LoadedModel:
         return load_model("lenet5", weights=path, model_args={"widths": n_channels, "select_features": True})
 
 
-def _macs(loaded: LoadedModel) -> float:
-    return l0prune.trace(loaded.model, loaded.example_inputs).dense_cost("macs")
+def _costs(loaded: LoadedModel) -> dict[str, float]:
+    flow = l0prune.trace(loaded.model, loaded.example_inputs)
+    return {metric: flow.dense_cost(metric) for metric in BUDGETS}
 
 
 def _n_params(model: nn.Module) -> int:
@@ -164,11 +170,12 @@ def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[Ba
     return train, make_batches(loaded, data.x_test, data.y_test, batch_size=1000)
 
 
-def _bound(mode: str) -> dict[str, Any]:
-    """The budget or the penalty of a mode."""
-    if mode.startswith(BUDGETS):
-        return {"budget": l0prune.Budget.parse(mode)}
-    return {"penalty": l0prune.Penalty.parse(mode)}
+def _bound(mode: str, dense: dict[str, float], present: dict[str, float]) -> dict[str, Budget | Penalty]:
+    """The budget or the penalty of a mode; a budget is a share of the costs `dense`, not of the `present` ones."""
+    if not mode.startswith(BUDGETS):
+        return {"penalty": Penalty.parse(mode)}
+    budget = Budget.parse(mode)
+    return {"budget": replace(budget, keep=budget.keep * dense[budget.metric] / present[budget.metric])}
 
 
 def _latency(dense: nn.Module, compact: nn.Module, example: Any) -> dict[str, float]:
