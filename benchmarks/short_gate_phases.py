@@ -8,6 +8,7 @@ of recovery; means over the seeds. The network has 40 gates and a loss of 0.003 
 
 import argparse
 import copy
+import math
 import statistics
 from functools import cache
 from unittest import mock
@@ -46,7 +47,7 @@ def outcome(name: str, steps: int, seed: int, *, held: bool) -> tuple[float, flo
     """Expected cost, hard cost, and the loss after freeze and recovery."""
     model, flow, x, y = learned_task()
     model = copy.deepcopy(model)
-    with mock.patch.object(type(gate_distribution(name)), "held", held):
+    with mock.patch.object(type(gate_distribution(name)), "held_below", math.inf if held else 0):
         gated = l0prune.inject(model, flow, gate=name, budget=BUDGET, steps=steps, seed=seed).train()
         optimizer = torch.optim.Adam(gated.parameters(), lr=1e-3)
         for _ in range(steps):
@@ -76,7 +77,7 @@ def main() -> None:
     for name in arguments.gates:
         for steps in arguments.steps:
             cells = []
-            for held in (False, True) if gate_distribution(name).held else (False,):
+            for held in (False, True) if gate_distribution(name).held_below else (False,):
                 runs = [outcome(name, steps, seed, held=held) for seed in range(arguments.seeds)]
                 expected, hard, loss = (statistics.mean(column) for column in zip(*runs, strict=True))
                 cells += [f"{expected:.2f}, {hard:.2f}", f"{loss:.3f}"]

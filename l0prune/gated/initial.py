@@ -11,6 +11,7 @@ from torch import Tensor
 from l0prune.budget.by_layer import values_by_consumer
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gates.bank import LOCATION_BOUND
 
 __all__ = ["DropRate", "initial_locations"]
 
@@ -25,22 +26,26 @@ def initial_locations(flow: ChannelFlow, droprate: DropRate, *, default: float) 
 
     Args:
         flow: From `trace`.
-        droprate: Each in (0, 1). A gate whose unit feeds several layers takes the least of their rates.
+        droprate: Each in [0.00034, 0.99966], which is as far as locations go. A gate whose unit feeds several layers takes
+            the least of their rates.
         default: Location of the gates that are not named.
 
     Returns:
         Shape `(n_gates,)`, float64.
 
     Raises:
-        ConfigError: if a rate is not in (0, 1), or a name is of no layer with gated inputs.
+        ConfigError: if a rate is out of range, or a name is of no layer with gated inputs.
 
     Source: Louizos, Welling, Kingma (2018), arXiv:1712.01312, section 4; the initialisation of their code.
     """
     rates = dict(droprate) if isinstance(droprate, Mapping) else {"": droprate}
     for name, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate < 1 or abs(math.log((1 - rate) / rate)) > LOCATION_BOUND:
+            least = 1 / (1 + math.exp(LOCATION_BOUND))
             raise ConfigError(
-                f"droprate {f'{name}=' if name else ''}{rate!r}: expected a number in (0, 1), 0.5 or less in the L0 paper"
+                f"droprate {f'{name}=' if name else ''}{rate!r}: expected a number in [{least:.2g}, {1 - least:.5f}], 0.5 or"
+                " less in the L0 paper"
             )
     unnamed = rates.pop("", math.nan)
     locations = torch.full((flow.n_gates,), -math.inf, dtype=torch.float64)

@@ -124,7 +124,8 @@ class GateTraining:
         if self.constraint is not None:
             self._follow()
         self._advance()
-        if self.constraint is not None and self.constraint.presses and self._gates.distribution.held:
+        runs_past = self._steps < self._gates.distribution.held_below
+        if self.constraint is not None and self.constraint.presses and runs_past:
             self._hold()
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class ContinuousSparsification(GateDistribution):
         del affordable
         if progress <= 0:
             return self
-        begin = float(self.temperature)
-        return replace(self, temperature=begin * (self.final_temperature / begin) ** min(progress, 1.0))
+        cooled = (self.final_temperature / self.temperature) ** min(progress, 1.0)
+        return replace(self, temperature=self.temperature * cooled)
 
     def rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """The value of each gate, shape `(n_gates,)`, in [0, 1]; there is nothing random in it."""

@@ -9,7 +9,10 @@ from l0prune.errors import ConfigError
 from l0prune.gates.distribution import GateDistribution
 from l0prune.gates.hard_concrete import HardConcrete
 
-__all__ = ["GateBank"]
+__all__ = ["LOCATION_BOUND", "GateBank"]
+
+LOCATION_BOUND = 8.0
+"""Locations stay within this, unless a bank says otherwise."""
 
 
 class GateBank(nn.Module):
@@ -44,7 +47,7 @@ class GateBank(nn.Module):
         distribution: GateDistribution | None = None,
         initial: float | Tensor | None = None,
         jitter: float = 0.01,
-        bound: float = 8.0,
+        bound: float = LOCATION_BOUND,
         seed: int = 0,
     ) -> None:
         super().__init__()

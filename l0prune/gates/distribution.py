@@ -35,6 +35,10 @@ def require_positive(name: str, value: Parameter, usual: str) -> None:
     Raises:
         ConfigError: names it and the usual value.
     """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, Tensor) and value.numel() == 1):
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ConfigError(f"{name} is {found}; expected one positive number, {usual} by default")
     number = as_number(value)
     if not 0 < number < math.inf:
         raise ConfigError(f"{name} is {number!r}; expected a positive number, {usual} by default")
@@ -66,8 +70,8 @@ class GateDistribution(ABC):
     needs_budget: ClassVar[bool] = False
     """Whether the number of open gates is fixed by what a budget pays for, so that a price for each has no effect."""
 
-    held: ClassVar[bool] = True
-    """Whether gates under a budget are kept from running past its target (`gates.holding`)."""
+    held_below: ClassVar[float] = math.inf
+    """Under a budget, gates are kept from running past its target (`gates.holding`) in phases of fewer steps than this."""
 
     def at(self, progress: float, affordable: Callable[[], int]) -> GateDistribution:
         """The family as it is at a moment of training; itself, unless it has a parameter that moves.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_scalar, require_positive
-from l0prune.gates.noise import Uniform, random_words
+from l0prune.gates.noise import at_least_single, gumbel_noise, random_words
 from l0prune.gates.pathwise import pathwise
 from l0prune.gates.roots import find_root
 from l0prune.gates.zero_one import ZeroOneGate
@@ -52,13 +52,13 @@ class ExactK(ZeroOneGate):
     initial_log_alpha: ClassVar[float] = 0.0
     threshold: ClassVar[float] = 0.5
     needs_budget: ClassVar[bool] = True
-    held: ClassVar[bool] = False  # the cost holds by itself
+    held_below: ClassVar[float] = 0  # the cost holds by itself
 
     def __post_init__(self) -> None:
         """Check both parameters."""
         require_positive("temperature", self.temperature, "0.5")
-        if self.k is not None and self.k < 0:
-            raise ConfigError(f"k is {self.k}; expected the number of open gates, 0 or more")
+        if self.k is not None and (type(self.k) is not int or self.k < 0):
+            raise ConfigError(f"k is {self.k!r}; expected the number of open gates, a whole number of 0 or more")
 
     def at(self, progress: float, affordable: Callable[[], int]) -> ExactK:
         """With as many gates open as the budget pays for at that moment."""
@@ -71,8 +71,8 @@ class ExactK(ZeroOneGate):
         words = random_words(log_alpha, generator)
         if k in (0, log_alpha.numel()):
             return torch.full_like(log_alpha, float(k > 0)) + 0 * log_alpha
-        keys = log_alpha - torch.log(-torch.log(Uniform.of_words(words, log_alpha.dtype).lower))
-        soft = _summing_to(k, keys / as_scalar(self.temperature), _relaxed)
+        keys = log_alpha + gumbel_noise(words, at_least_single(log_alpha.dtype))
+        soft = _summing_to(k, keys / as_scalar(self.temperature), _relaxed).to(log_alpha.dtype)
         return soft if self.relaxed else pathwise(_k_hot(keys, k), (soft,), (torch.ones_like(soft),))
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ExactK(ZeroOneGate):
         k = self._count(log_alpha)
         if k in (0, log_alpha.numel()):
             return torch.full_like(log_alpha, float(k > 0)) + 0 * log_alpha
-        return _summing_to(k, log_alpha, _drawn)
+        return _summing_to(k, log_alpha.to(at_least_single(log_alpha.dtype)), _drawn).to(log_alpha.dtype)
 
     def _estimate(self, log_alpha: Tensor, estimator: str) -> Tensor:
         """By default 1 for the `k` largest locations and 0 for the others."""

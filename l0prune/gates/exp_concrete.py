@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_scalar, require_positive
-from l0prune.gates.noise import Uniform, random_words
+from l0prune.gates.noise import gumbel_noise, random_words
 
 __all__ = ["Concrete", "ExpConcrete", "conservative_temperature"]
 
@@ -58,10 +58,8 @@ class ExpConcrete:
 
     def rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """One sample, shape `(..., n)`; the exponentials of the last dimension add up to 1."""
-        uniform = Uniform.of_words(random_words(log_alpha, generator), log_alpha.dtype)
-        # -log u from the distance to the nearer end, so that Gumbel noise keeps its upper tail in single precision.
-        rate = torch.lerp(-torch.log(uniform.tail), -torch.log1p(-uniform.tail), uniform.is_upper)
-        return torch.log_softmax((log_alpha - torch.log(rate)) / as_scalar(self.temperature), dim=-1)
+        noise = gumbel_noise(random_words(log_alpha, generator), log_alpha.dtype)
+        return torch.log_softmax((log_alpha + noise) / as_scalar(self.temperature), dim=-1)
 
     def log_prob(self, log_alpha: Tensor, y: Tensor) -> Tensor:
         """Log density at `y`, shape `(...)`, with respect to the simplex of exp(y) in logarithms of n - 1 components."""
@@ -101,9 +99,16 @@ class Concrete:
         return ExpConcrete(self.temperature).rsample(log_alpha, generator=generator).exp()
 
     def log_prob(self, log_alpha: Tensor, x: Tensor) -> Tensor:
-        """Log density at `x` on the open simplex, shape `(...)`, in the first n - 1 components."""
-        y = torch.log(x)
-        return ExpConcrete(self.temperature).log_prob(log_alpha, y) - y.sum(-1)
+        """Log density at `x` on the simplex, shape `(...)`, in the first n - 1 components; -inf elsewhere.
+
+        A component of 0, to which samples at low temperatures round, counts as the least number the dtype has.
+        """
+        limits = torch.finfo(x.dtype)
+        tolerance = max(1e-6, x.shape[-1] * limits.eps)
+        is_inside = (x >= 0).all(-1) & ((x.sum(-1) - 1).abs() <= tolerance)
+        y = torch.log(x.clamp(min=limits.smallest_normal))
+        value = ExpConcrete(self.temperature).log_prob(log_alpha, y) - y.sum(-1)
+        return torch.where(is_inside, value, torch.full_like(value, -math.inf))
 
     def prob_chosen(self, log_alpha: Tensor) -> Tensor:
         """P(component k is the largest), shape `(..., n)`: softmax(log_alpha), at every temperature."""

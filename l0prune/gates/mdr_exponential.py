@@ -14,6 +14,7 @@ from l0prune.gates.mixture import MixtureGate
 __all__ = ["MdrExponential", "exponential_cdf_slope", "exponential_root", "require_single_precision"]
 
 _MAX_TEMPERATURE = 80.0
+_DOUBLE_ABOVE = 20.0  # products with e^(-beta) leave single precision where the gate is nearly shut
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class MdrExponential(MixtureGate):
         """x, R - R1 and density where cdf(x) = u, from a quadratic equation for e^(-beta x)."""
         beta = as_number(self.temperature)
         end, whole = math.exp(-beta), -math.expm1(-beta)
+        if beta > _DOUBLE_ABOVE:
+            q, p, u = q.double(), p.double(), u.double()
         x, fallen, decay = exponential_root(beta, q, p, u)
         mirrored = end / decay
         return x, (1 - mirrored).mul_(fallen).div_(whole), (p * decay).addcmul_(q, mirrored).mul_(beta / whole)

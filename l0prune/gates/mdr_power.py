@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_number, as_scalar
 from l0prune.gates.fast_exp import fast_exp
 from l0prune.gates.mixture import MixtureGate
@@ -16,6 +17,7 @@ from l0prune.gates.roots import find_root
 __all__ = ["MdrPower"]
 
 _LOG_HALF = -0.6931471805599453
+_VANISHED = 1e4
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class MdrPower(MixtureGate):
     """Component at 0: r(z) = z^(1/beta - 1) / beta, cdf z^(1/beta), on (0, 1). The quantile is a root.
 
     Attributes:
-        temperature: beta > 1, a number or a scalar tensor; LARGER is closer to Bernoulli. The papers use 10 to 80.
+        temperature: beta >= 1, a number or a scalar tensor; LARGER is closer to Bernoulli, 1 is uniform. The papers use 10
+            to 80.
 
     Raises:
-        ConfigError: if `temperature` is not above 1 and finite.
+        ConfigError: if `temperature` is below 1 or not finite: the components would lean away from their ends.
 
     Source: as `MixtureGate`; the components of Vahdat et al. (2018), arXiv:1805.07445, section 3.
     """
@@ -34,6 +37,12 @@ class MdrPower(MixtureGate):
     temperature: Parameter = 20.0
 
     name: ClassVar[str] = "mdr-power"
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        super().__post_init__()
+        if as_number(self.temperature) < 1:
+            raise ConfigError(f"temperature is {as_number(self.temperature)!r}; expected 1 or more, 20 by default")
 
     def component_mean(self) -> Tensor:
         """Mean of the component at 0, scalar, in (0, 1/2)."""
@@ -54,8 +63,9 @@ class MdrPower(MixtureGate):
 
     def component_cdf_slope(self, t: Tensor) -> Tensor:
         """Derivative of the component's cdf in beta at fixed z = sigmoid(t)."""
-        exponent = F.logsigmoid(t) / as_scalar(self.temperature)
-        return -torch.exp(exponent) * exponent / as_scalar(self.temperature)
+        beta = as_scalar(self.temperature)
+        exponent = (F.logsigmoid(t) / beta).clamp(min=-_VANISHED)  # e^x x has the limit 0, not -inf * 0
+        return -torch.exp(exponent) * exponent / beta
 
     def lower_quantile(self, q: Tensor, p: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, R - R1 and density where cdf(x) = u, by Halley's method for log(cdf / u) over log x."""

@@ -1,7 +1,8 @@
 """Mixture-distributed gates: two mirrored densities on (0, 1), one leaning on 0 and one on 1, mixed by a trained weight."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,12 @@ class MixtureGate(AtomlessGate):
 
     def __post_init__(self) -> None:
         """Check the temperature."""
-        require_positive("temperature", self.temperature, "a family's own number")
+        require_positive("temperature", self.temperature, f"{self._usual_temperature:g}")
+
+    @property
+    def _usual_temperature(self) -> float:
+        own: Any = next(field.default for field in fields(self) if field.name == "temperature")
+        return float(own)
 
     @property
     def q_slope_mean(self) -> Tensor:

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Uniform", "logistic_noise", "random_words"]
+__all__ = ["Uniform", "at_least_single", "gumbel_noise", "logistic_noise", "random_words"]
 
 _WORD = 2.0**-32
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Single precision in the place of half precision; other types as they are."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def random_words(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -28,7 +33,7 @@ def random_words(like: Tensor, generator: torch.Generator | None = None) -> Tens
 def logistic_noise(words: Tensor, dtype: torch.dtype) -> Tensor:
     """Logistic noise, log u - log(1 - u) for uniform u, from `random_words`; in (-23, 23), accurate in both tails."""
     centred = _centred(words, dtype)
-    return centred.abs().logit_().copysign_(centred)
+    return centred.abs().logit_().copysign_(centred).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,10 @@ class Uniform:
 
     @classmethod
     def of_words(cls, words: Tensor, dtype: torch.dtype) -> "Uniform":
-        """From `random_words`: a grid of 2**32 points, symmetric about 1/2, the least of them 2**-33."""
+        """From `random_words`: a grid of 2**32 points, symmetric about 1/2, the least of them 2**-33.
+
+        In at least single precision: half precision cannot tell the numbers of that grid apart.
+        """
         centred = _centred(words, dtype)
         return cls(centred.abs(), centred.sign_().add_(1.0).mul_(0.5))
 
@@ -64,6 +72,14 @@ class Uniform:
         return (end - self.is_upper).abs_().sub_(self.tail).abs_()
 
 
+def gumbel_noise(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gumbel noise, -log(-log u) for uniform u, from `random_words`; in (-3.2, 23), accurate in both tails."""
+    uniform = Uniform.of_words(words, dtype)
+    # -log u from the distance to the nearer end: u itself rounds to 1 in single precision.
+    rate = torch.lerp(-torch.log(uniform.tail), -torch.log1p(-uniform.tail), uniform.is_upper)
+    return -torch.log(rate).to(dtype)
+
+
 def _centred(words: Tensor, dtype: torch.dtype) -> Tensor:
     """Random numbers in [-1/2, 1/2], never 0: minus u in the lower half of (0, 1), 1 - u in the upper one."""
-    return words.to(dtype).add_(0.5).mul_(_WORD)
+    return words.to(at_least_single(dtype)).add_(0.5).mul_(_WORD)

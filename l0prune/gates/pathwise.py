@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from l0prune.gates.noise import at_least_single
+
 __all__ = ["in_blocks", "pathwise"]
 
 _BLOCK = 1 << 16
@@ -35,7 +37,7 @@ def pathwise(value: Tensor, parameters: Sequence[Tensor], slopes: Sequence[Tenso
     """`value`, differentiable in parameters it was computed from without recording the computation.
 
     Args:
-        value: Computed without gradients.
+        value: Computed without gradients; takes on the dtype of the first parameter.
         parameters: They broadcast to the shape of value; further ones than there are slopes are left out.
         slopes: Derivative of value in each of the first parameters, in the shape of value.
 
@@ -43,12 +45,14 @@ def pathwise(value: Tensor, parameters: Sequence[Tensor], slopes: Sequence[Tenso
         The same numbers as `value`; differentiable once.
     """
     flat = [tensor for pair in zip(parameters, slopes, strict=False) for tensor in pair]
-    result: Tensor = _Pathwise.apply(value, *flat)
+    result: Tensor = _Pathwise.apply(value.to(parameters[0].dtype), *flat)
     return result
 
 
 def in_blocks(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
     """`function` applied to blocks of its arguments, so that what it computes on the way stays in the cache.
+
+    The first argument comes in at least single precision.
 
     Args:
         function: Elementwise, tensors of one shape to a tuple of tensors of that shape.
@@ -57,7 +61,8 @@ def in_blocks(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -
     Returns:
         What `function(*arguments)` returns.
     """
-    first = arguments[0]
+    first = arguments[0].to(at_least_single(arguments[0].dtype))
+    arguments = (first, *arguments[1:])
     if first.device.type != "cpu" or first.numel() <= _BLOCK:
         return function(*arguments)
     flat = [argument.reshape(-1).split(_BLOCK) for argument in arguments]

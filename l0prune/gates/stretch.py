@@ -20,7 +20,10 @@ def require_stretch(stretch: tuple[float, float]) -> None:
     Raises:
         ConfigError: says what was given.
     """
-    gamma, zeta = stretch
+    try:
+        gamma, zeta = (float(end) for end in stretch)
+    except (TypeError, ValueError):
+        gamma = zeta = math.nan
     if not (-math.inf < gamma < 0 and 1 < zeta < math.inf):
         raise ConfigError(
             f"stretch is {stretch!r}; expected (gamma, zeta) with gamma < 0 and zeta > 1, (-0.1, 1.1) by default"

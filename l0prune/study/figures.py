@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,6 @@ from torch import Tensor
 from l0prune.gates.distribution import GateDistribution
 from l0prune.pictures import new_figure, save_picture
 from l0prune.study.gradients import FAMILIES, GradientPoint
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Curves", "curves", "draw_families", "draw_trade_off"]
 
