@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from l0prune.cli.failures import EXIT_BUDGET_MISSED
 from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import (
+    KeyValue,
     ModelOptions,
     align_option,
     common_options,
@@ -145,6 +146,13 @@ def by_optimizer(text: str, name: str) -> str:
     metavar="NAME",
     help=f"Distribution of the gates: {', '.join(gate_names())}.",
 )
+@click.option(
+    "--gate-arg",
+    "gate_args",
+    type=KeyValue(),
+    multiple=True,
+    help="Parameter of this distribution, as in temperature=0.5; repeatable.",
+)
 @ignore_option
 @click.option("--gate-lr", type=POSITIVE, help="Learning rate of the gates.  [default: by the number of steps]")
 @click.option(
@@ -207,6 +215,9 @@ def finetune_command(
     weight = 0.0 if teach is False else distillation_weight
     if teach and options["from_scratch"]:
         raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
+    options["gate_args"] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in options["gate_args"]
+    }
     options |= {"penalty": ",".join(penalty), "droprate_init": ",".join(droprate_init), "distillation": weight}
     asked = FinetuneOptions(budget or "", **options)
     request = FinetuneRequest(model, data_spec or "", asked)

@@ -130,7 +130,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
     options = request.options
     goal = goal_of(options)
     droprate = read_by_layer(options.droprate_init) if options.droprate_init else None
-    gate_distribution(options.gate)
+    gate_distribution(options.gate, **options.gate_args)
     options.resolved(augment=False)  # its numbers are checked before anything is loaded
     if options.from_scratch:
         require_from_scratch(request.model)
@@ -149,7 +149,9 @@ def prepare(request: FinetuneRequest) -> Prepared:
     batches = task.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
     plan_phases(config, len(batches))
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
-    gated = l0prune.inject(loaded.model, flow, gate=options.gate, droprate=droprate, seed=options.seed)
+    gated = l0prune.inject(
+        loaded.model, flow, gate=options.gate, gate_args=options.gate_args, droprate=droprate, seed=options.seed
+    )
     if isinstance(goal, l0prune.Penalty):
         goal = replace(goal, n_samples=len(task.data.y_train))
     require_trainable(gated, goal)

@@ -34,14 +34,15 @@ def picture_option(default: str) -> Decorator:
 @plot_command.command("gates")
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
 @picture_option("gates.svg")
+@click.option("--samples", is_flag=True, help="Count values drawn of the gates, not their probabilities of being open.")
 @common_options
-def gates_command(path: Path, out: Path, as_json: bool) -> None:
+def gates_command(path: Path, out: Path, samples: bool, as_json: bool) -> None:
     """Histograms of the gates' open probability over the epochs, all together and by layer.
 
     RUN may still go on. Its metrics.jsonl has the histograms.
     """
     with working():
-        result = plot_gates(path, out)
+        result = plot_gates(path, out, of="samples" if samples else "probability")
     show(result, as_json, lambda: console().print(result["picture"], markup=False, soft_wrap=True))
 
 
@@ -59,8 +60,8 @@ def cost_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
     show(result, as_json, lambda: console().print(result["picture"], markup=False, soft_wrap=True))
 
 
-def plot_gates(path: Path, out: Path) -> dict[str, Any]:
-    """Draw the gates of a run; plain data.
+def plot_gates(path: Path, out: Path, *, of: str = "probability") -> dict[str, Any]:
+    """Draw the gates of a run, their probabilities of being open or "samples"; plain data.
 
     Raises:
         RunDirectoryError: no run, or it has no histograms yet.
@@ -71,13 +72,14 @@ def plot_gates(path: Path, out: Path) -> dict[str, Any]:
     from l0prune.report.histories import gate_history, run_lines
 
     require_picture_name(out)
-    history = gate_history(str(path), run_lines(path))
+    history = gate_history(str(path), run_lines(path), of=of)
     if not history.layers:
         note(f"{path}: metrics.jsonl counts the gates all together only, not by layer: it is of an older version")
     save_picture(draw_gates(history), out)
     return {
         "run": str(path),
         "picture": str(out),
+        "of": history.of,
         "n_gates": history.total.n_gates,
         "n_histograms": len(history.total.epochs),
         "open_share": history.total.open_share[-1],

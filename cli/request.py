@@ -1,6 +1,6 @@
 """What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class FinetuneOptions:
         penalty: As in `lambda=0.1` or `fc1=10,conv2=0.5`; empty with a budget.
         from_scratch: Begin with the random weights that `seed` gives.
         gate: Name of the gate distribution.
+        gate_args: Parameters of it in the place of its defaults.
         ignore: Modules and parameters whose units stay.
         epochs: Length of the run in passes over the training data.
         warmup_epochs: Passes with all gates open.
@@ -76,6 +77,7 @@ class FinetuneOptions:
     penalty: str = ""
     from_scratch: bool = False
     gate: str = "hard-concrete"
+    gate_args: dict[str, Any] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     epochs: float | None = None
     warmup_epochs: float | None = None

@@ -81,7 +81,7 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     checkpoint = load_checkpoint(run.directory.checkpoint)
     options = run.request.options
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
-    gated = l0prune.inject(loaded.model, flow, gate=options.gate, seed=options.seed)
+    gated = l0prune.inject(loaded.model, flow, gate=options.gate, gate_args=options.gate_args, seed=options.seed)
     if options.budget:
         gated.set_budget(l0prune.Budget.parse(options.budget), 1)
     try:

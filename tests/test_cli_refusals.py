@@ -347,6 +347,16 @@ def test_a_settling_that_does_not_fit(tmp_path):
     )
 
 
+def test_a_parameter_that_the_gates_do_not_have(tmp_path):
+    args = [*FINETUNE, *BUDGET, "--gate", "mdr-power", "--gate-arg", "warmth=2"]
+    finetune_refused(tmp_path, args, "'mdr-power' has no parameter warmth", "temperature")
+
+
+def test_decay_in_the_loss_does_not_go_with_adamw(tmp_path):
+    args = [*FINETUNE, *BUDGET, "--gated-weight-decay", "--optimizer", "adamw"]
+    finetune_refused(tmp_path, args, "gated_weight_decay", "choose adam or sgd")
+
+
 def test_a_module_to_ignore_that_is_not_there(tmp_path):
     finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "no module or parameter")
 

@@ -74,6 +74,21 @@ def test_ignored_layers_keep_their_units_through_all_commands(tmp_path):
     assert scores["gated"] == scores["compact"] == scores["onnx"]
 
 
+def test_parameters_of_the_gates_reach_training_and_shrink(tmp_path):
+    out = tmp_path / "run"
+    gate = ["--gate", "mdr-exponential-stretched", "--gate-arg", "temperature=18", "--gate-arg", "stretch=(-0.3,1.3)"]
+
+    invoke(*FINETUNE, *QUICK, *gate, "--out", out)
+    invoke("shrink", out)
+
+    assert json.loads((out / "run.json").read_text())["config"]["gate_args"] == {
+        "temperature": 18,
+        "stretch": [-0.3, 1.3],
+    }
+    scores = json_of("eval", out)["accuracy"]
+    assert scores["gated"] == scores["compact"] == scores["onnx"]
+
+
 def test_a_run_that_is_older_than_an_option_has_its_default(run, tmp_path):
     older = tmp_path / "older"
     shutil.copytree(run, older)

@@ -9,7 +9,7 @@ import torch
 from l0prune.errors import CheckpointError, FileFormatError
 from l0prune.finetuning import checkpoints
 from l0prune.finetuning.checkpoints import Checkpoint, checkpoint_exists, load_checkpoint, save_checkpoint
-from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram, read_metrics
+from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram, read_metrics
 
 
 def checkpoint(value: float = 1.0) -> Checkpoint:
@@ -208,7 +208,7 @@ def test_a_log_without_a_path_writes_nothing(tmp_path, monkeypatch):
 def test_the_histogram_counts_every_gate_once():
     probability = torch.tensor([0.0, 0.01, 0.049, 0.051, 0.5, 0.999, 1.0])
 
-    counts = open_histogram(probability)
+    counts = histogram(probability)
 
     assert len(counts) == 20
     assert sum(counts) == 7
@@ -227,7 +227,7 @@ def test_histograms_of_the_layers_add_up_to_the_whole():
     assert list(layers) == ["b", "a", "c"]
     assert {name: sum(counts) for name, counts in layers.items()} == {"b": 2, "a": 101, "c": 197}
     assert layers["b"][0] == layers["b"][1] == 1
-    assert tuple(map(sum, zip(*layers.values(), strict=True))) == open_histogram(probability)
+    assert tuple(map(sum, zip(*layers.values(), strict=True))) == histogram(probability)
 
 
 def test_the_one_before_stays_where_the_disk_is_full(tmp_path, monkeypatch):

@@ -89,7 +89,8 @@ def test_gates_are_open_in_the_warm_up_and_fixed_in_the_recovery(tmp_path):
     assert lines[-1]["epoch"] == 5
     for line in lines:
         assert ("open_histogram" in line) == ("layer_histograms" in line) == (line["phase"] in ("warmup", "gate"))
-    assert len(lines[0]["open_histogram"]) == 20
+    assert len(lines[0]["open_histogram"]) == len(lines[0]["sample_histogram"]) == 20
+    assert sum(map(sum, lines[0]["layer_sample_histograms"].values())) == sum(lines[0]["sample_histogram"])
     assert sum(map(sum, lines[0]["layer_histograms"].values())) == sum(lines[0]["open_histogram"])
     assert lines[2]["multiplier"] >= 0
 

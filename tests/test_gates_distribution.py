@@ -263,6 +263,22 @@ def test_help_lists_every_gate():
     assert ",".join(gate_names()) in shown
 
 
+def test_parameters_reach_the_family_through_stretch_and_straight_through():
+    stretched = gate_distribution("mdr-power-stretched", temperature=30.0, stretch=[-0.2, 1.2])
+
+    assert gate_distribution("hard-concrete", temperature=0.5).temperature == 0.5
+    assert gate_distribution("concrete-st", temperature=0.3).base.temperature == 0.3
+    assert gate_distribution("mdr-exponential-uniform-st", floor=0.1).base.floor == 0.1
+    assert (stretched.base.temperature, stretched.stretch) == (30.0, (-0.2, 1.2))
+    assert gate_distribution("mdr-power-stretched").base.temperature == 40.0
+    with pytest.raises(ConfigError, match=r"gate 'mdr-power' has no parameter stretch; it has temperature$"):
+        gate_distribution("mdr-power", stretch=(-0.1, 1.1))
+    with pytest.raises(ConfigError, match="'exact-k' has no parameter k"):
+        gate_distribution("exact-k", k=3)
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        gate_distribution("concrete-st", temperature=-1)
+
+
 def test_unknown_gate_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"unknown gate 'bernouli'; use one of: .*hard-concrete"):
         gate_distribution("bernouli")

@@ -84,6 +84,18 @@ def test_lines_of_an_older_version_have_no_layers():
 def test_without_a_histogram_there_is_nothing_to_draw():
     with pytest.raises(RunDirectoryError, match=r"run: metrics\.jsonl has no histogram"):
         gate_history("run", [line(1), line(2)])
+    with pytest.raises(RunDirectoryError, match=r"no histogram of the gates' samples"):
+        gate_history("run", [line(1, open_histogram=[0, 4])], of="samples")
+
+
+def test_values_drawn_have_a_history_of_their_own():
+    lines = [line(1, open_histogram=[0, 4], sample_histogram=[1, 3], layer_sample_histograms={"a": [1, 3]})]
+
+    history = gate_history("run", lines, of="samples")
+
+    assert history.total.counts == ((1, 3),)
+    assert history.layers["a"].counts == ((1, 3),)
+    assert draw_gates(history).axes[0].get_ylabel() == "value drawn"
 
 
 def test_costs_are_read_by_their_names():
@@ -136,7 +148,7 @@ def test_of_many_layers_those_that_close_most_are_shown():
     axes = draw_gates(GateHistory("run", Histograms((0.0,), ((1, 1),)), layers)).axes
 
     titles = [panel.get_title() for panel in axes if panel.get_title().startswith("layer")]
-    assert titles == [f"layer{i} (100)" for i in range(5, MOST_LAYERS + 5)]
+    assert titles == [f"layer{i} outputs (100)" for i in range(5, MOST_LAYERS + 5)]
 
 
 def test_expected_and_hard_costs_are_drawn_over_the_steps_above_the_time():
@@ -148,6 +160,22 @@ def test_expected_and_hard_costs_are_drawn_over_the_steps_above_the_time():
     assert expected.get_xydata().tolist() == [[1, 0.9], [5, 0.8]]
     assert hard.get_xydata().tolist() == [[1, 1.0], [5, 0.7]]
     assert time.lines[0].get_ydata()[0] == pytest.approx(100)
+
+
+def test_the_cost_jumps_where_the_gates_are_decided_and_the_target_is_shown():
+    lines = [
+        line(1, target=1.0, expected_macs=0.9),
+        line(5, target=0.5, expected_macs=0.6),
+        line(9, "recovery", target=0.5, expected_macs=0.5),
+    ]
+
+    costs, *_ = draw_costs([cost_history("run", lines, "macs")]).axes
+
+    expected, target = costs.lines[:2]
+    assert expected.get_xdata().tolist() == [1, 5, 5, 9]
+    assert [math.isnan(value) for value in expected.get_ydata()] == [False, False, True, False]
+    assert target.get_ydata().tolist() == [1.0, 0.5, 0.5]
+    assert target.get_label() == "run, target"
 
 
 def test_a_long_first_step_does_not_flatten_the_others():

@@ -70,7 +70,7 @@ class FinetuneConfig:
         lr_drop_factor: In (0, 1).
         weight_decay: Decay of matrices and filters, >= 0; norms and biases never decay; None takes the optimizer's own.
         gated_weight_decay: While gates are trained, decay the matrices they multiply as a part of the loss, each weight by
-            the probability that its gates are open, as in the L0 paper; all others decay as ever.
+            the probability that its gates are open, as in the L0 paper; all others decay as ever. Not with "adamw".
         momentum: Nesterov momentum of "sgd", in [0, 1).
         grad_clip: Largest L2 norm of the weights' gradient, >= 0; 0 does not clip.
         grad_spike: A gradient's norm is at most this many times the median of the last 50, >= 1; 0 does not look at them.
@@ -286,6 +286,10 @@ class FinetuneConfig:
             self._check_range(name, 0, 1, open_high=True)
         for name in ("gate_lr_end", "recovery_lr_end"):
             self._check_range(name, 0, 1)
+        if self.gated_weight_decay and self.optimizer == "adamw":
+            raise ConfigError(
+                "gated_weight_decay makes the decay a part of the loss, whose gradient adamw would scale: choose adam or sgd"
+            )
         self._check_range("lr_drop_factor", 0, 1, open_low=True, open_high=True)
         if not all(later > earlier for earlier, later in itertools.pairwise((0.0, *self.lr_drops))):
             raise ConfigError(

@@ -13,7 +13,7 @@ from l0prune.budget.budget import METRICS
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
-from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, open_histogram
+from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
 from l0prune.finetuning.progress import Progress
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
 from l0prune.finetuning.runtime import Runtime
@@ -125,8 +125,7 @@ class Journal:
         seconds = self._timer.take()  # the means have waited for the device
         gated, metric, constraint = self._gated, self._metric, self._gated.constraint
         self._n_lines += 1
-        histogram = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
-        probability = gated.open_probability() if histogram else None
+        counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
         judged = self.ends_pass(step) and step < self._phases.total
         if self.ends_pass(step):
             self._runtime.average_buffers_(model)
@@ -150,13 +149,25 @@ class Journal:
             hard_macs=hard["macs"],
             hard_params=hard["params"],
             seconds_per_step=round(seconds, 7),
-            open_histogram=None if probability is None else open_histogram(probability),
-            layer_histograms=None if probability is None else self._by_layer(probability),
+            **(self._histograms(step) if counted else {}),
             evaluation=self.judge(model, phase, step=step, average=average) if judged else None,
         )
         self._log.write(record)
         self._progress.advance(step - self._shown, record.figures)
         self._shown = step
+
+    def _histograms(self, step: int) -> dict[str, Any]:
+        """How the gates' open probabilities spread, and values drawn for this purpose alone."""
+        gates = self._gated.gates
+        with torch.no_grad():
+            open_probability = gates.open_probability()
+            drawn = gates.sample(torch.Generator().manual_seed(step))
+        return {
+            "open_histogram": histogram(open_probability),
+            "layer_histograms": self._by_layer(open_probability),
+            "sample_histogram": histogram(drawn),
+            "layer_sample_histograms": self._by_layer(drawn),
+        }
 
     def judge(
         self, model: nn.Module, when: str, *, step: int, average: MovingAverage | None = None

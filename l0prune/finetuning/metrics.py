@@ -14,7 +14,7 @@ from torch import Tensor
 from l0prune.errors import FileFormatError
 from l0prune.files import write_whole
 
-__all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "open_histogram", "read_metrics"]
+__all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "histogram", "read_metrics"]
 
 HISTOGRAM_BINS = 20
 
@@ -44,6 +44,8 @@ class MetricsRecord:
         feature_loss: What its features add before weighting, or None where it teaches by its logits alone.
         open_histogram: Now and then: number of gates in each of 20 equal bins of the open probability.
         layer_histograms: With it: the same for each layer, by the name of the dimension its gates live in.
+        sample_histogram: With it: number of gates in each of 20 equal bins of a drawn value, exact 0 and 1 in the outer ones.
+        layer_sample_histograms: With it: the same for each layer.
         evaluation: At the end of an epoch: what the caller's `evaluate` returned.
     """
 
@@ -66,11 +68,14 @@ class MetricsRecord:
     feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
     layer_histograms: dict[str, tuple[int, ...]] | None = None
+    sample_histogram: tuple[int, ...] | None = None
+    layer_sample_histograms: dict[str, tuple[int, ...]] | None = None
     evaluation: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; the occasional fields are absent where they are None."""
-        occasional = ("feature_loss", "open_histogram", "layer_histograms", "evaluation")
+        histograms = ("open_histogram", "layer_histograms", "sample_histogram", "layer_sample_histograms")
+        occasional = ("feature_loss", "evaluation", *histograms)
         return {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
 
     @property
@@ -80,18 +85,18 @@ class MetricsRecord:
         return shown | (self.evaluation or {})
 
 
-def open_histogram(open_probability: Tensor) -> tuple[int, ...]:
+def histogram(values: Tensor) -> tuple[int, ...]:
     """Number of gates in each of 20 equal bins of [0, 1].
 
     Args:
-        open_probability: Shape `(n_gates,)`, in [0, 1].
+        values: Shape `(n_gates,)`, in [0, 1].
     """
-    counts = torch.histc(open_probability.detach().float().cpu(), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
+    counts = torch.histc(values.detach().float().cpu(), bins=HISTOGRAM_BINS, min=0.0, max=1.0)
     return tuple(int(count) for count in counts)
 
 
 class LayerHistograms:
-    """`open_histogram` layer by layer.
+    """`histogram` layer by layer.
 
     Args:
         names: Where each gate lives, `(n_gates,)` names; gates of one name are counted together.
@@ -102,9 +107,9 @@ class LayerHistograms:
         self.names = tuple(places)
         self._first_bin = HISTOGRAM_BINS * torch.tensor([places[name] for name in names], dtype=torch.int64)
 
-    def __call__(self, open_probability: Tensor) -> dict[str, tuple[int, ...]]:
-        """Name -> number of its gates in each of 20 equal bins of [0, 1], of probabilities of shape `(n_gates,)`."""
-        scaled = open_probability.detach().float().cpu() * HISTOGRAM_BINS
+    def __call__(self, values: Tensor) -> dict[str, tuple[int, ...]]:
+        """Name -> number of its gates in each of 20 equal bins of [0, 1], of values of shape `(n_gates,)`."""
+        scaled = values.detach().float().cpu() * HISTOGRAM_BINS
         bins = self._first_bin + scaled.long().clamp(0, HISTOGRAM_BINS - 1)
         counts = torch.bincount(bins, minlength=HISTOGRAM_BINS * len(self.names)).view(-1, HISTOGRAM_BINS)
         return {name: tuple(row) for name, row in zip(self.names, counts.tolist(), strict=True)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def inject(
     flow: ChannelFlow,
     *,
     gate: str = "hard-concrete",
+    gate_args: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
     penalty: Penalty | None = None,
     steps: int | None = None,
@@ -45,6 +46,7 @@ def inject(
         model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
         flow: From `trace(model, ...)`.
         gate: Name of the gate distribution, one of `l0prune.gates.registry.gate_names()`.
+        gate_args: Parameters of the distribution in the place of its defaults, as in `{"temperature": 0.5}`.
         budget: What the open units may cost; `penalty()` and `step()` need it or a penalty.
         penalty: Price of open units, in place of a budget; its `n_samples` must be known.
         steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.
@@ -57,11 +59,11 @@ def inject(
         The gated model.
 
     Raises:
-        ConfigError: unknown gate or layer, a drop rate out of range, a budget or penalty without steps, or both.
+        ConfigError: unknown gate, parameter of it or layer, a drop rate out of range, a budget or penalty without steps, or both.
         PlanMismatchError: `flow` was traced on a model with other tensors.
     """
     require_same_model(model, flow)
-    distribution = gate_distribution(gate)
+    distribution = gate_distribution(gate, **(gate_args or {}))
     start = distribution.initial_log_alpha
     initial = start if droprate is None else initial_locations(flow, droprate, default=start)
     bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,28 +37,38 @@ def gate_names() -> tuple[str, ...]:
     return tuple(sorted([*_FAMILIES, *stretched, *(f"{name}-st" for name in _RELAXED)]))
 
 
-def gate_distribution(name: str) -> GateDistribution:
-    """The gate distribution called `name`, with its default parameters.
+def gate_distribution(name: str, **parameters: Any) -> GateDistribution:
+    """The gate distribution called `name`.
 
     Args:
         name: One of `gate_names()`. "-stretched" behind a mixture gives it atoms at 0 and 1, "-st" makes the samples of a
             relaxed gate binary and passes their gradients straight through.
+        parameters: Of the family, such as `temperature` or `stretch`, in the place of its defaults.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no gate of that name, it has no such parameter, or a value is out of range.
     """
     if name not in gate_names():
         raise ConfigError(f"unknown gate {name!r}; use one of: {', '.join(gate_names())}")
-    if name.endswith("-stretched"):
+    stretched, passed = name.endswith("-stretched"), name.endswith("-st")
+    plain = name.removesuffix("-stretched").removesuffix("-st")
+    family = _family(plain)
+    known = {field.name for field in fields(family)} - {"k"} | ({"stretch"} if stretched else set())
+    unknown = sorted(parameters.keys() - known)
+    if unknown:
+        raise ConfigError(f"gate {name!r} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    if stretched:
         from l0prune.gates.stretched import StretchedGate
 
-        plain = name.removesuffix("-stretched")
-        return StretchedGate(_family(plain)(temperature=_STRETCHED[plain]), stretch=_STRETCH)
-    if name.endswith("-st"):
+        stretch = given.pop("stretch", _STRETCH)
+        return StretchedGate(family(**{"temperature": _STRETCHED[plain], **given}), stretch=stretch)
+    gate: GateDistribution = family(**given)
+    if passed:
         from l0prune.gates.straight_through import StraightThroughGate
 
-        return StraightThroughGate(_family(name.removesuffix("-st"))())
-    return _family(name)()
+        return StraightThroughGate(gate)
+    return gate
 
 
 def _family(name: str) -> Any:

@@ -24,8 +24,8 @@ _HEADROOM = 1.25
 def draw_costs(histories: Sequence[CostHistory]) -> Figure:
     """Expected and hard MACs and parameters over the steps, and the time that a step really took.
 
-    A run has a colour; expected costs are solid, hard ones dashed; a dotted line marks where the gates were decided.
-    What no run has recorded is left out.
+    A run has a colour; expected costs are solid, hard ones dashed, the target of a budget thin; a dotted line marks where
+    the gates were decided, from which on both costs are those of the network that stays. What no run has recorded is left out.
 
     Args:
         histories: From `cost_history`, at least one.
@@ -76,9 +76,20 @@ def _draw_metric(axes: Axes, histories: Sequence[CostHistory], metric: str) -> N
         for kind, style in _STYLES.items():
             values = history.costs.get(f"{kind}_{metric}")
             if values is not None:
-                axes.plot(history.steps, values, style, color=color, linewidth=1.4, label=f"{history.name}, {kind}")
+                axes.plot(*_broken(history, values), style, color=color, linewidth=1.4, label=f"{history.name}, {kind}")
+        if history.metric == metric and not all(map(math.isnan, history.target)):
+            axes.plot(history.steps, history.target, "-", color=color, linewidth=0.6, label=f"{history.name}, target")
     axes.set_ylim(0, 1.05)
     axes.set_ylabel(f"{_METRICS[metric]}, share of dense", fontsize=8)
+
+
+def _broken(history: CostHistory, values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Steps and values with a gap where the gates were decided: the cost jumps there."""
+    end = sum(step <= history.decided_at for step in history.steps) if history.decided_at is not None else 0
+    steps = [float(step) for step in history.steps]
+    if end in (0, len(steps)):
+        return steps, list(values)
+    return [*steps[:end], steps[end - 1], *steps[end:]], [*values[:end], math.nan, *values[end:]]
 
 
 def _finish(axes: Axes, histories: Sequence[CostHistory]) -> None:

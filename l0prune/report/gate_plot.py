@@ -23,10 +23,11 @@ _ROW_INCHES = 1.55
 
 
 def draw_gates(history: GateHistory) -> Figure:
-    """How the open probabilities spread from epoch to epoch: all gates together, then layer by layer.
+    """How open probabilities, or values drawn, spread from epoch to epoch: all gates together, then layer by layer.
 
-    Each column of a panel is a histogram: darker where more of the gates are. The line is the share of gates that
-    are more likely open than closed. Beyond 40 layers, those that close most are shown.
+    Each column of a panel is a histogram: darker where more of the gates are. The line is the share of gates in the
+    upper half. Layers are those whose outputs the gates are, where a panel does not name a tensor.
+    Beyond 40 layers, those that close most are shown.
 
     Args:
         history: From `gate_history`.
@@ -47,7 +48,7 @@ def draw_gates(history: GateHistory) -> Figure:
     mesh = _draw(top, history.total)
     whose = f"{history.name}: " if history.name else ""
     top.set_title(f"{whose}all {history.total.n_gates} gates", fontsize=9)
-    top.set_ylabel("open probability", fontsize=8)
+    top.set_ylabel({"probability": "open probability", "samples": "value drawn"}[history.of], fontsize=8)
     top.legend(frameon=False, fontsize=7, loc="lower left")
     scale = figure.colorbar(mesh, ax=top, pad=0.01)
     scale.set_label("share of gates", fontsize=8)
@@ -107,6 +108,7 @@ def _most_closed(layers: dict[str, Histograms]) -> dict[str, Histograms]:
 
 
 def _short(name: str) -> str:
-    """Without what every layer's name ends in."""
-    name = name.removesuffix("[0]").removesuffix(".weight")
-    return name if len(name) <= 26 else "..." + name[-23:]
+    """The layer whose outputs they are; another dimension of a tensor keeps its name."""
+    if name.endswith(".weight[0]"):
+        name = f"{name.removesuffix('.weight[0]')} outputs"
+    return name if len(name) <= 30 else "..." + name[-27:]

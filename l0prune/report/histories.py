@@ -13,7 +13,7 @@ from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP
 from l0prune.run_directory import RunDirectory
 
-__all__ = ["COSTS", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
+__all__ = ["COSTS", "COUNTED", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
 
 Lines = Sequence[Mapping[str, Any]]
 COSTS = ("expected_macs", "hard_macs", "expected_params", "hard_params")
@@ -22,7 +22,7 @@ COSTS = ("expected_macs", "hard_macs", "expected_params", "hard_params")
 
 @dataclass(frozen=True)
 class Histograms:
-    """How the open probabilities of some gates spread, moment by moment.
+    """How the open probabilities of some gates, or values drawn of them, spread, moment by moment.
 
     Attributes:
         epochs: Passes over the data done, ascending.
@@ -39,7 +39,7 @@ class Histograms:
 
     @property
     def open_share(self) -> tuple[float, ...]:
-        """Share of the gates that are more likely open than closed, at each moment."""
+        """Share of the gates in the upper half, at each moment: more likely open than closed, or drawn above 1/2."""
         return tuple(sum(row[len(row) // 2 :]) / sum(row) for row in self.counts)
 
 
@@ -51,11 +51,13 @@ class GateHistory:
         name: Of the run.
         total: All gates together.
         layers: The same by layer; empty in runs that did not count by layer.
+        of: What is counted, a key of `COUNTED`.
     """
 
     name: str
     total: Histograms
     layers: dict[str, Histograms]
+    of: str = "probability"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class CostHistory:
             whole run lacks are absent.
         ms_per_step: Measured wall-clock time of a step, NaN where a line does not say it; None if none does.
         decided_at: Step after which the gates were decided, or None while they are learned.
+        target: Where the constraint wanted the expected cost of `metric` to be at each of `steps`; NaN under a penalty.
+        metric: What the run's budget counts, "macs" or "params".
     """
 
     name: str
@@ -76,6 +80,8 @@ class CostHistory:
     costs: dict[str, tuple[float, ...]]
     ms_per_step: tuple[float, ...] | None
     decided_at: int | None
+    target: tuple[float, ...] = ()
+    metric: str = "macs"
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -100,29 +106,38 @@ def run_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def gate_history(name: str, lines: Lines) -> GateHistory:
+COUNTED = {
+    "probability": ("open_histogram", "layer_histograms"),
+    "samples": ("sample_histogram", "layer_sample_histograms"),
+}
+"""What a `GateHistory` can count -> where metrics.jsonl has it, all gates together and by layer."""
+
+
+def gate_history(name: str, lines: Lines, *, of: str = "probability") -> GateHistory:
     """The gates of a run.
 
     Args:
         name: Of the run.
         lines: Of its metrics.jsonl.
+        of: "probability", of being open, or "samples", a value drawn of each gate.
 
     Raises:
-        RunDirectoryError: if no line has a histogram.
+        RunDirectoryError: if no line has such a histogram.
     """
-    rows = [line for line in lines if line.get("open_histogram")]
+    column, layer_column = COUNTED[of]
+    rows = [line for line in lines if line.get(column)]
     if not rows:
         raise RunDirectoryError(
-            f"{name}: metrics.jsonl has no histogram of the gates yet; they are written while gates are learned, "
+            f"{name}: metrics.jsonl has no histogram of the gates' {of}; they are written while gates are learned, "
             "every `histogram_every` lines"
         )
-    by_layer = [line for line in rows if line.get("layer_histograms")]
-    total = _histograms([(line["epoch"], line["open_histogram"]) for line in rows])
+    by_layer = [line for line in rows if line.get(layer_column)]
+    total = _histograms([(line["epoch"], line[column]) for line in rows])
     layers = {
-        layer: _histograms([(line["epoch"], line["layer_histograms"][layer]) for line in by_layer])
-        for layer in (by_layer[-1]["layer_histograms"] if by_layer else ())
+        layer: _histograms([(line["epoch"], line[layer_column][layer]) for line in by_layer])
+        for layer in (by_layer[-1][layer_column] if by_layer else ())
     }
-    return GateHistory(name, total, layers)
+    return GateHistory(name, total, layers, of)
 
 
 def _histograms(moments: Sequence[tuple[float, Sequence[int]]]) -> Histograms:
@@ -152,4 +167,6 @@ def cost_history(name: str, lines: Lines, metric: str) -> CostHistory:
         costs,
         None if all(map(math.isnan, times)) else times,
         max((line["step"] for line in lines if line["phase"] in (WARMUP, GATE)), default=0) if decided else None,
+        tuple(math.nan if line.get("target") is None else line["target"] for line in lines),
+        metric,
     )
