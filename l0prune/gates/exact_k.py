@@ -79,7 +79,8 @@ class ExactK(ZeroOneGate):
         """P(gate is among the k), shape `(n_gates,)`, in [0, 1]; they add up to `k`.
 
         1 - exp(-exp(log_alpha - tau)), with tau such that they do: exact for equal locations and, as the number of gates
-        grows, for any (Rosén, 1997, theorem 3.1). Of 100 unequal gates it is off by less than 0.01.
+        grows, for any (Rosén, 1997, theorem 3.1). With locations that spread by 2 it was off by up to 0.07 of 3 gates,
+        0.03 of 10 and 0.01 of 100.
         """
         k = self._count(log_alpha)
         if k in (0, log_alpha.numel()):
