@@ -30,6 +30,8 @@ __all__ = ["ARCHITECTURES", "MnistCase", "measure"]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {"lenet300": {"select_inputs": True}, "lenet5": {}}
 THEN = " then "
+DECISION = {"gate_decision": "soft"}
+"""Open gates keep their trained values at the freeze, also under a budget, where they become 1 by default."""
 CONFIGS = {
     "checkpoint": {"optimizer": "sgd"},
     "scratch": {"optimizer": "adam", "lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0, "distillation": 0.0},
@@ -124,7 +126,7 @@ def _train(
     droprate = DROPRATES[case.arch] if scratch and not budget else None
     gated = l0prune.inject(loaded.model, flow, gate=case.gate, droprate=droprate, seed=case.seed)
     phases = BUDGET_FROM_SCRATCH if scratch and budget else {}
-    config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start], **phases)
+    config = FinetuneConfig(epochs=case.epochs, seed=case.seed, align=1, **CONFIGS[case.start], **DECISION, **phases)
     clock = time.perf_counter()
     result = l0prune.finetune(gated, train, loss=F.cross_entropy, config=config, **bound)
     return result, time.perf_counter() - clock

@@ -44,7 +44,7 @@ inputs are gated (`fc1=0.3,fc2=1,fc3=10`). The papers train for 200 epochs from 
 
 *From a checkpoint*: a dense network, trained (30 and 12 epochs) with random shifts of up to two pixels, which also teaches;
 then trained under the budget or penalty with the same shifts. *From scratch*: random weights, no teacher, no shifts.
-Batches of 100.
+Batches of 100. Open gates keep their trained values at the freeze (`gate_decision="soft"`).
 
 *Speed-up*: onnxruntime, batch 1, one thread, against the dense network, interleaved runs while other runs kept the machine
 busy (times are processor time of the thread). Every cut network was compared with the gated one; the largest difference

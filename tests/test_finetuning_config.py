@@ -75,6 +75,12 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
     assert config.decay == OPTIMIZERS["adamw"].weight_decay
 
 
+def test_open_gates_become_1_under_a_budget_and_keep_their_values_under_a_penalty():
+    assert FinetuneConfig().resolved(penalised=False).gate_decision == "binary"
+    assert FinetuneConfig().resolved(penalised=True).gate_decision == "soft"
+    assert FinetuneConfig(gate_decision="soft").resolved(penalised=False).gate_decision == "soft"
+
+
 def test_explicit_epochs_override_fractions():
     config = FinetuneConfig(
         epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5, settle_epochs=0.8

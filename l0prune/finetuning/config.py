@@ -83,7 +83,8 @@ class FinetuneConfig:
             their place, the freeze decides by it and cuts it, and, begun anew, it is what the recovery ends with. None takes
             weights and gates as they are.
         gate_decision: What an open gate is worth after the freeze: "soft" keeps its trained value (at least
-            `gate_floor`), "binary" makes it 1.
+            `gate_floor`), "binary" makes it 1. None is "binary" with a budget, and "soft" with a penalty, where exactly what
+            was trained is cut.
         gate_floor: Least value of an open gate under "soft", in (0, 1].
         recalibration_batches: Batches that re-estimate the BatchNorm statistics after the cut; 0 leaves them.
         salience_batches: Batches that measure how much the loss depends on each gate before the freeze, which decides
@@ -126,7 +127,7 @@ class FinetuneConfig:
     distillation_temperature: float = 4.0
     feature_distillation: float = 5.0
     ema_decay: float | None = None
-    gate_decision: str = "soft"
+    gate_decision: str | None = None
     gate_floor: float = 0.1
     recalibration_batches: int = 20
     salience_batches: int = 20
@@ -142,7 +143,8 @@ class FinetuneConfig:
         self._check_types()
         self._check_phases()
         self._check_optimization()
-        self._check_one_of("gate_decision", GATE_DECISIONS)
+        if self.gate_decision is not None:
+            self._check_one_of("gate_decision", GATE_DECISIONS)
         self._check_one_of("mixed_precision", PRECISIONS)
         self._check_range("distillation", 0, 1)
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
@@ -200,10 +202,13 @@ class FinetuneConfig:
             penalised: Whether open gates have a fixed price, instead of a budget for all.
         """
         if not penalised:
-            return replace(self, gate_fraction=self.gate_fraction or BUDGET_GATE_FRACTION, align=self.rounding)
+            share = self.gate_fraction or BUDGET_GATE_FRACTION
+            decision = self.gate_decision or "binary"
+            return replace(self, gate_fraction=share, gate_decision=decision, align=self.rounding)
         warmup, *_ = self.phase_epochs
         share = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs) if self.gate_fraction is None else self.gate_fraction
-        return replace(self, gate_fraction=share, align=1 if self.align is None else self.align)
+        align, decision = 1 if self.align is None else self.align, self.gate_decision or "soft"
+        return replace(self, gate_fraction=share, gate_decision=decision, align=align)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key a field."""

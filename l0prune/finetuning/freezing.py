@@ -54,7 +54,7 @@ def decided_values(gated: GatedModel, is_open: Tensor, config: FinetuneConfig, *
     Args:
         gated: Its test-time values are what "soft" keeps.
         is_open: From `choose_open`, shape `(n_gates,)`, bool.
-        config: `gate_decision` and `gate_floor`.
+        config: `gate_decision`, which must be resolved, and `gate_floor`.
         floored: Whether "soft" lifts every value under the floor; otherwise only zeros.
 
     Returns:
