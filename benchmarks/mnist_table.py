@@ -36,7 +36,7 @@ Written by `benchmarks/mnist_l0.py`; nothing here is typed by hand but the publi
 *Architecture* is written as the papers do: for LeNet-300-100 the inputs of its three layers (pixels can be gated, too: model
 argument `select_inputs`), for LeNet-5-Caffe the channels of both convolutions and the inputs of both fully connected layers.
 The papers also gate single features between the convolutions and the first fully connected layer; here a feature map is kept
-or cut as a whole, so its third number is 16 times the second, but for runs in two stages: `macs=0.12 then params=0.0086` cuts maps
+or cut as a whole, so its third number is 16 times the second, but for two stages: `macs=0.12 then params=0.0086` cuts maps
 under the first budget and then, with the model argument `select_features`, single features of what is left under the second, each
 a share of the dense network and each for the epochs given. MACs are multiply-accumulates of one image, computed from
 the architecture alike for published rows and ours.
