@@ -10,12 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 import l0prune
-from l0prune import Budget, Penalty
+from l0prune import Budget, Penalty, models
 from l0prune.errors import BudgetInfeasibleError, TrainingError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.results import FinetuneResult
@@ -92,7 +91,7 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     try:
         result, seconds = _train(dense, data, case, _bound(first, costs, costs))
         for mode in others:
-            loaded = _with_features(result.compact)
+            loaded = _with_features(dense, result.compact)
             result, more = _train(loaded, data, case, _bound(mode, costs, _costs(loaded)))
             seconds += more
     except (BudgetInfeasibleError, TrainingError) as error:
@@ -132,14 +131,12 @@ def _train(
     return result, time.perf_counter() - clock
 
 
-def _with_features(compact: nn.Module) -> LoadedModel:
+def _with_features(dense: LoadedModel, compact: nn.Module) -> LoadedModel:
     """A LeNet-5 of the widths of a cut one, with its weights, whose single features can be gated."""
-    shapes = {name: p.shape for name, p in compact.named_parameters()}
-    n_channels = (shapes["conv1.weight"][0], shapes["conv2.weight"][0], shapes["fc1.weight"][0])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "compact.safetensors"
-        save_file({name: value.contiguous() for name, value in compact.state_dict().items()}, path)
-        return load_model("lenet5", weights=path, model_args={"widths": n_channels, "select_features": True})
+    conv1, conv2, _, fc1 = widths(compact, "lenet5")
+    model = models.entry("lenet5").factory(widths=(conv1, conv2, fc1), select_features=True).eval()
+    model.load_state_dict(compact.state_dict())
+    return replace(dense, model=model)
 
 
 def _costs(loaded: LoadedModel) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.loading import has_random_weights, load, load_data_for
-from l0prune.cli.options import ModelOptions, common_options, data_option, model_options, threads_option
+from l0prune.cli.options import ModelOptions, common_options, data_option, flag, model_options, threads_option
 from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
@@ -51,7 +51,7 @@ def require_no_options(model: ModelOptions) -> None:
     plain = asdict(ModelOptions(model.spec))
     for name, value in asdict(model).items():
         if value != plain[name]:
-            raise ConfigError(f"--{name.replace('_', '-')} is for a model; {model.spec} is a run, which has its own")
+            raise ConfigError(f"{flag(name)} is for a model; {model.spec} is a run, which has its own")
 
 
 def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:

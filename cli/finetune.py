@@ -16,6 +16,7 @@ from l0prune.cli.options import (
     align_option,
     common_options,
     data_option,
+    flag,
     ignore_option,
     model_options,
     threads_option,
@@ -215,9 +216,7 @@ def finetune_command(
     weight = 0.0 if teach is False else distillation_weight
     if teach and options["from_scratch"]:
         raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
-    options["gate_args"] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in options["gate_args"]
-    }
+    options["gate_args"] = dict(options["gate_args"])
     options |= {"penalty": ",".join(penalty), "droprate_init": ",".join(droprate_init), "distillation": weight}
     asked = FinetuneOptions(budget or "", **options)
     request = FinetuneRequest(model, data_spec or "", asked)
@@ -259,11 +258,6 @@ def require_effective(typed: set[str], *, teach: bool | None) -> None:
         raise click.UsageError(
             "--gate-lr-end is the end of the ramp and cosine that --lr-drops replaces: give one of them"
         )
-
-
-def flag(name: str) -> str:
-    """A parameter as it is typed."""
-    return f"--{name.replace('_', '-')}"
 
 
 def explicit_parameters(ctx: click.Context) -> set[str]:

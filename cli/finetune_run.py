@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.failures import Interrupted
-from l0prune.cli.loading import load, load_data_for, require_from_scratch, require_weights
+from l0prune.cli.loading import gated_model_of, load, load_data_for, require_from_scratch, require_weights
 from l0prune.cli.output import note
 from l0prune.cli.progress import progress_for_stderr
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
@@ -148,10 +148,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
     config = options.config()
     batches = task.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
     plan_phases(config, len(batches))
-    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
-    gated = l0prune.inject(
-        loaded.model, flow, gate=options.gate, gate_args=options.gate_args, droprate=droprate, seed=options.seed
-    )
+    gated = gated_model_of(loaded, options, droprate=droprate)
     if isinstance(goal, l0prune.Penalty):
         goal = replace(goal, n_samples=len(task.data.y_train))
     require_trainable(gated, goal)

@@ -10,10 +10,13 @@ from l0prune.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+    from l0prune.cli.request import FinetuneOptions
+    from l0prune.gated.initial import DropRate
+    from l0prune.gated.model import GatedModel
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["has_random_weights", "load", "load_data_for", "require_from_scratch", "require_weights"]
+__all__ = ["gated_model_of", "has_random_weights", "load", "load_data_for", "require_from_scratch", "require_weights"]
 
 
 def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
@@ -99,6 +102,22 @@ def trainable(model: "nn.Module") -> "nn.Module":
 def has_random_weights(options: ModelOptions) -> bool:
     """Whether nothing but a seed decides about the weights, as far as the specification tells."""
     return options.weights is None and not options.pretrained and is_architecture(options.spec)
+
+
+def gated_model_of(
+    loaded: "LoadedModel", options: "FinetuneOptions", *, droprate: "DropRate | None" = None
+) -> "GatedModel":
+    """The model with the gates that the options of a run ask for.
+
+    Raises:
+        L0PruneError: as `l0prune.trace` and `l0prune.inject`.
+    """
+    import l0prune
+
+    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
+    return l0prune.inject(
+        loaded.model, flow, gate=options.gate, gate_args=options.gate_args, droprate=droprate, seed=options.seed
+    )
 
 
 def load_data_for(loaded: "LoadedModel", options: ModelOptions, spec: str) -> "DataSource":

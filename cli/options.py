@@ -19,6 +19,7 @@ __all__ = [
     "align_option",
     "common_options",
     "data_option",
+    "flag",
     "ignore_option",
     "model_options",
     "threads_option",
@@ -188,6 +189,11 @@ def data_option(*, required: bool) -> Decorator:
         required=required,
         help="digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
     )
+
+
+def flag(name: str) -> str:
+    """A parameter as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def ignore_option(command: Command) -> Command:

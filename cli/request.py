@@ -1,10 +1,11 @@
 """What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.cli.options import ModelOptions
+from l0prune.cli.options import ModelOptions, flag
 from l0prune.errors import ConfigError, FileFormatError
 
 if TYPE_CHECKING:
@@ -210,12 +211,13 @@ class FinetuneRequest:
             same = now[name] == before[name] or (name == "align" and now[name] == "auto")
             if not same:
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is {now[name]!r} and was {before[name]!r} when the run began; "
+                    f"{flag(name)} is {now[name]!r} and was {before[name]!r} when the run began; "
                     "leave it out to resume, or begin another run with --out or --overwrite"
                 )
 
     def _flat(self) -> dict[str, Any]:
-        record = self.to_record()
+        """Every option by its name, as it comes back from run.json: a tuple is a list there."""
+        record = json.loads(json.dumps(self.to_record()))
         return {**record["model"], **record["config"], "data_spec": record["data"]["spec"]}
 
 

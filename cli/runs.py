@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l0prune.cli.loading import load
+from l0prune.cli.loading import gated_model_of, load
 from l0prune.cli.request import FinetuneRequest
 from l0prune.errors import CheckpointError, RunDirectoryError
 
@@ -80,8 +80,7 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
     options = run.request.options
-    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
-    gated = l0prune.inject(loaded.model, flow, gate=options.gate, gate_args=options.gate_args, seed=options.seed)
+    gated = gated_model_of(loaded, options)
     if options.budget:
         gated.set_budget(l0prune.Budget.parse(options.budget), 1)
     try:

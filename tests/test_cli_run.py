@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tiny_task import network
 import l0prune
 from l0prune.budget.floor import rounded_up
 from l0prune.cli.main import cli
+from l0prune.cli.request import FinetuneRequest
+from l0prune.errors import ConfigError
+from l0prune.run_directory import RunDirectory
 
 FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
 QUICK = ["--epochs", "2", "--batch-size", "16", "--align", "1"]
@@ -87,6 +91,20 @@ def test_parameters_of_the_gates_reach_training_and_shrink(tmp_path):
     }
     scores = json_of("eval", out)["accuracy"]
     assert scores["gated"] == scores["compact"] == scores["onnx"]
+
+
+def test_a_run_is_resumed_with_the_options_it_began_with_also_where_one_is_a_tuple(run):
+    record = RunDirectory.open(run).read()
+    stretch = {"gate_args": {"stretch": (-0.3, 1.3)}}
+    began = replace(record, config=json.loads(json.dumps(record.config | stretch)))
+    request = FinetuneRequest.from_record(began)
+    typed = replace(request, options=replace(request.options, **stretch))
+
+    request.require_same(typed, {"gate_args"})
+
+    other = replace(request, options=replace(request.options, gate_args={"stretch": (-0.2, 1.3)}))
+    with pytest.raises(ConfigError, match="--gate-args is"):
+        request.require_same(other, {"gate_args"})
 
 
 def test_a_run_that_is_older_than_an_option_has_its_default(run, tmp_path):

@@ -37,9 +37,9 @@ def require_finite(model: nn.Module) -> None:
     Raises:
         CheckpointError: names the first tensor that holds NaN or infinity.
     """
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
+    name = _not_finite(model.state_dict())
+    if name is not None:
+        raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
 
 
 def require_converging(tensors: Mapping[str, Any], *, step: int, option: str, lr: float) -> None:
@@ -54,12 +54,20 @@ def require_converging(tensors: Mapping[str, Any], *, step: int, option: str, lr
     Raises:
         TrainingError: names the first tensor that holds NaN or infinity, and what to lower.
     """
+    name = _not_finite(tensors)
+    if name is not None:
+        raise TrainingError(
+            f"training diverged: {name!r} holds NaN or infinity after step {step}; lower {option} (now {lr:g}), or set"
+            " grad_clip=1"
+        )
+
+
+def _not_finite(tensors: Mapping[str, Any]) -> str | None:
+    """Name of the first floating-point tensor that holds NaN or infinity."""
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                f"training diverged: {name!r} holds NaN or infinity after step {step}; lower {option} (now {lr:g}), or set"
-                " grad_clip=1"
-            )
+            return name
+    return None
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -143,8 +143,7 @@ class FinetuneConfig:
         self._check_types()
         self._check_phases()
         self._check_optimization()
-        if self.gate_decision is not None:
-            self._check_one_of("gate_decision", GATE_DECISIONS)
+        self._check_one_of("gate_decision", GATE_DECISIONS)
         self._check_one_of("mixed_precision", PRECISIONS)
         self._check_range("distillation", 0, 1)
         self._check_range("distillation_temperature", 0, math.inf, open_low=True)
@@ -259,7 +258,7 @@ class FinetuneConfig:
 
     def _check_one_of(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
-        if value not in choices:
+        if value is not None and value not in choices:
             raise ConfigError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
 
     def _check_phases(self) -> None:

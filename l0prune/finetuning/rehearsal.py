@@ -11,6 +11,7 @@ from torch import nn
 
 from l0prune.budget.as_trained import covered
 from l0prune.errors import ConfigError, first_line
+from l0prune.finetuning.batches import place
 from l0prune.finetuning.stage import Loss
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import call, set_mode
@@ -26,8 +27,8 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, loss: Loss) -> No
     classifier, does not fit the network that was cut.
 
     Args:
-        gated: Not changed.
-        inputs: Two rows of a batch, on the model's device.
+        gated: On the CPU; not changed.
+        inputs: Two rows of a batch.
         targets: Theirs.
         loss: The task's loss.
 
@@ -39,6 +40,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, loss: Loss) -> No
     upper = np.argsort(np.argsort(scores)) >= gated.n_gates // 2
     kept = covered(upper, scores, gated.flow.dimensions)
     compact = shrink(with_values(gated, kept.astype(np.float64)))
+    inputs, targets = (place(part, torch.device("cpu"), channels_last=False) for part in (inputs, targets))
     failure = _failure(compact, inputs, targets, loss)
     if failure is not None and _failure(copy.deepcopy(gated.model), inputs, targets, loss) is None:
         raise ConfigError(

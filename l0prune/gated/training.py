@@ -124,8 +124,8 @@ class GateTraining:
         if self.constraint is not None:
             self._follow()
         self._advance()
-        runs_past = self._steps < self._gates.distribution.held_below
-        if self.constraint is not None and self.constraint.presses and runs_past:
+        is_held = self._steps < self._gates.distribution.held_below
+        if is_held and self.constraint is not None and self.constraint.presses:
             self._hold()
 
     def state_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class MdrExponentialUniform(MixtureGate):
         """Check both parameters."""
         super().__post_init__()
         require_single_precision(self.temperature)
-        if not 0 < self.floor < 1:
+        if not isinstance(self.floor, int | float) or not 0 < self.floor < 1:
             raise ConfigError(f"floor is {self.floor!r}; expected a number in (0, 1), 0.05 by default")
 
     def component_mean(self) -> Tensor:

@@ -13,7 +13,7 @@ from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP
 from l0prune.run_directory import RunDirectory
 
-__all__ = ["COSTS", "COUNTED", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
+__all__ = ["COSTS", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
 
 Lines = Sequence[Mapping[str, Any]]
 COSTS = ("expected_macs", "hard_macs", "expected_params", "hard_params")
