@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_MODELS := $(VENV)/.installed-models
+export ORT_DISABLE_TELEMETRY ?= 1
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist clean

@@ -1,9 +1,14 @@
 """l0prune: L0 gates for trained networks, cut into smaller dense layers, verified, exported and measured."""
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Recent builds of onnxruntime write into the user's cache folder and report to their maker unless this is set before their
+# import. No module of l0prune is imported before this one. A user's own setting, also "0", stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> module that defines it. Nothing heavy is imported before a name is used.
 _EXPORTS = {
