@@ -10,6 +10,7 @@ import click
 from l0prune.cli.options import common_options
 from l0prune.cli.output import console, note, show, working
 from l0prune.cli.runs import compact_model, dense_model, open_finished
+from l0prune.cli.trust import trust_option
 from l0prune.errors import RunDirectoryError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class BenchOptions:
     "--max-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds of timing, at most."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of inputs and order.")
+@trust_option
 @common_options
 def bench_command(
     paths: tuple[Path, ...],
@@ -71,6 +73,7 @@ def bench_command(
     min_seconds: float,
     max_seconds: float,
     seed: int,
+    trust: bool,
 ) -> None:
     """Time a run's ONNX files, or those named, in onnxruntime.
 
@@ -86,7 +89,12 @@ def bench_command(
         seed=seed,
     )
     with working():
-        report = bench_files(paths, options) if is_onnx(paths) else bench_run(paths[0], options)
+        if is_onnx(paths):
+            if trust:
+                raise click.UsageError("--trust is for a run; these are ONNX files, which hold no code")
+            report = bench_files(paths, options)
+        else:
+            report = bench_run(paths[0], options, trust=trust)
     show(report.to_json(), as_json, lambda: print_bench(report))
 
 
@@ -101,7 +109,7 @@ def is_onnx(paths: Sequence[Path]) -> bool:
     return len(paths) > 1 or not (paths[0].is_dir() or paths[0].suffix != ".onnx")
 
 
-def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
+def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "BenchReport":
     """Measure a run's two ONNX files and write RUN/bench.json; torch itself where no ONNX file can hold the network.
 
     Raises:
@@ -117,17 +125,17 @@ def bench_run(path: Path, options: BenchOptions) -> "BenchReport":
     missing = [file for file in files.values() if not file.exists()]
     if missing and not (run.compact.exists() and not has_graph(run.compact)):
         raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
-    report = bench_in_torch(path, options) if missing else benchmark(files, **vars(options))
+    report = bench_in_torch(path, options, trust=trust) if missing else benchmark(files, **vars(options))
     write_json(run.bench, report.to_json())
     return report
 
 
-def bench_in_torch(path: Path, options: BenchOptions) -> "BenchReport":
+def bench_in_torch(path: Path, options: BenchOptions, *, trust: bool) -> "BenchReport":
     """Measure a run's dense and compact network as torch runs them."""
     from l0prune.bench.torch_models import benchmark_modules
 
     note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
-    run = open_finished(path)
+    run = open_finished(path, trust=trust)
     loaded = dense_model(run)
     models = {"dense": loaded.model, "compact": compact_model(run, loaded)}
     return benchmark_modules(models, loaded.example_inputs, **vars(options))

@@ -12,6 +12,7 @@ from l0prune.cli.options import ModelOptions, common_options, data_option, flag,
 from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
+from l0prune.cli.trust import data_call, model_call, remember, trust_option
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ __all__ = ["eval_command", "evaluate_run"]
 @model_options(metavar="RUN|MODEL")
 @data_option(required=False)
 @click.option("--batch-size", type=click.IntRange(min=1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
+@trust_option
 @threads_option
 @common_options
-def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, as_json: bool) -> None:
+def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, trust: bool, as_json: bool) -> None:
     """Score a model, or every form of a run, on test data.
 
     The forms are dense, gated, compact and ONNX. RUN's own data is the default of --data.
@@ -34,9 +36,11 @@ def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, as
     with working():
         if Path(model.spec).is_dir():
             require_no_options(model)
-            result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size)
+            result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size, trust=trust)
         elif data_spec is None:
             raise ConfigError(f"{model.spec}: there is no such run; a model needs --data SPEC to be scored on")
+        elif trust:
+            raise click.UsageError(f"--trust is for a run; what you type runs without it, and {model.spec} is no run")
         else:
             result = evaluate_model(model, data_spec, batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
@@ -60,23 +64,29 @@ def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> d
     if has_random_weights(model):
         note(f"{model.spec} has random weights; --weights FILE gives it others")
     task = Task(loaded, load_data_for(loaded, model, data_spec))
+    for call in (model_call(model), data_call(data_spec)):
+        remember(call)
     score = task.score(loaded.model, batch_size=batch_size)
     return described(model.spec, data_spec, task, {"dense": score})
 
 
-def evaluate_run(path: Path, data_spec: str | None = None, *, batch_size: int = EVALUATION_BATCH) -> dict[str, Any]:
+def evaluate_run(
+    path: Path, data_spec: str | None = None, *, batch_size: int = EVALUATION_BATCH, trust: bool = False
+) -> dict[str, Any]:
     """Scores of the forms of a finished run that exist; plain data.
 
     Args:
         path: The run.
         data_spec: Data to score on; None takes the run's own.
         batch_size: Inputs of one call.
+        trust: Whether factories may run that only its run.json names.
 
     Raises:
         L0PruneError: if the run, its model or its data cannot be brought back.
     """
-    run = open_finished(path)
+    run = open_finished(path, trust=trust)
     spec = data_spec or run.request.data
+    run.require_typed(data=data_spec is None)
     loaded = dense_model(run)
     task = Task(loaded, load_data_for(loaded, run.request.model, spec))
     scores = {"dense": task.score(loaded.model, batch_size=batch_size)}

@@ -23,6 +23,7 @@ from l0prune.cli.options import (
 )
 from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import BUDGET_GATE_FRACTION, OPTIMIZERS, PENALTY_GATE_FRACTION, FinetuneConfig
 from l0prune.gates.registry import gate_names
 
@@ -185,6 +186,7 @@ def by_optimizer(text: str, name: str) -> str:
     type=click.IntRange(min=1),
     help=with_default("Steps between lines of metrics.jsonl.", DEFAULTS.log_every),
 )
+@trust_option
 @threads_option
 @common_options
 @click.pass_context
@@ -201,6 +203,7 @@ def finetune_command(
     overwrite: bool,
     teach: bool | None,
     distillation_weight: float | None,
+    trust: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -211,6 +214,8 @@ def finetune_command(
     """
     if resume and overwrite:
         raise click.UsageError("--resume continues the run, --overwrite replaces it: give one of them")
+    if trust and not resume:
+        raise click.UsageError("--trust is for --resume: what you type runs without it")
     if not resume:
         require_effective(explicit_parameters(ctx), teach=teach)
     weight = 0.0 if teach is False else distillation_weight
@@ -222,7 +227,7 @@ def finetune_command(
     request = FinetuneRequest(model, data_spec or "", asked)
     with working():
         if resume:
-            result = resume_run(out, request, explicit_parameters(ctx))
+            result = resume_run(out, request, explicit_parameters(ctx), trust=trust)
         else:
             goal = (budget or penalty, "--budget or --penalty")
             for value, name in ((model.spec, "MODEL"), (data_spec, "--data"), goal):

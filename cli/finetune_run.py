@@ -14,6 +14,7 @@ from l0prune.cli.output import note
 from l0prune.cli.progress import progress_for_stderr
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.task import Task
+from l0prune.cli.trust import data_call, model_call, remember, require_typed
 from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
     if is_main_process():
         RunDirectory(out).require_free(overwrite=overwrite)
     prepared = prepare(request)
+    for call in (model_call(request.model), data_call(request.data)):
+        remember(call)
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with RunDirectory(out).locked():
@@ -83,19 +86,21 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
     return train(RunDirectory(out), prepared, resume=False)
 
 
-def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str]) -> dict[str, Any] | None:
+def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: bool = False) -> dict[str, Any] | None:
     """Continue a run to the same result it would have had.
 
     Args:
         out: Directory of the run.
         typed: The command line, which may repeat what the run began with.
         explicit: Names of the parameters that were typed.
+        trust: Whether factories may run that only its run.json names.
 
     Returns:
         As `begin`.
 
     Raises:
         RunDirectoryError: if there is no run, or it has finished.
+        UntrustedCodeError: if it takes code that the user has not typed.
         ConfigError: if something typed differs from what the run began with.
     """
     from l0prune.run_directory import RunDirectory
@@ -106,6 +111,11 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str]) -> dict[st
     request.require_same(typed, explicit)
     if record.status == "finished":
         raise RunDirectoryError(f"{out}: the run has finished; go on with `l0prune shrink {out}`")
+    named = (model_call(request.model), data_call(request.data))
+    for call, now in zip(named, (model_call(typed.model), data_call(typed.data)), strict=True):
+        if call == now:
+            remember(call)
+    require_typed(named, run.record_path, trust=trust)
     prepared = prepare(request)
     if is_main_process():
         with run.locked():

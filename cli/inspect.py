@@ -9,6 +9,7 @@ import click
 from l0prune.cli.loading import load
 from l0prune.cli.options import ModelOptions, common_options, ignore_option, model_options, threads_option
 from l0prune.cli.output import console, print_table, show, size, working
+from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:
     from l0prune.flow.channel_flow import ChannelFlow
@@ -57,6 +58,7 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
     import l0prune
 
     loaded = load(model)
+    remember(model_call(model))
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=ignore)
     return {
         "model": model.spec,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from l0prune.cli.loading import gated_model_of, load
 from l0prune.cli.request import FinetuneRequest
+from l0prune.cli.trust import data_call, model_call, require_typed
 from l0prune.errors import CheckpointError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -25,14 +26,29 @@ class OpenedRun:
     Args:
         directory: Its paths.
         request: What it was asked for.
+        trust: Whether factories may run that the user has not typed.
     """
 
     directory: "RunDirectory"
     request: FinetuneRequest
+    trust: bool = False
+
+    def require_typed(self, *, data: bool) -> None:
+        """See that the model, and the run's own data where `data` says so, are no code that the user has not typed.
+
+        Raises:
+            UntrustedCodeError: names what is.
+        """
+        calls = (model_call(self.request.model), data_call(self.request.data) if data else None)
+        require_typed(calls, self.directory.record_path, trust=self.trust)
 
 
-def open_finished(path: Path) -> OpenedRun:
+def open_finished(path: Path, *, trust: bool = False) -> OpenedRun:
     """Open a run whose training is over.
+
+    Args:
+        path: Its directory.
+        trust: Whether factories may run that only its run.json names.
 
     Raises:
         RunDirectoryError: if there is no run, or it has not finished.
@@ -47,7 +63,7 @@ def open_finished(path: Path) -> OpenedRun:
             f"{path}: the run is {record.status}, not finished; continue it with "
             f"`l0prune finetune --out {path} --resume`"
         )
-    return OpenedRun(directory, FinetuneRequest.from_record(record))
+    return OpenedRun(directory, FinetuneRequest.from_record(record), trust)
 
 
 def dense_model(run: OpenedRun) -> "LoadedModel":
@@ -55,10 +71,12 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
 
     Raises:
         CheckpointError: if these weights are gone or have changed since.
+        UntrustedCodeError: if it takes code that the user has not typed.
     """
     from l0prune.finetuning.checkpoints import load_checkpoint
     from l0prune.finetuning.checks import weights_digest
 
+    run.require_typed(data=False)
     loaded = load(run.request.model, seed=run.request.initial_seed)
     identity = load_checkpoint(run.directory.checkpoint).trainer.get("identity", {})
     if identity.get("dense_weights") != weights_digest(loaded.model):

@@ -11,6 +11,7 @@ import click
 from l0prune.cli.options import Alignment, common_options, threads_option
 from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
+from l0prune.cli.trust import trust_option
 from l0prune.files import write_json
 
 if TYPE_CHECKING:
@@ -36,21 +37,23 @@ ONE_PATH = (
     type=Alignment(),
     help="Round kept widths again, to a multiple of N; auto: for this CPU.  [default: as they were trained]",
 )
+@trust_option
 @threads_option
 @common_options
-def shrink_command(path: Path, align: str | int | None, as_json: bool) -> None:
+def shrink_command(path: Path, align: str | int | None, trust: bool, as_json: bool) -> None:
     """Cut the closed units out of a run's network, verify, save, and export."""
     with working():
-        result = shrink_run(path, align=align)
+        result = shrink_run(path, align=align, trust=trust)
     show(result, as_json, lambda: print_shrunk(result))
 
 
-def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
+def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = False) -> dict[str, Any]:
     """Write RUN/compact and RUN/onnx, all of it or nothing.
 
     Args:
         path: A finished run.
         align: Round the kept widths again; None keeps those that were trained.
+        trust: Whether factories may run that only its run.json names.
 
     Returns:
         Costs before and after, the largest difference from the gated network, the form, and the files; plain data.
@@ -63,7 +66,7 @@ def shrink_run(path: Path, *, align: str | int | None = None) -> dict[str, Any]:
     from l0prune.bench.alignment import resolve_alignment
     from l0prune.surgery.shrink import surgery_of
 
-    run = open_finished(path)
+    run = open_finished(path, trust=trust)
     loaded = dense_model(run)
     step = None if align is None else resolve_alignment(align)
     with tempfile.TemporaryDirectory(prefix=".shrink.", dir=path) as folder:

@@ -8,6 +8,7 @@ from l0prune.cli.failures import EXIT_ERROR
 from l0prune.cli.loading import load
 from l0prune.cli.options import Alignment, ModelOptions, common_options, model_options, threads_option
 from l0prune.cli.output import console, print_table, ratio, show, size, working
+from l0prune.cli.trust import model_call, remember
 
 __all__ = ["verify_command"]
 
@@ -73,6 +74,7 @@ def verify_model(
     import l0prune
 
     loaded = load(model)
+    remember(model_call(model))
     report = l0prune.verify(
         loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double, gate=gate
     )

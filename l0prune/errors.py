@@ -18,6 +18,7 @@ __all__ = [
     "RunDirectoryError",
     "TraceError",
     "TrainingError",
+    "UntrustedCodeError",
     "first_line",
 ]
 
@@ -80,6 +81,10 @@ class RunDirectoryError(L0PruneError):
 
 class TrainingError(L0PruneError):
     """Training cannot go on: its numbers are no longer finite."""
+
+
+class UntrustedCodeError(L0PruneError):
+    """A file names code to run, and the user has neither typed it nor said that the file is trusted."""
 
 
 def first_line(error: BaseException, *, named: bool = False) -> str:

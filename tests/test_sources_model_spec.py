@@ -1,4 +1,6 @@
+import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,36 @@ def test_a_local_transformers_folder_is_a_model(tmp_path):
     (tmp_path / "bert" / "model.safetensors").unlink()
     assert "no *.safetensors" in message(f"hf:{tmp_path}/bert", CheckpointError)
     assert "config.json" in message(f"hf:{tmp_path}/none")
+
+
+HF_CHANGES = {
+    "code for the configuration": {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}},
+    "code for the model": {"auto_map": {"AutoModel": "evil.Model"}, "architectures": ["Evil"]},
+    "code for a model of an unknown kind": {"auto_map": {"AutoModel": "evil.Model"}, "model_type": "evil"},
+    "a class that is no model": {
+        "architectures": ["AutoTokenizer"],
+        "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]},
+    },
+    "a kernel of the hub": {"attn_implementation": "someone/kernel"},
+    "a kernel of the hub in a part": {"text_config": {"attn_implementation": {"": "someone/kernel:f"}}},
+}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("change", HF_CHANGES)
+def test_code_in_a_transformers_folder_is_never_run(tmp_path, monkeypatch, change):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | HF_CHANGES[change]))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("looks for an address"))
+
+    with suppress(ModelSpecError, CheckpointError):
+        load_model(f"hf:{tmp_path}")
+    if "kernel" in change:
+        assert "code of the hub" in message(f"hf:{tmp_path}")
+
+    assert not (tmp_path / "ran").exists()

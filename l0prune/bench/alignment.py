@@ -7,11 +7,8 @@ depends on the processor. docs/alignment.md shows the measurements behind this m
 
 import itertools
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,14 @@ from l0prune.bench.hardware import processor
 from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.files import write_whole
+from l0prune.user_folders import cache_directory
 
 __all__ = ["CANDIDATES", "AlignmentReport", "measure_alignment", "preferred_alignment", "resolve_alignment"]
 
 CANDIDATES = (1, 4, 8, 16, 32)
 """Alignments that are compared."""
 
+CACHE = "alignment.json"
 _FORMAT, _VERSION = "l0prune.alignment", 1
 _WIDTHS = range(33, 65)  # two blocks of 16, four of 8; a multiple of every candidate at its end
 _IMAGE_SIZE = 14
@@ -135,11 +134,10 @@ def preferred_alignment(*, threads: int = 1) -> int:
     import onnxruntime
 
     key = f"{processor().key}, onnxruntime {onnxruntime.__version__}, {threads} threads"
-    path = _cache_directory() / "alignment.json"
-    reports = _read_cache(path)
+    reports = _read_cache()
     if key not in reports:
         reports[key] = measure_alignment(threads=threads)
-        _write_cache(path, reports)
+        _write_cache(reports)
     return reports[key].alignment
 
 
@@ -207,33 +205,21 @@ def _stack(kernel: int, width: int, threads: int) -> Callable[[], object]:
     return lambda: session.run_with_iobinding(binding)
 
 
-def _cache_directory() -> Path:
-    override = os.environ.get("L0PRUNE_CACHE_DIR")
-    if override:
-        return Path(override)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or "~/.cache").expanduser() / "l0prune"
-
-
-def _read_cache(path: Path) -> dict[str, AlignmentReport]:
+def _read_cache() -> dict[str, AlignmentReport]:
     """What is remembered; nothing where the file is missing or damaged."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads((cache_directory() / CACHE).read_text(encoding="utf-8"))
         return {key: AlignmentReport.from_json(value) for key, value in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, FileFormatError):
         return {}
 
 
-def _write_cache(path: Path, reports: Mapping[str, AlignmentReport]) -> None:
+def _write_cache(reports: Mapping[str, AlignmentReport]) -> None:
     """Remember for the next time, where that is possible."""
     text = json.dumps({key: report.to_json() for key, report in reports.items()}, indent=1)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        folder = cache_directory()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / CACHE, text)
     except OSError:
         return

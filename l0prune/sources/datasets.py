@@ -12,7 +12,7 @@ from l0prune.errors import DataError
 from l0prune.sources import readers
 from l0prune.sources.factories import call_factory
 
-__all__ = ["Array", "DataSource", "Inputs", "load_data"]
+__all__ = ["Array", "DataSource", "Inputs", "is_factory", "load_data"]
 
 Array = npt.NDArray[Any]
 Inputs = Array | dict[str, Array]  # a dict holds keyword inputs, e.g. input_ids and attention_mask
@@ -98,10 +98,16 @@ def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSo
             raise DataError(f"{spec!r}: no such {'file' if kind == 'npz' else 'folder'}: {path}.")
         arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
         return _from_arrays(arrays, spec)
-    if colon:
+    if is_factory(spec):
         return _from_factory(spec)
     hint = f" Did you mean npz:{spec}?" if spec.endswith(".npz") else ""
     raise DataError(f"unknown data {spec!r}; expected {FORMS}.{hint}")
+
+
+def is_factory(spec: str) -> bool:
+    """Whether `load_data` would import and call what a specification names."""
+    kind, colon, _ = spec.partition(":")
+    return bool(colon) and kind not in READERS
 
 
 def count(inputs: Inputs) -> int:

@@ -1,6 +1,8 @@
 """Objects that a user names as `package.module:factory`."""
 
 import importlib
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from typing import Any
 
 from l0prune.errors import L0PruneError
 
-__all__ = ["call_factory"]
+__all__ = ["call_factory", "factory_file"]
 
 
 def call_factory(spec: str, error: type[L0PruneError], **arguments: Any) -> Any:
@@ -38,6 +40,26 @@ def call_factory(spec: str, error: type[L0PruneError], **arguments: Any) -> Any:
         except Exception as cause:
             called = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise error(f"{spec!r}: {name}({called}) failed with {describe(cause)}.") from cause
+
+
+def factory_file(spec: str) -> str | None:
+    """Where the code of `package.module:factory` would come from, found without running any of it.
+
+    Returns:
+        The file of the package's first module, or the folders of a package without one; None where there is none.
+    """
+    top = spec.partition(":")[0].partition(".")[0]
+    with _current_directory_importable():
+        try:
+            found = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            return None
+    if found is None:
+        return None
+    if found.has_location and found.origin is not None:
+        return os.path.realpath(found.origin)
+    folders = sorted(os.path.realpath(folder) for folder in found.submodule_search_locations or ())
+    return os.pathsep.join(folders) or found.origin
 
 
 def _find(spec: str, module_name: str, name: str, error: type[L0PruneError]) -> Callable[..., Any]:

@@ -95,6 +95,7 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
         raise ModelSpecError(f"{spec!r}: expected a folder with config.json and *.safetensors; download it first.")
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(f"{spec!r}: no *.safetensors in the folder; pickled weights are not read. Convert them.")
+    _refuse_code(spec, path / "config.json")
     read_config = transformers.AutoConfig.from_pretrained
     with _quiet(transformers):
         config = _construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
@@ -108,13 +109,37 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
     return Built(model, _token_inputs(spec, model))
 
 
+def _refuse_code(spec: str, file: Path) -> None:
+    """See that a configuration does not ask transformers for kernels of the hub, which it would download and run."""
+    try:
+        stack = [json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise ModelSpecError(f"{spec!r}: {file.name} cannot be read ({error}).") from error
+    while stack:
+        value = stack.pop()
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if str(key).endswith("_implementation") and "/" in json.dumps(inner):
+                raise ModelSpecError(
+                    f"{spec!r} was refused, and nothing in it was run: {file.name} has {key}={inner!r}, code of the hub. "
+                    "Take it out where you trust the folder."
+                )
+        stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
     """The architecture that the configuration names, with every weight found and fitting."""
-    architecture = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-    model_class = getattr(transformers, architecture, transformers.AutoModel)
+    architecture = str((getattr(config, "architectures", None) or ["AutoModel"])[0])
+    named = getattr(transformers, architecture, None)
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    model_class = named if is_model else transformers.AutoModel
     try:
         model, info = model_class.from_pretrained(
-            path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({} if is_model else {"trust_remote_code": False}),
         )
     except Exception as cause:
         why = "they have other shapes than config.json says" if "mismatched" in str(cause) else describe(cause)

@@ -18,7 +18,7 @@ from l0prune.sources.libraries import Built, ExampleInputs, for_channels
 from l0prune.sources.preprocessing import Preprocessing
 from l0prune.sources.weights import load_weights_
 
-__all__ = ["BUNDLED", "ExampleInputs", "LoadedModel", "bundled_weights", "load_model"]
+__all__ = ["BUNDLED", "ExampleInputs", "LoadedModel", "bundled_weights", "is_factory", "load_model"]
 
 BUNDLED = "bundled"
 LIBRARIES = {"timm": libraries.build_timm, "torchvision": libraries.build_torchvision, "hf": libraries.build_hf}
@@ -108,6 +108,14 @@ def load_model(
     return LoadedModel(built.model, inputs, preprocessing, spec, path)
 
 
+def is_factory(spec: str) -> bool:
+    """Whether `load_model` would import and call what a specification names."""
+    if spec.endswith(".pt2") or spec in models.names():
+        return False
+    kind, colon, _ = spec.partition(":")
+    return bool(colon) and kind not in LIBRARIES
+
+
 def bundled_weights(name: str) -> Path:
     """The checkpoint that ships with a registered network.
 
@@ -141,7 +149,7 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
     kind, colon, name = spec.partition(":")
     if colon and kind in LIBRARIES:
         return LIBRARIES[kind](name, arguments, pretrained=pretrained)
-    if colon:
+    if is_factory(spec):
         close = get_close_matches(kind, LIBRARIES, n=1)
         if close and "." not in kind:
             raise ModelSpecError(f"{spec!r}: unknown prefix {kind!r}; did you mean {close[0]}:{name}?")
