@@ -2,54 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import shutil
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from l0prune.errors import CaptureError, CheckpointError, FileFormatError, ModelSpecError, PlanMismatchError
+from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0PruneWarning, PlanMismatchError, first_line
+from l0prune.model_call import ModelCall, evaluation_mode
+from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
+from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
+from l0prune.surgery.record import Surgery, remember_surgery_, surgery_of
+
+if TYPE_CHECKING:
+    from l0prune.flow.capture import Captured
+    from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["has_graph", "load", "save"]
 
-FORMAT = "l0prune.compact"
-VERSION = 1
-WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
-FILES = (WEIGHTS, PLAN, PROGRAM)
-_MANIFEST_KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
-_REFUSAL = "no_graph_because"
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest relative difference allowed between a model and what is read back of it, by the coarsest dtype; 2e-2 for the others."""
 
 
-def save(compact: nn.Module, directory: str | Path) -> Path:
+def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocessing | None = None) -> Path:
     """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
 
-    The files are written to a temporary folder that then takes the place of `directory`. A model that torch.export refuses
-    has no `model.pt2`, and the manifest says why: it is loaded with its dense model as `base`.
+    The files are written to a temporary folder, read back and compared with the model; then the folder takes the place of
+    `directory`. A model of which no graph can be saved has no `model.pt2`: a warning and the manifest say why, and it is loaded
+    with its dense model as `base`.
 
     Args:
-        compact: From `l0prune.shrink`, perhaps trained further.
+        compact: From `l0prune.shrink` or `l0prune.load`, perhaps trained further.
         directory: Folder to write; an earlier compact model in it is replaced.
+        preprocessing: How images become its input, to be known when the folder is used as a model.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: the model does not come from `shrink`.
+        ConfigError: the model comes neither from `shrink` nor from `load`.
         FileFormatError: the folder exists and holds something else.
         CheckpointError: the weights cannot be written, or nothing could load the folder.
     """
     from l0prune import __version__
-    from l0prune.flow.capture import capture
     from l0prune.sources.weights import save_weights
-    from l0prune.surgery.shrink import surgery_of
 
     record = surgery_of(compact)
     target = Path(directory)
@@ -60,32 +64,20 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
     try:
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
-        captured, refusal = None, {}
-        try:
-            captured = capture(compact, record.example_kwargs or record.example_args)
-        except CaptureError as error:
-            reason = str(error).partition(";")[0]
-            if record.form == "graph":
-                raise CheckpointError(
-                    f"{target}: nothing could load the model again: it was cut in its graph, and {reason}; keep the dense model"
-                    " and the gates, and shrink them again"
-                ) from error
-            refusal[_REFUSAL] = reason
-        if captured is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                torch.export.save(captured.program, draft / PROGRAM)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
+        captured, refusal = _save_graph(compact, record, draft)
+        if refusal is not None and record.form == "graph":
+            raise CheckpointError(
+                f"{target}: nothing could load the model again: it was cut in its graph, and {refusal}; keep the dense model"
+                " and the gates, and shrink them again"
+            )
+        contents = {
             "l0prune": __version__,
             "model_class": type(compact).__name__,
             "form": record.form,
             "max_rel_diff": record.difference.max_rel,
             "dynamic_batch": captured is not None and captured.dynamic_batch,
-            "files": {name: _sha256(draft / name) for name in FILES if (draft / name).exists()},
-            **refusal,
         }
+        manifest = manifest_of(draft, contents, refusal=refusal, preprocessing=preprocessing)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         draft.chmod(0o755)
         if target.exists():
@@ -97,7 +89,82 @@ def save(compact: nn.Module, directory: str | Path) -> Path:
             draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    for complaint in _not_saved(compact, refusal):
+        warnings.warn(f"{target}: {complaint}", L0PruneWarning, stacklevel=2)
     return target
+
+
+def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captured | None, str | None]:
+    """Write `model.pt2`, if it is read back as the model that was saved; else say why it is not there."""
+    from l0prune.flow.capture import capture
+
+    if not (record.example_args or record.example_kwargs):
+        return None, record.no_graph_because or "no inputs are known that the model runs on"
+    call = _fitting(compact, record)
+    try:
+        captured = capture(compact, call.kwargs or call.args)
+    except CaptureError as error:
+        return None, str(error).partition(";")[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(captured.program, draft / PROGRAM)
+    except Exception as error:  # noqa: BLE001 - whatever torch raises about what its format does not hold
+        refusal: str | None = f"torch.export.save cannot write its graph: {first_line(error, named=True)}"
+    else:
+        refusal = _misread(compact, draft, call)
+    if refusal is None:
+        return captured, None
+    (draft / PROGRAM).unlink(missing_ok=True)
+    return None, refusal
+
+
+def _misread(compact: nn.Module, draft: Path, call: ModelCall) -> str | None:
+    """What is wrong with the graph in a folder, if anything: it must be read by `load`, and compute what the model does."""
+    try:
+        module, _, _ = read_graph(draft / PROGRAM)
+        found = compare(compact, GraphModel(module, module.graph).eval(), call.args, call.kwargs).max_rel
+    except FileFormatError as error:
+        return str(error).replace(f"{draft}/", "").partition(", which a plain")[0]
+    except Exception as error:  # noqa: BLE001 - whatever torch raises about a graph that it wrote itself
+        return f"its graph, read back, does not run: {first_line(error, named=True)}"
+    return (
+        None
+        if not found > _tolerance(compact, call)
+        else f"its graph, read back, gives outputs that differ by {found:.1e}"
+    )
+
+
+def _tolerance(model: nn.Module, call: ModelCall) -> float:
+    dtypes = {t.dtype for t in [*model.parameters(), *call.tensors] if t.is_floating_point()}
+    return max((_TOLERANCE.get(dtype, 2e-2) for dtype in dtypes), default=0.0)
+
+
+def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
+    """The call that the model was verified with, where it lives now, and in the precision it has been converted to since."""
+    call = ModelCall(record.example_args, record.example_kwargs)
+    device = next((parameter.device for parameter in compact.parameters()), None)
+    kinds = {parameter.dtype for parameter in compact.parameters() if parameter.is_floating_point()}
+    moved = call.to(device=device)
+    if len(kinds) != 1 or all(tensor.dtype in kinds for tensor in moved.tensors if tensor.is_floating_point()):
+        return moved
+    try:
+        with evaluation_mode(compact), torch.no_grad():
+            moved(compact)
+    except Exception:  # noqa: BLE001 - whatever a model raises whose inputs have another precision than its weights
+        return call.to(device=device, dtype=kinds.pop())
+    return moved
+
+
+def _not_saved(compact: nn.Module, refusal: str | None) -> list[str]:
+    """What a loaded model will lack."""
+    complaints = []
+    if refusal is not None:
+        complaints.append(f"saved without {PROGRAM}, because {refusal}; load it with its dense model, base=model")
+    extra = [name for name, value in compact.state_dict().items() if not isinstance(value, Tensor)]
+    if extra:
+        complaints.append(f"saved without {', '.join(extra[:3])}{' ...' * (len(extra) > 3)}, which is no tensor")
+    return complaints
 
 
 def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
@@ -109,33 +176,71 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
             saved weights, so the result has its class. None gives a module of the saved graph.
 
     Returns:
-        The model in evaluation mode, with the same state-dict keys either way.
+        The model in evaluation mode, with the same state-dict keys either way. It can be trained, saved and pruned again.
 
     Raises:
         FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
         PlanMismatchError: `base` is not the dense model the plan was made for, or is needed and not given.
     """
-    from l0prune.sources.weights import load_weights_
-
-    folder = Path(directory)
-    with_graph = _check_manifest(folder)
-    plan = SurgeryPlan.from_json(_read_json(folder / PLAN), source=str(folder / PLAN))
-    if base is not None:
+    folder = CompactFolder.open(directory)
+    plan = SurgeryPlan.from_json(folder.plan, source=str(folder.path / PLAN))
+    if base is None:
+        if folder.no_graph_because is not None:
+            raise PlanMismatchError(
+                f"{folder.path} has no {PROGRAM}, because {folder.no_graph_because}; pass the dense model as base="
+            )
+        module, args, kwargs = folder.graph()
+        model: nn.Module = GraphModel(module, module.graph)
+        _tie_(model)
+        model = _filled(model, folder)
+    else:
         plan.check(base)
         if plan.form == "graph":
             raise PlanMismatchError(
-                f"{folder} was cut in its graph, because its class has sizes in its code; load it without base="
+                f"{folder.path} was cut in its graph, because its class has sizes in its code; load it without base="
             )
-        from l0prune.surgery.in_place import cut_in_place
+        args, kwargs = folder.example_inputs()
+        model, plan = _in_class(folder, base, plan, ModelCall(args, kwargs))
+    replayed = base is not None or folder.manifest["form"] == plan.form
+    difference = Difference(math.nan, folder.manifest["max_rel_diff"], 0)
+    free_batch = folder.manifest["dynamic_batch"]
+    record = Surgery(
+        plan, None, np.zeros(0), difference, args, kwargs, free_batch, replayed, folder.no_graph_because or ""
+    )
+    remember_surgery_(model, record)
+    return model.eval()
 
-        model = cut_in_place(base, replace(plan, folds={}))
-    elif not with_graph:
-        raise PlanMismatchError(
-            f"{folder} has no {PROGRAM}, because torch.export cannot capture the model; pass the dense model as base="
-        )
-    else:
-        model = _load_graph(folder / PROGRAM)
-    load_weights_(model, folder / WEIGHTS)
+
+def _in_class(
+    folder: CompactFolder, base: nn.Module, plan: SurgeryPlan, call: ModelCall
+) -> tuple[nn.Module, SurgeryPlan]:
+    """A copy of `base`, cut and with the saved weights, and the plan by which it was cut."""
+    from l0prune.surgery.in_place import cut_in_place
+    from l0prune.surgery.replay import ways_to_replay
+
+    if folder.manifest["form"] == plan.form:
+        return _filled(cut_in_place(base, plan), folder), plan
+    module, _, _ = folder.graph()
+    graph = _filled(GraphModel(module, module.graph), folder)
+    for model, used in ways_to_replay(base, plan, call):
+        try:
+            filled = _filled(model, folder)
+            found = compare(graph, filled, call.args, call.kwargs)
+        except Exception:  # noqa: BLE001 - whatever a class raises whose layers do not fit together
+            continue
+        if found.max_rel <= _tolerance(graph, call):
+            return filled, used
+    raise PlanMismatchError(
+        f"{folder.path} was cut in its graph after it had been loaded without its class, and the {type(base).__name__} cannot be"
+        " cut in the same way; load it without base="
+    )
+
+
+def _filled(model: nn.Module, folder: CompactFolder) -> nn.Module:
+    """The model with the saved weights, in their precision."""
+    from l0prune.sources.weights import load_weights_
+
+    load_weights_(model, folder.path / WEIGHTS, precision=True)
     return model.eval()
 
 
@@ -145,19 +250,7 @@ def has_graph(directory: str | Path) -> bool:
     Raises:
         FileFormatError: as `load`.
     """
-    return _check_manifest(Path(directory))
-
-
-def _load_graph(path: Path) -> nn.Module:
-    from l0prune.sources.exported import load_exported_program
-
-    try:
-        module = load_exported_program(path).module(check_guards=False)
-    except ModelSpecError as error:
-        raise FileFormatError(f"{error} Or run shrink again.") from error
-    model = GraphModel(module, module.graph)
-    _tie_(model)
-    return model
+    return CompactFolder.open(directory).no_graph_because is None
 
 
 def _tie_(model: nn.Module) -> None:
@@ -168,45 +261,3 @@ def _tie_(model: nn.Module) -> None:
         if known is not parameter and known.shape == parameter.shape:
             path, _, leaf = name.rpartition(".")
             model.get_submodule(path)._parameters[leaf] = known
-
-
-def _check_manifest(folder: Path) -> bool:
-    """See that every file is the one that was saved; says whether there is a graph."""
-    if not folder.is_dir():
-        raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
-    manifest = _read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise FileFormatError(f"{folder / MANIFEST} is no manifest of a compact model; run shrink again")
-    if manifest.get("version") != VERSION:
-        raise FileFormatError(
-            f"{folder / MANIFEST} has version {manifest.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
-        )
-    if set(manifest) - {_REFUSAL} != _MANIFEST_KEYS or not isinstance(manifest["files"], dict):
-        odd = ", ".join(sorted((set(manifest) - {_REFUSAL}) ^ _MANIFEST_KEYS)) or "files"
-        raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
-    with_graph = _REFUSAL not in manifest
-    for name in FILES if with_graph else (WEIGHTS, PLAN):
-        if not (folder / name).is_file():
-            raise FileFormatError(f"{folder / name} is missing; run shrink again")
-        if _sha256(folder / name) != manifest["files"].get(name):
-            raise FileFormatError(
-                f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
-            )
-    return with_graph
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} is missing; run shrink again") from None
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} cannot be read as JSON ({error}); run shrink again") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ __all__ = [
     "ExportError",
     "FileFormatError",
     "L0PruneError",
+    "L0PruneWarning",
     "ModelSpecError",
     "NoOnnxError",
     "PlanMismatchError",
@@ -25,6 +26,10 @@ __all__ = [
 
 class L0PruneError(Exception):
     """Base of all deliberate errors; its message is one line a user can act on."""
+
+
+class L0PruneWarning(UserWarning):
+    """Something was done in another way than asked for, or in part; one line says what, and why."""
 
 
 class ConfigError(L0PruneError, ValueError):

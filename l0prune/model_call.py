@@ -77,6 +77,16 @@ class ModelCall:
         """The model's output."""
         return model(*self.args, **self.kwargs)
 
+    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "ModelCall":
+        """The same call with its tensors elsewhere; `dtype` is for floating-point ones."""
+
+        def moved(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+        return ModelCall(*pytree.tree_map(moved, (self.args, self.kwargs)))
+
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors, in order; nested ones too."""

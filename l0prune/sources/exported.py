@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ModelSpecError
 
-__all__ = ["load_exported", "load_exported_program"]
+__all__ = ["load_example_inputs", "load_exported", "load_exported_program"]
 
 # Parts of an archive that are raw data, or JSON that is checked, or written anew.
 DATA = re.compile(r"data/(weights/weight_\d+|constants/tensor_\d+)")
@@ -93,6 +93,24 @@ def load_exported_program(path: str | Path) -> torch.export.ExportedProgram:
         raise ModelSpecError(
             f"{path} cannot be loaded by torch {torch.__version__} ({type(error).__name__}); export it again."
         ) from error
+
+
+def load_example_inputs(path: str | Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword inputs that a `.pt2` file was exported with; none where it says nothing of them.
+
+    Raises:
+        ModelSpecError: if the file is missing or damaged, or its inputs need code to load.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = [name for name in archive.namelist() if name.partition("/")[2] == SAMPLE_INPUTS]
+            content = archive.read(held[0]) if held else b""
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ModelSpecError(f"{path} is damaged or was not written by torch.export.save ({error}).") from error
+    checked = _checked_sample_inputs(content, path)
+    args, kwargs = torch.load(io.BytesIO(checked), weights_only=True) if checked else ((), {})
+    return tuple(args), dict(kwargs)
 
 
 def _evaluate_(module: torch.fx.GraphModule) -> None:

@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_weights_(model: nn.Module, path: str | Path) -> None:
+def load_weights_(model: nn.Module, path: str | Path, *, precision: bool = False) -> None:
     """Copy a weights file into a model, all of it or none.
 
     Missing `num_batches_tracked` counters are left as they are, and a tensor the model uses under several names may
@@ -65,6 +65,7 @@ def load_weights_(model: nn.Module, path: str | Path) -> None:
     Args:
         model: Receives the weights; unchanged where this fails.
         path: As for `read_state_dict`.
+        precision: Give the model's tensors the types that the weights are stored in.
 
     Raises:
         CheckpointError: as `read_state_dict`, and if a name is missing, left over, or has another shape.
@@ -79,6 +80,11 @@ def load_weights_(model: nn.Module, path: str | Path) -> None:
             f"{path} does not fit the model: {'; '.join(problems)}. "
             "Is it a checkpoint of another architecture, or does the model need other arguments?"
         )
+    if precision:
+        held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        for name, tensor in held:
+            tensor.data = tensor.data.to(found[name].dtype) if name in found else tensor.data
+        expected = model.state_dict()
     with torch.no_grad():
         for name, value in found.items():
             expected[name].copy_(value)

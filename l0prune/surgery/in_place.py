@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
     Tensors that modules share stay shared, and frozen parameters stay frozen.
     """
     aliases = aliases_of(model)
+    plan = _by_first_name(plan, aliases)
     cut: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model).items():
         if name not in aliases and _touched(name, plan):
@@ -111,6 +113,11 @@ def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) ->
             holder = getattr(holder, inner)
         value = change.compact
         setattr(holder, attribute, list(value) if isinstance(getattr(holder, attribute), list) else value)  # type: ignore[arg-type]
+
+
+def _by_first_name(plan: SurgeryPlan, aliases: dict[str, str]) -> SurgeryPlan:
+    """The plan with the first name of every tensor; one that was made for a graph may use another."""
+    return replace(plan, tensors={aliases.get(name, name): cut for name, cut in plan.tensors.items()})
 
 
 def _touched(name: str, plan: SurgeryPlan) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,14 @@ from torch.utils import _pytree as pytree
 
 from l0prune.budget.selection import align_open, select_open
 from l0prune.errors import ConfigError, EquivalenceError, first_line
+from l0prune.flow.trace import aliases_of
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
+from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
-from l0prune.surgery.plan import SurgeryPlan, make_plan, named_tensors
+from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.plan import make_plan, named_tensors
+from l0prune.surgery.record import Surgery, has_surgery, remember_surgery_, surgery_of
 from l0prune.surgery.spare_integers import give_back_spare_integers_
 from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
@@ -31,51 +35,6 @@ TOLERANCE = {torch.float64: 1e-9}
 
 _REMEDY = "leave form open, or use form='graph'"
 _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-pruning": GUESSED}
-_RECORD = "_l0prune_surgery"
-
-
-@dataclass(frozen=True, eq=False)
-class Surgery:
-    """What was done to a compact model; every one that `shrink` returns carries it.
-
-    Attributes:
-        plan: The cut, without fold factors (they are in the weights).
-        values: Gate values the cut was made with, shape `(n_gates,)`.
-        difference: Largest difference between gated and compact outputs.
-        example_args: Positional inputs the model was verified with.
-        example_kwargs: Keyword inputs the model was verified with.
-        dynamic_batch: Whether the model accepts other batch sizes.
-    """
-
-    plan: SurgeryPlan
-    values: npt.NDArray[np.float64]
-    difference: Difference
-    example_args: tuple[Any, ...]
-    example_kwargs: dict[str, Any]
-    dynamic_batch: bool
-
-    @property
-    def form(self) -> str:
-        """Either "in-place" (the user's class) or "graph"."""
-        return self.plan.form
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
-        """Immutable, so copies of the compact model share it."""
-        return self
-
-
-def surgery_of(compact: nn.Module) -> Surgery:
-    """The record of a compact model.
-
-    Raises:
-        ConfigError: the model does not come from `shrink`.
-    """
-    record = compact.__dict__.get(_RECORD)
-    if not isinstance(record, Surgery):
-        raise ConfigError(
-            f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned"
-        )
-    return record
 
 
 def shrink(
@@ -137,8 +96,15 @@ def shrink(
             f"the cut {type(gated.model).__name__} does not run ({first_line(failure, named=True)}); {what_to_do}"
         ) from failure
     require_equal(difference, tolerance, "shrunk and gated", remedy=what_to_do)
-    record = Surgery(replace(plan, folds={}), values, difference, args, kwargs, gated.flow.captured.dynamic_batch)
-    object.__setattr__(compact, _RECORD, record)
+    cut, replayed = replace(plan, folds={}), True
+    plan = cut
+    if has_surgery(gated.model):
+        before = surgery_of(gated.model)
+        plan = compose(before.plan, cut, aliases_of(gated.model))
+        if not before.replayed or (before.form == "in-place" and isinstance(gated.model, GraphModel)):
+            plan, replayed = replace(plan, form="in-place"), False
+    record = Surgery(plan, cut, values, difference, args, kwargs, gated.flow.captured.dynamic_batch, replayed)
+    remember_surgery_(compact, record)
     return compact.eval()
 
 
@@ -190,8 +156,15 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
     Args:
         gated: The gated model `compact` came from; its weights and gates change.
         compact: From `shrink(gated)`.
+
+    Raises:
+        ConfigError: `compact` was loaded, or is none.
     """
     record = surgery_of(compact)
+    if record.cut is None:
+        raise ConfigError(
+            "this compact model was loaded, so its gates are not known; pass the model that shrink(gated) returned"
+        )
     dense, cut = named_tensors(gated.model), named_tensors(compact)
     keep = record.values != 0
     kept = np.append(keep, True)
@@ -206,7 +179,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
             known = gated.flow.aliases.get(name, name)
             if known not in dense:
                 continue
-            tensor_cut = record.plan.tensors.get(known)
+            tensor_cut = record.cut.tensors.get(known)
             if tensor_cut is None:
                 dense[known].copy_(value)
             else:

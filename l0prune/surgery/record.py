@@ -1,0 +1,80 @@
+"""What a compact model remembers of its cut: the record that `shrink` and `load` leave on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from l0prune.errors import ConfigError
+from l0prune.surgery.equivalence import Difference
+from l0prune.surgery.plan import SurgeryPlan
+
+__all__ = ["Surgery", "has_surgery", "remember_surgery_", "surgery_of"]
+
+_RECORD = "_l0prune_surgery"
+
+
+@dataclass(frozen=True, eq=False)
+class Surgery:
+    """What was done to a compact model; every one that `shrink` or `load` returns carries it.
+
+    Attributes:
+        plan: The cut of the original dense model, without fold factors (they are in the weights). Of a model that was cut several
+            times it is the sum of all cuts.
+        cut: The last cut alone, relative to the model that was gated; None for a model that was loaded.
+        values: Gate values the last cut was made with, shape `(n_gates,)`; empty for a model that was loaded.
+        difference: Largest difference between gated and compact outputs.
+        example_args: Positional inputs the model was verified with.
+        example_kwargs: Keyword inputs the model was verified with.
+        dynamic_batch: Whether the model accepts other batch sizes.
+        replayed: Whether `plan` was seen to give this model when it is applied to the class of the dense one. A loaded graph that
+            was cut again has no class to try it on.
+        no_graph_because: Why no graph of the model was saved; empty where one was, or nothing was saved yet.
+    """
+
+    plan: SurgeryPlan
+    cut: SurgeryPlan | None
+    values: npt.NDArray[np.float64]
+    difference: Difference
+    example_args: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    dynamic_batch: bool
+    replayed: bool = True
+    no_graph_because: str = ""
+
+    @property
+    def form(self) -> str:
+        """Either "in-place" (the user's class) or "graph"."""
+        return self.plan.form if self.replayed else "graph"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
+        """Immutable, so copies of the compact model share it."""
+        return self
+
+
+def remember_surgery_(compact: nn.Module, record: Surgery) -> None:
+    """Put the record on a compact model."""
+    object.__setattr__(compact, _RECORD, record)
+
+
+def has_surgery(model: nn.Module) -> bool:
+    """Whether a model is a compact one."""
+    return isinstance(model.__dict__.get(_RECORD), Surgery)
+
+
+def surgery_of(compact: nn.Module) -> Surgery:
+    """The record of a compact model.
+
+    Raises:
+        ConfigError: the model comes neither from `shrink` nor from `load`.
+    """
+    record = compact.__dict__.get(_RECORD)
+    if not isinstance(record, Surgery):
+        raise ConfigError(
+            f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned, or load"
+        )
+    return record
