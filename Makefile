@@ -1,9 +1,11 @@
 # Every target works from a fresh clone: the first one used creates .venv with the tested versions of constraints.txt.
 #   make PYTHON=python3.12 demo                                            another interpreter
+#   make SEED=7 test                                                       the tests in another order, with other random numbers
 #   make PIP_ARGS='--extra-index-url URL' demo    where pip would fetch a CUDA build of torch: the index of CPU builds
 
 PYTHON ?= python3
 PIP_ARGS ?=
+SEED ?= 0
 COVERAGE_ARGS ?=
 DATA ?= npz:mnist.npz
 MNIST_ARGS ?=
@@ -12,7 +14,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_MODELS := $(VENV)/.installed-models
 export ORT_DISABLE_TELEMETRY ?= 1
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
 
 .PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist clean
 

@@ -106,6 +106,11 @@ def run(tests: list[str], observer: Observer) -> int:
     """Run tests in this process, quietly, until one fails."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         options = ["-x", "-q", "--tb=no", "--show-capture=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        options += [
+            "--randomly-seed=0",
+            "--randomly-dont-reorganize",
+            "--hypothesis-seed=0",
+        ]  # the same test notices first
         return int(pytest.main([*options, f"--rootdir={ROOT}", *tests], plugins=[observer]))
 
 

@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import os
+from zlib import crc32
 
 import pytest
 import torch
@@ -18,3 +19,20 @@ settings.load_profile("untimed")
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the commands under test remember is not kept among what the user has typed."""
     os.environ["L0PRUNE_STATE_DIR"] = str(tmp_path_factory.mktemp("state"))
+
+
+# pytest-randomly shuffles the tests and seeds `random` and numpy by the name of each one, once for its fixtures and once for
+# the test itself. The same for torch:
+
+
+def pytest_runtest_setup(item):
+    _seed_torch(item, part=0)
+
+
+def pytest_runtest_call(item):
+    _seed_torch(item, part=1)
+
+
+def _seed_torch(item, part):
+    seed = item.config.getoption("randomly_seed", default=0)
+    torch.manual_seed(crc32(f"{seed} {part} {item.nodeid}".encode()))

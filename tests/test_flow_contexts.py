@@ -151,9 +151,9 @@ class Cast(nn.Module):
         self.shift = torch.linspace(-1, 1, 6)
 
     def forward(self, x):
-        x = self.up(x).relu()
+        x = self.up(x).tanh()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            x = self.middle(x).relu()
+            x = self.middle(x).tanh()  # unlike a ReLU, it never shuts
         return self.head(x.float() + self.shift)
 
 
