@@ -1,7 +1,5 @@
 """`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from l0prune.cli.options import Alignment, common_options, threads_option
 from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
-from l0prune.files import write_json
+from l0prune.files import draft_folder, remove, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +67,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
     run = open_finished(path, trust=trust)
     loaded = dense_model(run)
     step = None if align is None else resolve_alignment(align)
-    with tempfile.TemporaryDirectory(prefix=".shrink.", dir=path) as folder:
-        draft = Path(folder)
+    with draft_folder(run.directory.onnx) as draft:
         without_onnx = export(loaded.model, loaded, draft / "dense.onnx")
         dense_params = count_parameters(loaded.model)
         gated = gated_model(run, loaded)
@@ -131,7 +128,7 @@ def has_one_path(path: Path) -> bool:
 
 def withdraw(target: Path) -> dict[str, int | None]:
     """Take away ONNX files of an earlier cut; there is no size of what is not there."""
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     return dict.fromkeys(FORMS)
 
 
@@ -150,6 +147,8 @@ def describe_inputs(preprocessing: "Preprocessing", path: Path) -> None:
 
 def publish(draft: Path, target: Path) -> dict[str, int | None]:
     """Move the ONNX files (and weights they keep beside them) to their place; returns the bytes of each form."""
+    if target.is_symlink():
+        target.unlink()
     target.mkdir(exist_ok=True)
     sizes: dict[str, Any] = dict.fromkeys(FORMS, 0)
     for file in sorted(draft.iterdir(), key=lambda path: path.suffix == ".onnx"):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0PruneWarning, PlanMismatchError, first_line
+from l0prune.files import draft_folder
 from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
 from l0prune.surgery.equivalence import Difference, compare
@@ -60,8 +60,9 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
         raise FileFormatError(f"{target} exists and is no compact model; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with draft_folder(target) as folder:
+        draft = folder / "new"
+        draft.mkdir()
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
         captured, refusal = _save_graph(compact, record, draft)
@@ -79,16 +80,15 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
         }
         manifest = manifest_of(draft, contents, refusal=refusal, preprocessing=preprocessing)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        draft.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            target.replace(old / "old")
+        old = folder / "old"
+        if os.path.lexists(target):
+            target.replace(old)
+        try:
             draft.replace(target)
-            shutil.rmtree(old)
-        else:
-            draft.replace(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        except OSError:
+            if os.path.lexists(old):
+                old.replace(target)
+            raise
     for complaint in _not_saved(compact, refusal):
         warnings.warn(f"{target}: {complaint}", L0PruneWarning, stacklevel=2)
     return target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l0prune.errors import FileFormatError, RunDirectoryError
-from l0prune.files import write_whole
+from l0prune.files import clear_abandoned, remove, write_whole
 
 __all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
 
@@ -122,11 +121,11 @@ class RunDirectory:
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        """Everything a run writes."""
+        """Everything a run writes; run.json last, without which the rest is no run."""
         aside = [self.path / f"checkpoint.{suffix}" for suffix in ("partial", "previous")]
         return (
-            *(self.record_path, self.metrics, self.checkpoint, *aside),
-            *(self.compact, self.onnx, self.bench, self.report),
+            *(self.metrics, self.checkpoint, *aside),
+            *(self.compact, self.onnx, self.bench, self.report, self.record_path),
         )
 
     @classmethod
@@ -144,7 +143,8 @@ class RunDirectory:
         """Begin a run: the directory with its run.json.
 
         Args:
-            path: Must not exist, or be an empty directory; with `overwrite` it may hold a run, whose files are removed.
+            path: Must not exist, or be a directory that is empty but for what a run that never began left there; with
+                `overwrite` it may hold a run, whose files are removed. A link to a directory is followed.
             argv: The command line.
             config: The resolved configuration, JSON values.
             seed: Seed of the run.
@@ -167,7 +167,7 @@ class RunDirectory:
         )
         text = _dump(record)
         for existing in run.own_files:
-            _remove(existing)
+            remove(existing)
         path.mkdir(parents=True, exist_ok=True)
         write_whole(run.record_path, text)
         return run
@@ -215,11 +215,13 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the path is a file, holds a run (unless `overwrite`), or holds something else.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():
-            raise RunDirectoryError(f"{self.path} is a file: name a directory for the run")
-        if not any(self.path.iterdir()):
+            what = "is a file" if self.path.exists() else "is a link to nothing"
+            raise RunDirectoryError(f"{self.path} {what}: name a directory for the run")
+        clear_abandoned(self.path)
+        if not set(self.path.iterdir()) - self._traces():
             return
         if not self.record_path.exists():
             raise RunDirectoryError(f"{self.path} is not empty and holds no run: name another directory")
@@ -228,6 +230,13 @@ class RunDirectory:
                 f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or name"
                 " another directory"
             )
+
+    def _traces(self) -> set[Path]:
+        """What is left of a run that was stopped before it had anything to keep, and while it was cleared away."""
+        if any(map(os.path.lexists, (self.record_path, self.compact, self.onnx, self.bench, self.report))):
+            return set()
+        kept = (self.checkpoint, self.path / "checkpoint.previous")
+        return set() if any(map(os.path.lexists, kept)) else {self.metrics, self.path / "checkpoint.partial"}
 
     def read(self) -> RunRecord:
         """What run.json says.
@@ -271,8 +280,9 @@ class RunDirectory:
         if any(path.exists() for path in (self.checkpoint, self.path / "checkpoint.previous", self.compact)):
             return
         for own in self.own_files:
-            _remove(own)
-        if self.path.is_dir() and not any(self.path.iterdir()):
+            remove(own)
+        clear_abandoned(self.path)
+        if self.path.is_dir() and not self.path.is_symlink() and not any(self.path.iterdir()):
             self.path.rmdir()
 
 
@@ -289,10 +299,3 @@ def _dump(record: RunRecord) -> str:
         raise RunDirectoryError(
             f"the description of the run is not plain JSON ({error}): give numbers and text"
         ) from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Checkpoints and the metrics file: written whole, read back equal, damaged ones refused by name."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,34 @@ def test_a_new_checkpoint_replaces_the_old_one_and_leaves_nothing_beside(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.parametrize("part", ["checkpoint", "checkpoint.previous", "checkpoint.partial"])
+def test_a_link_in_the_place_of_a_checkpoint_is_replaced_and_its_target_stays(tmp_path, part):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / part).symlink_to(tmp_path / "thesis")
+
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path / "run" / "checkpoint", checkpoint(step))
+
+    assert load_checkpoint(tmp_path / "run" / "checkpoint").trainer["step"] == 3
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint"]
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_the_files_of_a_checkpoint_have_the_modes_of_the_users_mask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_checkpoint(tmp_path / "checkpoint", replace(checkpoint(1), compact={"w": torch.ones(1)}))
+    finally:
+        os.umask(before)
+
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "checkpoint").iterdir()}
+    assert modes == {0o666 & ~mask}
+    assert (tmp_path / "checkpoint").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -89,7 +118,7 @@ def test_wherever_writing_is_killed_one_complete_checkpoint_remains(tmp_path, mo
             (torch, "save"),
             (checkpoints.Path, "mkdir"),
             (checkpoints.Path, "rename"),
-            (checkpoints.shutil, "rmtree"),
+            (checkpoints, "remove"),
             (checkpoints.os, "fsync"),
         ):
             patch.setattr(owner, name, dying(getattr(owner, name)))

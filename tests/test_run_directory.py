@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from l0prune import run_directory
 from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.files import remove
 from l0prune.run_directory import RunDirectory, RunRecord, installed_versions
 
 DESCRIPTION = {
@@ -165,3 +167,84 @@ with RunDirectory(Path({str(run.path)!r})).locked():
         assert "another process is training in" in other().stderr
     assert other().stdout == "locked\n"
     assert sorted(path.name for path in run.path.iterdir()) == ["run.json"]
+
+
+class Stopped(BaseException):
+    """Stands for a second Ctrl-C."""
+
+
+@pytest.mark.parametrize("stopped_at", range(9))
+def test_a_run_that_is_stopped_while_it_is_cleared_away_is_no_obstacle(tmp_path, monkeypatch, stopped_at):
+    run = create(tmp_path / "run", seed=1)
+    run.metrics.write_text("{}")
+    (run.path / "checkpoint.partial").mkdir()
+    calls = 0
+
+    def stopping(path):
+        nonlocal calls
+        calls += 1
+        if calls > stopped_at:
+            raise Stopped
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "remove", stopping)
+        with pytest.raises(Stopped):
+            run.discard()
+
+    assert create(run.path, seed=2, overwrite=True).read().seed == 2
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    "left", [["metrics.jsonl"], ["checkpoint.partial"], ["metrics.jsonl", "checkpoint.partial"], []]
+)
+def test_what_a_run_that_never_began_left_is_no_obstacle(tmp_path, left):
+    for name in left:
+        (tmp_path / name).touch()
+
+    assert create(tmp_path).read().seed == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "checkpoint.previous", "compact", "onnx", "bench.json", "notes.txt"])
+def test_what_could_be_of_use_is_an_obstacle(tmp_path, left):
+    for name in (left, "metrics.jsonl"):
+        (tmp_path / name).mkdir()
+
+    with pytest.raises(RunDirectoryError, match="is not empty and holds no run"):
+        create(tmp_path, overwrite=True)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((left, "metrics.jsonl"))
+
+
+def test_a_link_to_a_folder_is_followed_and_stays(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+
+    run = create(tmp_path / "run")
+    assert (tmp_path / "disk" / "run.json").exists()
+    run.discard()
+
+    assert (tmp_path / "run").is_symlink()
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+
+    with pytest.raises(RunDirectoryError, match="is a link to nothing: name a directory"):
+        create(tmp_path / "run", overwrite=True)
+
+
+def test_overwriting_leaves_what_links_in_the_run_point_at(tmp_path):
+    run = create(tmp_path / "run")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").touch()
+    for part in (run.checkpoint, run.compact, run.onnx):
+        part.symlink_to(tmp_path / "thesis")
+
+    create(tmp_path / "run", overwrite=True)
+
+    assert (tmp_path / "thesis" / "chapter").exists()
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]

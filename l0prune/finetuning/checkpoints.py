@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from l0prune.errors import CheckpointError, first_line
+from l0prune.files import remove
 
 __all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
 
@@ -52,7 +53,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in place of the one in `directory`.
 
     The new folder is complete on disk before the old one goes; whenever the process is killed, `load_checkpoint` finds
-    one of the two.
+    one of the two. A link in its place is replaced; what it points at stays as it is.
 
     Args:
         directory: The checkpoint folder; parents are created.
@@ -63,21 +64,23 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """
     partial, previous = _beside(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        remove(partial)
         _write(partial, checkpoint)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch raises the last where a disk is full
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            remove(partial)
         raise CheckpointError(
             f"{directory} cannot be written ({first_line(error)}): make room or see to the rights, then resume"
         ) from error
     for path in (*partial.iterdir(), partial):
         _flush(path)
-    if directory.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+    if os.path.lexists(directory):
+        remove(previous)
         directory.rename(previous)
     partial.rename(directory)
-    shutil.rmtree(previous, ignore_errors=True)
+    with suppress(OSError):
+        remove(previous)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -89,6 +92,10 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.average is not None:
         _write_tensors(folder / AVERAGE, checkpoint.average)
     torch.save({"format": FORMAT, "version": VERSION, **checkpoint.trainer}, folder / TRAINER)
+    readers = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():  # safetensors writes for the owner alone, whatever the user's other files are like
+        with suppress(OSError):
+            path.chmod(readers)
 
 
 def checkpoint_exists(directory: Path) -> bool:

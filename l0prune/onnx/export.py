@@ -3,7 +3,6 @@
 import io
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ShapesCollection
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
+from l0prune.files import draft_folder
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors
 from l0prune.onnx.model import (
@@ -148,10 +148,10 @@ class _Job:
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """A file beside the final one, whose name it takes at the end if nothing is raised."""
-        with tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.parent) as folder:
-            draft = Path(folder) / self.path.name
+        with draft_folder(self.path) as folder:
+            draft = folder / self.path.name
             yield draft
-            files = sorted(Path(folder).iterdir(), key=lambda file: file == draft)  # the one that names the others last
+            files = sorted(folder.iterdir(), key=lambda file: file == draft)  # the one that names the others last
             for written in files:
                 written.replace(self.path.parent / written.name)
 
