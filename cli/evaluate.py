@@ -33,12 +33,15 @@ def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, tr
 
     The forms are dense, gated, compact and ONNX. RUN's own data is the default of --data.
     """
+    from l0prune.sources.compact_folder import is_compact_folder
+
     with working():
-        if Path(model.spec).is_dir():
+        if Path(model.spec).is_dir() and not is_compact_folder(model.spec):
             require_no_options(model)
             result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size, trust=trust)
         elif data_spec is None:
-            raise ConfigError(f"{model.spec}: there is no such run; a model needs --data SPEC to be scored on")
+            what = "a compact model" if is_compact_folder(model.spec) else "there is no such run"
+            raise ConfigError(f"{model.spec}: {what}; a model needs --data SPEC to be scored on")
         elif trust:
             raise click.UsageError(f"--trust is for a run; what you type runs without it, and {model.spec} is no run")
         else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
     from l0prune.sources.datasets import DataSource
+    from l0prune.sources.libraries import Built
     from l0prune.sources.model_spec import LoadedModel
 
 __all__ = ["gated_model_of", "has_random_weights", "load", "load_data_for", "require_from_scratch", "require_weights"]
@@ -45,8 +46,31 @@ def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
         image_size=None if size is None else (size[0], size[-1]),
         pretrained=options.pretrained,
         seed=seed,
+        built=compact(options),
     )
     return replace(loaded, model=trainable(loaded.model))
+
+
+def compact(options: ModelOptions) -> "Built | None":
+    """The compact model in the folder that the options name, with the record of its cut; None where it is no such folder.
+
+    Raises:
+        L0PruneError: as `l0prune.load`.
+    """
+    import l0prune
+    from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
+    from l0prune.sources.exported import plain_inputs
+    from l0prune.sources.libraries import Built
+    from l0prune.surgery.record import surgery_of
+
+    if not is_compact_folder(options.spec) or options.model_args:
+        return None
+    folder = CompactFolder.open(options.spec)
+    if folder.no_graph_because is not None:
+        return None
+    model = l0prune.load(options.spec)
+    record = surgery_of(model)
+    return Built(model, plain_inputs((record.example_args, record.example_kwargs)), folder.preprocessing)
 
 
 def require_weights(options: ModelOptions) -> None:
@@ -67,10 +91,12 @@ def require_from_scratch(options: ModelOptions) -> None:
     Raises:
         ConfigError: if the specification brings weights.
     """
+    from l0prune.sources.compact_folder import is_compact_folder
+
     for given, name in ((options.weights is not None, "--weights"), (options.pretrained, "--pretrained")):
         if given:
             raise ConfigError(f"--from-scratch starts with random weights, {name} with trained ones: give one of them")
-    if options.spec.startswith("hf:") or options.spec.endswith(".pt2"):
+    if options.spec.startswith("hf:") or options.spec.endswith(".pt2") or is_compact_folder(options.spec):
         raise ConfigError(f"{options.spec} brings its weights: --from-scratch is for named architectures and factories")
 
 
@@ -96,7 +122,8 @@ def trainable(model: "nn.Module") -> "nn.Module":
 
     from l0prune.surgery.graph_model import GraphModel
 
-    return GraphModel(model, model.graph).eval() if isinstance(model, GraphModule) else model
+    is_fixed = isinstance(model, GraphModule) and not isinstance(model, GraphModel)
+    return GraphModel(model, model.graph).eval() if is_fixed else model
 
 
 def has_random_weights(options: ModelOptions) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l0prune.errors import L0PruneWarning
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,9 +22,11 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 @contextmanager
 def working() -> Iterator[None]:
-    """Keep stdout free for the result while libraries work: their prints go to stderr, their warnings nowhere."""
+    """Keep stdout free for the result while libraries work: their prints go to stderr, their warnings nowhere; ours are notes."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", L0PruneWarning)
+        warnings.showwarning = lambda message, *_, **__: note(str(message))
         yield
 
 

@@ -238,4 +238,6 @@ def absolute(spec: str) -> str:
     kind, colon, rest = spec.partition(":")
     if colon and kind in PATH_PREFIXES and rest:
         return f"{kind}:{Path(rest).expanduser().absolute()}"
-    return str(Path(spec).expanduser().absolute()) if spec.endswith(".pt2") else spec
+    from l0prune.sources.compact_folder import is_compact_folder
+
+    return str(Path(spec).expanduser().absolute()) if spec.endswith(".pt2") or is_compact_folder(spec) else spec

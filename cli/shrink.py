@@ -74,7 +74,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         compact = l0prune.shrink(gated, align=step)
         without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx")
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
-        l0prune.save(compact, run.directory.compact)
+        l0prune.save(compact, run.directory.compact, preprocessing=loaded.preprocessing)
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
         if loaded.preprocessing is not None and not without_onnx:
             describe_inputs(loaded.preprocessing, run.directory.onnx / PREPROCESSING)

@@ -240,7 +240,7 @@ def _filled(model: nn.Module, folder: CompactFolder) -> nn.Module:
     """The model with the saved weights, in their precision."""
     from l0prune.sources.weights import load_weights_
 
-    load_weights_(model, folder.path / WEIGHTS, precision=True)
+    load_weights_(model, folder.weights, precision=True)
     return model.eval()
 
 

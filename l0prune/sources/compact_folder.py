@@ -86,6 +86,16 @@ class CompactFolder:
         return _read_json(self.path / PLAN)
 
     @property
+    def weights(self) -> Path:
+        """The file of the weights."""
+        return self.path / WEIGHTS
+
+    @property
+    def program(self) -> Path:
+        """The file of the graph, which need not be there."""
+        return self.path / PROGRAM
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """What was written down about its input images, if anything.
 
@@ -100,11 +110,11 @@ class CompactFolder:
 
     def graph(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         """As `read_graph`, of the saved graph."""
-        return read_graph(self.path / PROGRAM)
+        return read_graph(self.program)
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword example inputs alone; none where there is no graph."""
-        return ((), {}) if self.no_graph_because is not None else load_example_inputs(self.path / PROGRAM)
+        return ((), {}) if self.no_graph_because is not None else load_example_inputs(self.program)
 
 
 def read_graph(path: Path) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:

@@ -18,7 +18,7 @@ from l0prune.reading import reading
 from l0prune.sources.exported_archive import checked_archive, checked_inputs, refusal
 from l0prune.sources.exported_graph import forbidden
 
-__all__ = ["load_example_inputs", "load_exported", "load_exported_program"]
+__all__ = ["load_example_inputs", "load_exported", "load_exported_program", "plain_inputs"]
 
 KIND = "exported program"
 MODES = {"training", "train", "use_input_stats"}  # arguments that say whether an op is in training mode
@@ -42,7 +42,7 @@ def load_exported(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...] | dic
         program = _load(Path(path))
         module = program.module(check_guards=False)
         _evaluate_(module)
-        inputs = _plain_inputs(program.example_inputs)
+        inputs = plain_inputs(program.example_inputs)
     for method in ("train", "eval"):  # torch forbids both on this module; here they set the flags and nothing else
         module.__dict__.pop(method, None)
     return module, inputs
@@ -99,7 +99,8 @@ def _evaluate_(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-def _plain_inputs(example: Any) -> tuple[Tensor, ...] | dict[str, Tensor] | None:
+def plain_inputs(example: Any) -> tuple[Tensor, ...] | dict[str, Tensor] | None:
+    """Positional and keyword example inputs as a tuple or a dict of tensors; None where they are neither."""
     args, kwargs = example if example is not None else ((), {})
     if args and not kwargs and all(isinstance(value, Tensor) for value in args):
         return tuple(args)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from l0prune import models
 from l0prune.errors import ConfigError, ModelSpecError
 from l0prune.sources import libraries
+from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
 from l0prune.sources.exported import load_exported
 from l0prune.sources.factories import call_factory, describe
 from l0prune.sources.libraries import Built, ExampleInputs, for_channels
@@ -23,7 +24,7 @@ __all__ = ["BUNDLED", "ExampleInputs", "LoadedModel", "bundled_weights", "is_fac
 BUNDLED = "bundled"
 LIBRARIES = {"timm": libraries.build_timm, "torchvision": libraries.build_torchvision, "hf": libraries.build_hf}
 EXAMPLE_BATCH = 2  # torch.export treats batches of 0 and 1 specially
-FORMS = "a registered name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2"
+FORMS = "a registered name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, FILE.pt2 or RUN/compact"
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
     seed: int = 0,
+    built: Built | None = None,
 ) -> LoadedModel:
     """Build a model and load its weights.
 
     Args:
         spec: A name from `l0prune.models`, `timm:NAME`, `torchvision:NAME`, `hf:DIR` (a local transformers folder with
-            safetensors), `package.module:factory` (returns an nn.Module, or a pair with example inputs), or a `.pt2`
-            file of torch.export.
+            safetensors), `package.module:factory` (returns an nn.Module, or a pair with example inputs), a `.pt2`
+            file of torch.export, or the folder of a compact model, of which this is the saved graph.
         weights: A weights file; `"bundled"` for the checkpoint that ships with a registered name; None keeps what
             the specification gives: random weights, or those of the folder, factory or file.
         model_args: Keyword arguments of the model's factory.
@@ -81,6 +83,7 @@ def load_model(
         pretrained: Let timm or torchvision download the published weights; for a registered name the same as
             `weights="bundled"`.
         seed: Seed of random weights and of the example inputs.
+        built: What the specification stands for, where it has been built already.
 
     Raises:
         ModelSpecError: if the specification names nothing that can be built, with the closest names there are.
@@ -94,7 +97,7 @@ def load_model(
     path = bundled_weights(spec) if str(weights) == BUNDLED else Path(weights) if weights is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _build(
+        built = built or _build(
             spec,
             arguments,
             pretrained=pretrained,
@@ -110,7 +113,7 @@ def load_model(
 
 def is_factory(spec: str) -> bool:
     """Whether `load_model` would import and call what a specification names."""
-    if spec.endswith(".pt2") or spec in models.names():
+    if spec.endswith(".pt2") or spec in models.names() or is_compact_folder(spec):
         return False
     kind, colon, _ = spec.partition(":")
     return bool(colon) and kind not in LIBRARIES
@@ -146,6 +149,10 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
         return Built(*load_exported(spec))
     if spec in models.names():
         return _build_registered(spec, arguments)
+    if is_compact_folder(spec):
+        if arguments:
+            raise ModelSpecError(f"{spec!r}: a compact model takes no model arguments, found {list(arguments)}.")
+        return _compact_graph(CompactFolder.open(spec))
     kind, colon, name = spec.partition(":")
     if colon and kind in LIBRARIES:
         return LIBRARIES[kind](name, arguments, pretrained=pretrained)
@@ -156,7 +163,20 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
         return _from_factory(spec, arguments)
     close = get_close_matches(spec, models.names(), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"registered are {', '.join(models.names())}."
+    if (Path(spec) / "compact").is_dir():
+        hint = f"is it a run? Its compact model is {Path(spec) / 'compact'}."
     raise ModelSpecError(f"unknown model {spec!r}: {hint} A model is {FORMS}.")
+
+
+def _compact_graph(folder: CompactFolder) -> Built:
+    if folder.no_graph_because is not None:
+        raise ModelSpecError(
+            f"{str(folder.path)!r} is a compact model without a graph, because {folder.no_graph_because}: in Python, "
+            "l0prune.load(folder, base=dense) loads it. A factory can return that."
+        )
+    model, inputs = load_exported(folder.program)
+    load_weights_(model, folder.weights)
+    return Built(model, inputs, folder.preprocessing)
 
 
 def _build_registered(name: str, arguments: dict[str, Any]) -> Built:
