@@ -1,6 +1,5 @@
 """From exceptions to exit codes: a failure is one line on stderr that names the thing and the remedy."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +7,15 @@ import click
 
 from l0prune.errors import L0PruneError
 
-__all__ = ["EXIT_BUDGET_MISSED", "EXIT_ERROR", "EXIT_INTERRUPTED", "Interrupted", "exit_with_one_line", "one_line"]
+__all__ = [
+    "EXIT_BUDGET_MISSED",
+    "EXIT_ERROR",
+    "EXIT_INTERRUPTED",
+    "Interrupted",
+    "describe",
+    "exit_with_one_line",
+    "one_line",
+]
 
 EXIT_ERROR = 1
 EXIT_BUDGET_MISSED = 3
@@ -35,9 +42,7 @@ def exit_with_one_line(ctx: click.Context) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         click.echo(f"interrupted: {one_line(interrupt) or 'nothing was written'}", err=True)
         ctx.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) == errno.EPIPE:
-            raise
+    except Exception as error:  # noqa: BLE001 - every failure ends in a line
         if ctx.meta.get(DEBUG_KEY):
             import traceback
 

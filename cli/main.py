@@ -1,17 +1,20 @@
 """The `l0prune` command: collects the subcommands and turns every failure into one line and an exit code."""
 
+import sys
+
 import click
 
 from l0prune import __version__
 from l0prune.cli.bench import bench_command
 from l0prune.cli.demo import demo_command
 from l0prune.cli.evaluate import eval_command
-from l0prune.cli.failures import exit_with_one_line
+from l0prune.cli.failures import EXIT_ERROR, describe, exit_with_one_line
 from l0prune.cli.finetune import finetune_command
 from l0prune.cli.inspect import inspect_command
 from l0prune.cli.plot import plot_command
 from l0prune.cli.report import report_command
 from l0prune.cli.shrink import shrink_command
+from l0prune.cli.streams import make_streams_last
 from l0prune.cli.study import study_command
 from l0prune.cli.verify import verify_command
 
@@ -62,7 +65,12 @@ for command in (
 
 def main() -> None:
     """Entry point of the installed `l0prune` script."""
-    cli(prog_name="l0prune")
+    make_streams_last()
+    try:
+        cli(prog_name="l0prune")
+    except OSError as error:  # of help that cannot be written; what commands raise is seen to already
+        click.echo(f"error: {describe(error)}", err=True)
+        sys.exit(EXIT_ERROR)
 
 
 if __name__ == "__main__":
