@@ -11,6 +11,7 @@ import click
 
 from l0prune.cli.failures import DEBUG_KEY
 from l0prune.errors import FileFormatError
+from l0prune.plain_data import read_fields
 
 __all__ = [
     "Alignment",
@@ -66,14 +67,12 @@ class ModelOptions:
         """The inverse of `to_json`.
 
         Raises:
-            FileFormatError: if a key is missing or unknown.
+            FileFormatError: if a key is missing or unknown, or a value of another kind.
         """
         odd = sorted(set(data) ^ {field.name for field in fields(cls)})
         if odd:
             raise FileFormatError(f"the run's model has missing or unknown keys: {', '.join(odd)}; start the run again")
-        read: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        read["weights"] = None if data["weights"] is None else Path(data["weights"])
-        return cls(**read)
+        return read_fields(cls, data, "the run's model", remedy="start the run again")
 
 
 class KeyValue(click.ParamType):

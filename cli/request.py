@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.options import ModelOptions, flag
 from l0prune.errors import ConfigError, FileFormatError
+from l0prune.plain_data import read_fields
 
 if TYPE_CHECKING:
     from l0prune.finetuning.config import FinetuneConfig
@@ -189,11 +190,7 @@ class FinetuneRequest:
             raise FileFormatError(
                 f"run.json has unknown keys in its configuration: {', '.join(odd) or 'data'}; start the run again"
             )
-        config = dict(record.config)
-        ignore = config.pop("ignore", [])
-        if not isinstance(ignore, list) or not all(isinstance(name, str) for name in ignore):
-            raise FileFormatError(f"run.json has ignore={ignore!r}, expected a list of names; start the run again")
-        options = FinetuneOptions(**config, ignore=tuple(ignore))
+        options = read_fields(FinetuneOptions, record.config, "run.json, config", remedy="start the run again")
         return cls(ModelOptions.from_json(record.model), record.data["spec"], options)
 
     def require_same(self, given: "FinetuneRequest", explicit: set[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0PruneWarning, PlanMismatchError, first_line
 from l0prune.files import draft_folder
 from l0prune.model_call import ModelCall, evaluation_mode
+from l0prune.reading import reading
 from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
 from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
@@ -182,7 +183,11 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
         FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
         PlanMismatchError: `base` is not the dense model the plan was made for, or is needed and not given.
     """
-    folder = CompactFolder.open(directory)
+    with reading(directory, "compact model", remedy="run shrink again", folder=True):
+        return _load(CompactFolder.open(directory), base)
+
+
+def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     plan = SurgeryPlan.from_json(folder.plan, source=str(folder.path / PLAN))
     if base is None:
         if folder.no_graph_because is not None:

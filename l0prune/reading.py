@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from l0prune.errors import FileFormatError, L0PruneError, first_line
 
-__all__ = ["bounded_archive", "read_json", "reading", "require_bounded", "shortened"]
+__all__ = ["bounded_archive", "is_file", "read_json", "reading", "require_bounded", "shortened"]
 
 LONGEST = 300
 """Characters of a message about a file, its path not counted."""
@@ -55,18 +55,20 @@ def reading(
         _require_kind(path, kind, error, folder=folder)
         yield path
     except L0PruneError as ours:
-        text = shortened(str(ours), LONGEST + len(str(path)))
+        named = str(ours) if str(path) in str(ours) else f"{path}: {ours}"
+        text = shortened(named, LONGEST + len(str(path)))
         if text == str(ours):
             raise
         raise type(ours)(text) from ours
     except MemoryError as cause:
         raise error(f"{path} needs more memory than this process may have; {remedy}.") from cause
-    except OSError as cause:
-        reason = cause.strerror or first_line(cause)
-        raise error(f"{path} cannot be read as {_a(kind)} ({shortened(reason, 100)}); {remedy}.") from cause
     except Exception as cause:
-        reason = shortened(first_line(cause, named=not str(cause) or isinstance(cause, LookupError)), 120)
-        raise error(f"{path} is damaged or is no {kind} ({reason}); {remedy}.") from cause
+        if isinstance(cause, OSError) and cause.strerror:
+            raise error(f"{path} cannot be read ({cause.strerror}); expected {_a(kind)} there.") from cause
+        reason = first_line(cause, named=not str(cause) or isinstance(cause, LookupError)).replace(
+            repr(str(path)), "it"
+        )
+        raise error(f"{path} is damaged or is no {kind} ({shortened(reason, 120)}); {remedy}.") from cause
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
@@ -144,6 +146,14 @@ def read_json(
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file to be read; no for names that no file can have, and for folders and pipes."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
@@ -151,7 +161,7 @@ def _no_number(name: str) -> None:
 def _require_kind(path: Path, kind: str, error: type[L0PruneError], *, folder: bool) -> None:
     """See that a path leads to a file, or to a folder; nothing is opened."""
     try:
-        mode = path.stat().st_mode
+        mode, size = path.stat().st_mode, path.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as cause:
         raise error(f"{path}: no such {'folder' if folder else 'file'}; expected {_a(kind)} there.") from cause
     except ValueError as cause:  # a null byte
@@ -162,6 +172,8 @@ def _require_kind(path: Path, kind: str, error: type[L0PruneError], *, folder: b
         raise error(f"{path} is a folder; expected {_a(kind)}.")
     if not folder and not stat.S_ISREG(mode):
         raise error(f"{path} is a pipe, device or socket; expected {_a(kind)}.")
+    if not folder:
+        require_bounded(size, size, path, error=error)
 
 
 def _a(kind: str) -> str:

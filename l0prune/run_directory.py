@@ -13,6 +13,8 @@ from typing import Any
 
 from l0prune.errors import FileFormatError, RunDirectoryError
 from l0prune.files import clear_abandoned, remove, write_whole
+from l0prune.plain_data import read_fields
+from l0prune.reading import read_json, reading, shortened
 
 __all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
 
@@ -68,10 +70,11 @@ class RunRecord:
         content = {key: value for key, value in data.items() if key not in ("format", "version")}
         odd = sorted(set(content) ^ {f.name for f in fields(cls)})
         if odd:
-            raise FileFormatError(f"{source} has missing or unknown keys: {', '.join(odd)}; start the run again")
+            names = shortened(", ".join(odd), 80)
+            raise FileFormatError(f"{source} has missing or unknown keys: {names}; start the run again")
         if content["status"] not in STATUSES:
             raise FileFormatError(f"{source}: status {content['status']!r} is none of {', '.join(STATUSES)}")
-        return cls(**{**content, "argv": tuple(content["argv"])})
+        return read_fields(cls, content, source, remedy="start the run again")
 
 
 @dataclass(frozen=True)
@@ -245,15 +248,11 @@ class RunDirectory:
             RunDirectoryError: if there is no run.json.
             FileFormatError: if it cannot be understood.
         """
-        try:
-            text = self.record_path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out of a finetune") from error
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise FileFormatError(f"{self.record_path} is damaged ({error}): start the run again") from error
-        return RunRecord.from_json(content, source=str(self.record_path))
+        if not _is_there(self.record_path):
+            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out of a finetune")
+        kind, remedy = "description of a run", "start the run again"
+        with reading(self.record_path, kind, remedy=remedy):
+            return RunRecord.from_json(read_json(self.record_path, kind, remedy=remedy), source=str(self.record_path))
 
     def set_status(self, status: str, *, result: Mapping[str, Any] | None = None) -> RunRecord:
         """Write how the run stands.
@@ -290,6 +289,13 @@ def installed_versions() -> dict[str, str]:
     """Versions of the packages a result depends on; what is not installed is left out."""
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in RECORDED_PACKAGES}
     return {name: distribution.version for name, distribution in found.items() if distribution is not None}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _dump(record: RunRecord) -> str:

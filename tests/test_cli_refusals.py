@@ -254,7 +254,7 @@ def test_a_damaged_surgery_json(run, command, damage):
 def test_a_damaged_checkpoint(run):
     (run / "checkpoint" / "model.safetensors").write_bytes(b"\0" * 20)
 
-    refused(["shrink", str(run)], "model.safetensors", "cannot be read")
+    refused(["shrink", str(run)], "model.safetensors", "is damaged")
 
 
 def test_a_failing_shrink_leaves_the_earlier_result(run):

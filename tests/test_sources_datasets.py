@@ -273,7 +273,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, monkeypatch):
     (tmp_path / "some" / "b" / "x.png").write_bytes(b"no image")
     for i in range(4):
         (tmp_path / "some" / "b" / f"y{i}.png").write_bytes(b"no image")
-    assert "x.png is no readable image" in message(f"folder:{tmp_path}/some")
+    assert "x.png is damaged or is no readable image" in message(f"folder:{tmp_path}/some")
     write_images(tmp_path / "parts" / "train", {"a": 1})
     write_images(tmp_path / "parts" / "test", {"b": 1})
     assert "differ: a, b" in message(f"folder:{tmp_path}/parts")

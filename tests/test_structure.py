@@ -17,7 +17,18 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "files", "reading", "user_folders", "pictures", "run_directory", "models", "model_call", "sources"),
+    *(
+        "errors",
+        "files",
+        "reading",
+        "plain_data",
+        "user_folders",
+        "pictures",
+        "run_directory",
+        "models",
+        "model_call",
+        "sources",
+    ),
     *("flow", "gates", "budget", "gated", "surgery", "finetuning", "onnx", "compact", "bench", "verification", "study"),
     *("report", "cli"),
 ]
@@ -25,7 +36,7 @@ ORDER = [
 KNOWS_ONLY = {
     "errors": set(),
     "models": set(),
-    "sources": {"errors", "files", "reading", "models", "model_call"},
+    "sources": {"errors", "files", "reading", "plain_data", "models", "model_call"},
     "flow": {"errors", "model_call"},
     "gates": {"errors"},
     "study": {"errors", "pictures", "gates"},

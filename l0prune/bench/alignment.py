@@ -17,6 +17,8 @@ from l0prune.bench.hardware import processor
 from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.files import write_whole
+from l0prune.plain_data import read_fields
+from l0prune.reading import read_json, reading
 from l0prune.user_folders import cache_directory
 
 __all__ = ["CANDIDATES", "AlignmentReport", "measure_alignment", "preferred_alignment", "resolve_alignment"]
@@ -70,15 +72,10 @@ class AlignmentReport:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
         expected = {"format", "version", *(field.name for field in fields(cls))}
-        if set(value) != expected or (value["format"], value["version"]) != (_FORMAT, _VERSION):
+        found = value if isinstance(value, Mapping) else {}
+        if set(found) != expected or (found["format"], found["version"]) != (_FORMAT, _VERSION):
             raise FileFormatError(f"not an alignment report: expected the keys {sorted(expected)}, version {_VERSION}.")
-        inner = {key: value[key] for key in expected - {"format", "version"}}
-        inner["relative_cost"] = {int(key): float(cost) for key, cost in inner["relative_cost"].items()}
-        inner["latency_us"] = {
-            kernel: {int(width): float(us) for width, us in curve.items()}
-            for kernel, curve in inner["latency_us"].items()
-        }
-        return cls(**inner)
+        return read_fields(cls, {key: found[key] for key in expected - {"format", "version"}}, "alignment report")
 
 
 def measure_alignment(*, threads: int = 1, max_seconds: float = 2.0) -> AlignmentReport:
@@ -208,9 +205,11 @@ def _stack(kernel: int, width: int, threads: int) -> Callable[[], object]:
 def _read_cache() -> dict[str, AlignmentReport]:
     """What is remembered; nothing where the file is missing or damaged."""
     try:
-        entries = json.loads((cache_directory() / CACHE).read_text(encoding="utf-8"))
-        return {key: AlignmentReport.from_json(value) for key, value in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, FileFormatError):
+        path = cache_directory() / CACHE
+        with reading(path, "cache of alignments"):
+            entries = read_json(path, "cache of alignments")
+            return {key: AlignmentReport.from_json(value) for key, value in entries.items()}
+    except (OSError, FileFormatError):
         return {}
 
 

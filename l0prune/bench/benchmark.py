@@ -16,6 +16,7 @@ from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup, ben
 from l0prune.bench.timing import PairedTimes, interleave, median_ratio
 from l0prune.errors import ConfigError
 from l0prune.onnx.model import EXAMPLE_KEY, open_session
+from l0prune.reading import reading
 
 __all__ = [
     "BLOCK_S",
@@ -182,15 +183,16 @@ def _speedups(names: list[str], times: PairedTimes, seed: int) -> dict[str, Spee
 
 def _file_facts(path: Path) -> Facts:
     """Size of the file and of the weight files it names, and the number of floating-point values in it."""
-    model = onnx.load(str(path), load_external_data=False)
-    files = {path}
-    for tensor in model.graph.initializer:
-        files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
-    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOAT_TYPES]
-    return Facts(
-        n_bytes=sum(file.stat().st_size for file in files),
-        n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
-    )
+    with reading(path, "ONNX model"):
+        model = onnx.load(str(path), load_external_data=False)
+        files = {path}
+        for tensor in model.graph.initializer:
+            files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
+        floats = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOAT_TYPES]
+        return Facts(
+            n_bytes=sum(file.stat().st_size for file in files),
+            n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
+        )
 
 
 def _rows(inputs: Any) -> int | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.hardware import Environment
 from l0prune.errors import FileFormatError
+from l0prune.plain_data import from_plain, read_fields
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,20 +124,22 @@ class BenchReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
-        value = {"runtime": "onnxruntime", **value}
+        value = {"runtime": "onnxruntime", **value} if isinstance(value, Mapping) else {}
         _expect_keys("bench report", value, {"format", "version", *(field.name for field in fields(cls))})
         if (value["format"], value["version"]) != (_FORMAT, _VERSION):
             found = f"{value['format']!r} version {value['version']!r}"
             raise FileFormatError(f"bench report: expected {_FORMAT!r} version {_VERSION}, found {found}.")
-        return cls(
-            models=tuple(_timing(name, timing) for name, timing in value["models"].items()),
-            baseline=value["baseline"],
-            speedup={name: _read(Speedup, f"speedup of {name!r}", found) for name, found in value["speedup"].items()},
-            clock=value["clock"],
-            busy=value["busy"],
-            environment=_read(Environment, "environment", value["environment"]),
-            runtime=value["runtime"],
-        )
+        inner = {key: item for key, item in value.items() if key not in ("format", "version")}
+        timings = from_plain(dict[str, dict[str, Any]], value["models"], "bench report, models")
+        models = [
+            read_fields(ModelTiming, {**timing, "name": name}, f"timing of {name!r}")
+            for name, timing in timings.items()
+        ]
+        report = read_fields(cls, {**inner, "models": models}, "bench report")
+        names = [timing.name for timing in report.models]
+        if report.baseline not in names or not report.speedup.keys() <= set(names):
+            raise FileFormatError(f"bench report: baseline and speedups are of models that it does not have: {names}.")
+        return report
 
 
 def bench_table(report: BenchReport) -> "Table":
@@ -169,18 +172,6 @@ def bench_table(report: BenchReport) -> "Table":
             f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
         )
     return table
-
-
-def _timing(name: str, value: Mapping[str, Any]) -> ModelTiming:
-    where = f"timing of {name!r}"
-    _expect_keys(where, value, {field.name for field in fields(ModelTiming)} - {"name"})
-    latency = _read(Latency, f"{where}, latency_ms", value["latency_ms"])
-    return ModelTiming(**{**value, "name": name, "latency_ms": latency})
-
-
-def _read(kind: type[Any], where: str, value: Mapping[str, Any]) -> Any:
-    _expect_keys(where, value, {field.name for field in fields(kind)})
-    return kind(**value)
 
 
 def _expect_keys(where: str, value: Mapping[str, Any], expected: set[str]) -> None:

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from l0prune.errors import CheckpointError, first_line
 from l0prune.files import remove
+from l0prune.reading import reading
+from l0prune.sources.pickles import read_pickled_tensors
 
 __all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "l0prune.checkpoint"
 VERSION = 3
+REMEDY = "start the run again"
 MODEL, GATES, COMPACT, AVERAGE, TRAINER = (
     "model.safetensors",
     "gates.safetensors",
@@ -145,17 +148,18 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with reading(path, "safetensors file", error=CheckpointError, remedy=REMEDY):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): start the run again") from error
 
 
 def _read_trainer(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}): start the run again") from error
+    with reading(path, "trainer state", error=CheckpointError, remedy=REMEDY):
+        try:
+            state = read_pickled_tensors(path, error=CheckpointError)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} was refused, and nothing in it was run: it holds more than tensors and plain values; {REMEDY}"
+            ) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not trainer state of l0prune: start the run again")
     version = state.pop("version", None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.penalty import Penalty
-from l0prune.errors import RunDirectoryError
+from l0prune.errors import CheckpointError, RunDirectoryError
 from l0prune.finetuning.batches import Batches, count_batches, count_samples
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.checks import (
@@ -36,6 +36,7 @@ from l0prune.finetuning.stage import Loss
 from l0prune.finetuning.trainer import Trainer
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.reading import reading
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
@@ -135,8 +136,15 @@ def finetune(
             )
             if continuing and directory is not None:
                 checkpoint = load_checkpoint(directory / "checkpoint")
-                require_same_run(checkpoint.trainer["identity"], identity)
-                trainer.restore(checkpoint)
+                with reading(
+                    directory / "checkpoint",
+                    "checkpoint",
+                    error=CheckpointError,
+                    remedy="start the run again",
+                    folder=True,
+                ):
+                    require_same_run(checkpoint.trainer["identity"], identity)
+                    trainer.restore(checkpoint)
                 progress.message(f"resumed after step {trainer.step} of {phases.total}")
             trainer.run()
             return trainer.finish(home=home)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from l0prune.errors import FileFormatError
 from l0prune.files import write_whole
+from l0prune.plain_data import from_plain
+from l0prune.reading import reading
 
 __all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "histogram", "read_metrics"]
 
 HISTOGRAM_BINS = 20
+KIND, REMEDY = "metrics file", "resume the run or delete the line"
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,12 @@ class MetricsLog:
         if self.path is None or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            entry = _parsed(line)
-            if entry is not None and entry.get("step", step + 1) <= step:
-                kept.append(line + "\n")
+        with reading(self.path, KIND, remedy=REMEDY):
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                entry = _parsed(line)
+                found = None if entry is None else entry.get("step")
+                if isinstance(found, int) and found <= step:
+                    kept.append(line + "\n")
         write_whole(self.path, "".join(kept))
 
 
@@ -152,31 +157,40 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         FileFormatError: if a line is not a JSON object, says not which step it is of, or has a value of another kind.
     """
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = _parsed(line)
-        wrong = "is not a JSON object" if entry is None else _what_is_wrong(entry)
-        if entry is None or wrong:
-            raise FileFormatError(f"{path}: line {number} {wrong}; resume the run or delete the line")
-        entries.append(dict(entry))
+    with reading(path, KIND, remedy=REMEDY):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            entry = _parsed(line)
+            wrong = "is not a JSON object" if entry is None else _what_is_wrong(entry)
+            if entry is None or wrong:
+                raise FileFormatError(f"{path}: line {number} {wrong}; {REMEDY}")
+            entries.append(dict(entry))
     return entries
 
 
 def _what_is_wrong(entry: Mapping[str, Any]) -> str:
     """What keeps a line from being one of `MetricsRecord`; empty where nothing does."""
-    kinds = {"int": int, "str": str, "float": int | float, "float | None": int | float | None}
-    for field in fields(MetricsRecord):
-        kind = kinds.get(str(field.type))
-        if field.name not in entry:
-            if field.name in ("step", "epoch", "phase"):
-                return f"has no {field.name!r}"
-        elif kind is not None and not isinstance(entry[field.name], kind):
-            return f"has {field.name}={entry[field.name]!r}, expected {field.type}"
+    hints = get_type_hints(MetricsRecord)
+    for name in ("step", "epoch", "phase"):
+        if name not in entry:
+            return f"has no {name!r}"
+    for name in hints.keys() & entry.keys():
+        try:
+            value = from_plain(hints[name], entry[name], name, finite=name in ("step", "epoch"))
+        except FileFormatError as error:
+            return f"is wrong: {error}"
+        histograms = value.values() if name.startswith("layer") and value else [value] if "histogram" in name else []
+        if any(row is not None and not _is_histogram(row) for row in histograms):
+            return f"is wrong: {name} has no counts in {HISTOGRAM_BINS} bins"
     return ""
+
+
+def _is_histogram(counts: Sequence[int]) -> bool:
+    return len(counts) == HISTOGRAM_BINS and min(counts) >= 0 and sum(counts) > 0
 
 
 def _parsed(line: str) -> Mapping[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors, split_inputs
+from l0prune.reading import reading
 
 __all__ = [
     "DYNAMIC_BATCH_KEY",
@@ -81,6 +82,13 @@ def open_session(model: Path | bytes, *, threads: int = 1) -> onnxruntime.Infere
     options.log_severity_level = 4  # fatal only: what goes wrong is raised
     options.add_session_config_entry("session.force_spinning_stop", "1")
     source = model if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path):
+        with reading(model, "ONNX model"):
+            return _session(source, name, options)
+    return _session(source, name, options)
+
+
+def _session(source: str | bytes, name: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:

@@ -134,7 +134,9 @@ def gate_history(name: str, lines: Lines, *, of: str = "probability") -> GateHis
     by_layer = [line for line in rows if line.get(layer_column)]
     total = _histograms([(line["epoch"], line[column]) for line in rows])
     layers = {
-        layer: _histograms([(line["epoch"], line[layer_column][layer]) for line in by_layer])
+        layer: _histograms(
+            [(line["epoch"], line[layer_column][layer]) for line in by_layer if layer in line[layer_column]]
+        )
         for layer in (by_layer[-1][layer_column] if by_layer else ())
     }
     return GateHistory(name, total, layers, of)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.report import BenchReport
 from l0prune.budget.budget import Budget
-from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
+from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
+from l0prune.reading import read_json, reading
 from l0prune.run_directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Chart", "SummaryRow", "write_report"]
 
 PACKAGES = ("jinja2", "matplotlib")
+REMEDY = "run shrink and bench again"
 
 
 @dataclass(frozen=True)
@@ -217,18 +218,14 @@ def _environment(record: RunRecord, bench: BenchReport | None) -> dict[str, str]
 def _read_bench(run: RunDirectory) -> BenchReport | None:
     if not run.bench.exists():
         return None
-    return BenchReport.from_json(_read_json(run.bench))
+    with reading(run.bench, "bench report", remedy=REMEDY):
+        return BenchReport.from_json(read_json(run.bench, "bench report", remedy=REMEDY))
 
 
 def _read_plan(run: RunDirectory) -> SurgeryPlan | None:
     from l0prune.surgery.plan import SurgeryPlan
 
     path = run.compact / "surgery.json"
-    return SurgeryPlan.from_json(_read_json(path), source=str(path)) if path.exists() else None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{path} is damaged ({error}): run shrink and bench again") from error
+    if not path.exists():
+        return None
+    return SurgeryPlan.from_json(read_json(path, "surgery plan", remedy=REMEDY), source=str(path))

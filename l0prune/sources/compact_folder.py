@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from l0prune.errors import ConfigError, FileFormatError, ModelSpecError, first_line
+from l0prune.plain_data import from_plain
+from l0prune.reading import read_json, reading
 from l0prune.sources.exported import load_example_inputs, load_exported_program
 from l0prune.sources.preprocessing import Preprocessing
 
@@ -19,6 +20,7 @@ __all__ = ["MANIFEST", "PLAN", "PROGRAM", "WEIGHTS", "CompactFolder", "is_compac
 
 FORMAT = "l0prune.compact"
 VERSION = 1
+KIND, REMEDY = "part of a compact model", "run shrink again"
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
 _KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
 _REFUSAL, _IMAGES = "no_graph_because", "preprocessing"
@@ -27,8 +29,8 @@ _REFUSAL, _IMAGES = "no_graph_because", "preprocessing"
 def is_compact_folder(path: str | Path) -> bool:
     """Whether a path is a folder with the manifest of a compact model, damaged or not."""
     try:
-        manifest = json.loads((Path(path) / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = _read_json(Path(path) / MANIFEST)
+    except FileFormatError:
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
@@ -52,7 +54,11 @@ class CompactFolder:
         Raises:
             FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
         """
-        folder = Path(path)
+        with reading(path, "folder of a compact model", remedy=REMEDY, folder=True):
+            return cls._open(Path(path))
+
+    @classmethod
+    def _open(cls, folder: Path) -> CompactFolder:
         if not folder.is_dir():
             raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
         manifest = _read_json(folder / MANIFEST)
@@ -66,6 +72,9 @@ class CompactFolder:
         if set(manifest) - {_REFUSAL, _IMAGES} != _KEYS or not isinstance(manifest["files"], dict):
             odd = ", ".join(sorted((set(manifest) - {_REFUSAL, _IMAGES}) ^ _KEYS)) or "files"
             raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
+        kinds = {"form": str, "max_rel_diff": float, "dynamic_batch": bool, "files": dict[str, str], _REFUSAL: str}
+        for key in kinds.keys() & manifest.keys():
+            from_plain(kinds[key], manifest[key], f"{folder / MANIFEST}, {key}", remedy=REMEDY)
         for name in (WEIGHTS, PLAN) if _REFUSAL in manifest else (WEIGHTS, PLAN, PROGRAM):
             if not (folder / name).is_file():
                 raise FileFormatError(f"{folder / name} is missing; run shrink again")
@@ -105,7 +114,7 @@ class CompactFolder:
         stated = self.manifest.get(_IMAGES)
         try:
             return None if stated is None else Preprocessing.from_json(stated)
-        except (ConfigError, FileFormatError, TypeError, ValueError, KeyError) as error:
+        except (ConfigError, FileFormatError) as error:
             raise FileFormatError(f"{self.path / MANIFEST}: {first_line(error)}; run shrink again") from error
 
     def graph(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
@@ -157,12 +166,7 @@ def _read_json(path: Path) -> Any:
     Raises:
         FileFormatError: it is missing or damaged.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} is missing; run shrink again") from None
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} cannot be read as JSON ({error}); run shrink again") from error
+    return read_json(path, KIND, remedy=REMEDY)
 
 
 def _sha256(path: Path) -> str:

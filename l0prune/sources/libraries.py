@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, ModelSpecError
+from l0prune.reading import read_json, reading
 from l0prune.sources.factories import describe
 from l0prune.sources.preprocessing import Preprocessing
 
@@ -95,6 +96,11 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
         raise ModelSpecError(f"{spec!r}: expected a folder with config.json and *.safetensors; download it first.")
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(f"{spec!r}: no *.safetensors in the folder; pickled weights are not read. Convert them.")
+    with reading(path, "folder of transformers", error=ModelSpecError, folder=True):
+        return _built_hf(transformers, spec, path, arguments)
+
+
+def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, Any]) -> Built:
     _refuse_code(spec, path / "config.json")
     read_config = transformers.AutoConfig.from_pretrained
     with _quiet(transformers):
@@ -111,17 +117,14 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
 
 def _refuse_code(spec: str, file: Path) -> None:
     """See that a configuration does not ask transformers for kernels of the hub, which it would download and run."""
-    try:
-        stack = [json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
-        raise ModelSpecError(f"{spec!r}: {file.name} cannot be read ({error}).") from error
+    stack = [read_json(file, "configuration of transformers", error=ModelSpecError)]
     while stack:
         value = stack.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
             if str(key).endswith("_implementation") and "/" in json.dumps(inner):
                 raise ModelSpecError(
-                    f"{spec!r} was refused, and nothing in it was run: {file.name} has {key}={inner!r}, code of the hub. "
-                    "Take it out where you trust the folder."
+                    f"{spec!r} was refused, and nothing in it was run: {file.name} has {key}={str(inner)[:60]!r}, "
+                    "code of the hub. Take it out where you trust the folder."
                 )
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
@@ -131,7 +134,7 @@ def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
     architecture = str((getattr(config, "architectures", None) or ["AutoModel"])[0])
     named = getattr(transformers, architecture, None)
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
-    model_class = named if is_model else transformers.AutoModel
+    model_class: Any = named if is_model else transformers.AutoModel
     try:
         model, info = model_class.from_pretrained(
             path,
@@ -184,7 +187,7 @@ def _token_inputs(spec: str, model: Any) -> ExampleInputs:
 
 def _image_processing(path: Path, config: Any) -> Preprocessing:
     file = path / "preprocessor_config.json"
-    stated = json.loads(file.read_text()) if file.is_file() else {}
+    stated = read_json(file, "configuration of images", error=ModelSpecError) if file.is_file() else {}
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(config, "num_channels", 3)

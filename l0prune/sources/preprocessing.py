@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l0prune.errors import ConfigError, DataError, FileFormatError
+from l0prune.errors import ConfigError, DataError
+from l0prune.plain_data import read_fields
 
 __all__ = ["Preprocessing"]
+
+MOST_PIXELS = 1 << 26  # of one image
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Preprocessing:
             )
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ConfigError(f"image size {self.image_size}: expected (height, width), each at least 1.")
+        if self.image_size[0] * self.image_size[1] > MOST_PIXELS:
+            raise ConfigError(f"image size {self.image_size}: expected at most {MOST_PIXELS} pixels.")
         if not all(s > 0 for s in self.std):
             raise ConfigError(f"std {self.std}: every value must be above 0.")
 
@@ -146,12 +151,10 @@ class Preprocessing:
         """The inverse of `to_json`.
 
         Raises:
-            FileFormatError: if keys are missing or unknown.
+            FileFormatError: if keys are missing or unknown, or a value is of another kind.
+            ConfigError: if a value is out of range.
         """
-        if set(data) != {"image_size", "mean", "std"}:
-            raise FileFormatError(f"preprocessing has keys {sorted(data)}, expected image_size, mean, std.")
-        height, width = data["image_size"]
-        return cls((int(height), int(width)), tuple(data["mean"]), tuple(data["std"]))
+        return read_fields(cls, data, "preprocessing")
 
 
 def _text(shape: Sequence[int]) -> str:

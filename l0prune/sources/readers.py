@@ -1,9 +1,10 @@
 """Readers of data files: npz, MNIST's idx, CIFAR-10's python batches, folders of images."""
 
 import gzip
+import math
 import pickle
+import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from l0prune.errors import DataError
-from l0prune.sources.factories import describe
+from l0prune.reading import bounded_archive, reading, require_bounded
 from l0prune.sources.pickles import load_arrays
 
 __all__ = ["read_cifar10", "read_digits", "read_folder", "read_mnist", "read_npz"]
@@ -20,6 +21,8 @@ Arrays = dict[str, Any]
 NAMES = ("x_train", "y_train", "x_test", "y_test", "n_classes")
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+"""As Pillow names them; it knows others that start programs, whatever a file is called."""
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_SHARE = 5  # without a test folder, every fifth image of a class is for testing
 
@@ -37,26 +40,44 @@ def read_npz(path: Path) -> Arrays:
     Raises:
         DataError: if the file is damaged, no npz, or an array in it is pickled.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as content:
-            found = "holds a single array" if content.read(6) == b"\x93NUMPY" else "is damaged or is no npz file"
-        raise DataError(f"{path} {found}, expected an npz file with {', '.join(NAMES[:4])}.")
-    try:
+    with reading(path, "npz file", error=DataError):
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as content:
+                found = "holds a single array" if content.read(6) == b"\x93NUMPY" else "is damaged or is no npz file"
+            raise DataError(f"{path} {found}, expected an npz file with {', '.join(NAMES[:4])}.")
+        bounded_archive(path, path.stat().st_size, path, error=DataError).close()
         with np.load(path, allow_pickle=False) as file:
             wanted = [name for name in NAMES if name in file.files]
             if not set(NAMES[:4]) <= set(wanted):
                 missing = [name for name in NAMES[:4] if name not in wanted]
                 raise DataError(f"{path}: no {', '.join(missing)}; found {', '.join(file.files) or 'nothing'}.")
+            _check_claims(path, wanted)
             arrays: Arrays = {name: file[name] for name in wanted}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"{path} was refused, and nothing in it was run: it holds pickled objects. Save plain numeric arrays."
-            ) from error
-        raise DataError(f"{path} is damaged or is no npz file ({describe(error)}).") from error
-    if "n_classes" in arrays:
-        arrays["n_classes"] = int(arrays["n_classes"])
+        if "n_classes" in arrays:
+            arrays["n_classes"] = int(arrays["n_classes"])
     return arrays
+
+
+def _check_claims(path: Path, names: list[str]) -> None:
+    """See that arrays are plain, and have in the file what their headers promise: numpy makes room for it before it looks."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        for name in names:
+            member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in members else name)
+            with archive.open(member) as content:
+                version = np.lib.format.read_magic(content)
+                read_header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read_header(content)
+            if dtype.hasobject:
+                raise DataError(
+                    f"{path} was refused, and nothing in it was run: it holds pickled objects. Save plain numeric arrays."
+                )
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise DataError(
+                    f"{path} is damaged: {name} claims shape {shape}, which is more than it has; download it again."
+                )
 
 
 def read_mnist(folder: Path) -> Arrays:
@@ -83,16 +104,31 @@ def _idx_file(folder: Path, stem: str, rank: int) -> Path:
 
 def _read_idx(path: Path) -> Any:
     """One array. Format: two zero bytes, type, rank, the sizes as big-endian 32-bit integers, the values."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({describe(error)}); download it again.") from error
+    with reading(path, "idx file", error=DataError, remedy="download it again"):
+        return _parsed_idx(path, _unpacked(path))
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a file, gzipped or not; of one that unfolds without end, no more than there may be."""
+    stored = path.stat().st_size
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    parts, n_bytes = [], 0
+    with gzip.open(path) as file:
+        while part := file.read(1 << 24):
+            n_bytes += len(part)
+            require_bounded(n_bytes, stored, path, error=DataError)
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _parsed_idx(path: Path, content: bytes) -> Any:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
         raise DataError(f"{path} is no idx file: it starts with {content[:4].hex() or 'nothing'}.")
     kind, rank = np.dtype(IDX_TYPES[content[2]]), content[3]
     start = 4 + 4 * rank
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else None
-    if shape is None or len(content) - start != int(np.prod(shape, dtype=np.int64)) * kind.itemsize:
+    if shape is None or len(content) - start != math.prod(shape) * kind.itemsize:
         raise DataError(f"{path} is damaged: {len(content)} bytes do not hold shape {shape}; download it again.")
     return np.frombuffer(content, kind, offset=start).reshape(shape).copy()
 
@@ -121,20 +157,29 @@ def read_cifar10(folder: Path) -> Arrays:
 def _read_cifar_batch(path: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected data_batch_1 to data_batch_5 and test_batch there.")
+    with reading(path, "batch of CIFAR-10", error=DataError, remedy="download it again"):
+        return _cifar_arrays(path, _unpickled(path))
+
+
+def _unpickled(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            batch = load_arrays(file)
+            return load_arrays(file)
     except pickle.UnpicklingError as error:
-        why = str(error)
-        if "that is code" in why:
-            raise DataError(f"{path} was refused, and nothing in it was run: {why}.") from error
-        raise DataError(f"{path} is damaged ({why}); download it again.") from error
-    except Exception as error:
-        raise DataError(f"{path} is damaged ({describe(error)}); download it again.") from error
+        if "that is code" in str(error):
+            raise DataError(f"{path} was refused, and nothing in it was run: {error}.") from error
+        raise
+
+
+def _cifar_arrays(path: Path, batch: Any) -> tuple[Any, Any]:
     batch = {_text(key): value for key, value in batch.items()} if isinstance(batch, Mapping) else {}
     data, labels = batch.get("data"), batch.get("labels")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise DataError(f"{path}: 'data' is {_kind(data)}, expected uint8 (N, 3072).")
+    if data.nbytes > path.stat().st_size:
+        raise DataError(
+            f"{path} is damaged: 'data' claims {_kind(data)}, which is more than it has; download it again."
+        )
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         raise DataError(f"{path}: 'labels' is {_kind(labels)}, expected a list of integers.")
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -230,16 +275,18 @@ def _read_images(paths: list[Path], image_size: tuple[int, int] | None) -> Any:
             "pillow is not installed; `pip install pillow` brings it, to read folders of images."
         ) from error
 
-    images = []
+    images: list[Any] = []
+    n_bytes = stored = 0
     for path in paths:
-        try:
-            with Image.open(path) as image:
+        with reading(path, "readable image", error=DataError), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 picture = ImageOps.exif_transpose(image).convert("L" if image.mode in {"1", "L"} else "RGB")
                 if image_size is not None and picture.size[::-1] != image_size:
                     picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.BILINEAR)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{path} is no readable image ({describe(error)}).") from error
         images.append(np.asarray(picture))
+        n_bytes, stored = n_bytes + images[-1].nbytes, stored + path.stat().st_size
+        require_bounded(n_bytes, stored, path.parent, error=DataError)
         if images[-1].shape[:2] != images[0].shape[:2]:
             raise DataError(
                 f"{path} is {_size(images[-1])} pixels and {paths[0]} is {_size(images[0])}; "

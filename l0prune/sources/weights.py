@@ -1,6 +1,5 @@
 """Weights files: read without running code, matched strictly, written atomically."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, first_line
 from l0prune.files import write_whole
-from l0prune.sources.pickles import imported_names
+from l0prune.reading import reading
+from l0prune.sources.pickles import imported_names, read_pickled_tensors
 
 __all__ = ["load_weights_", "read_state_dict", "save_weights"]
 
@@ -43,16 +43,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """`read_state_dict` with the names as they are stored."""
-    _check_file(path)
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    elif path.suffix in PICKLED:
-        tensors = _unwrap(_read_pickled(path), path)
-    else:
-        raise CheckpointError(
-            f"{path}: unknown kind of weights file {path.suffix!r}; expected .safetensors, .pt or .pth."
-        )
-    _check_finite(tensors, path)
+    with reading(path, "weights file", error=CheckpointError):
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty (0 bytes); the copy or download that made it did not finish.")
+        if path.suffix == ".safetensors":
+            tensors = _read_safetensors(path)
+        elif path.suffix in PICKLED:
+            tensors = _unwrap(_read_pickled(path), path)
+        else:
+            raise CheckpointError(
+                f"{path}: unknown kind of weights file {path.suffix!r}; expected .safetensors, .pt or .pth."
+            )
+        _check_finite(tensors, path)
     return tensors
 
 
@@ -117,29 +119,16 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
     return path
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; expected a weights file (.safetensors, .pt or .pth).")
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such weights file.")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes); the copy or download that made it did not finish.")
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with reading(path, "safetensors file", error=CheckpointError):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or is no safetensors file ({first_line(error)}); copy or download it again."
-        ) from error
 
 
 def _read_pickled(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return read_pickled_tensors(path, error=CheckpointError)
+    except CheckpointError:
+        raise
     except Exception as error:
         if "TorchScript" in str(error):
             raise CheckpointError(

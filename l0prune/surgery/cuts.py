@@ -15,6 +15,10 @@ Runs = tuple[tuple[int, int], ...]
 """Half-open runs `(start, stop)` of kept indices, ascending."""
 
 
+LARGEST_SIZE = 1 << 28
+"""Of a dimension that a file speaks of; vocabularies have a few hundred thousand entries."""
+
+
 def to_runs(keep: npt.NDArray[np.bool_]) -> Runs:
     """Runs of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
@@ -70,6 +74,8 @@ def checked_cut(dense_shape: tuple[int, ...], kept: dict[int, Runs]) -> TensorCu
     Raises:
         ValueError: a dimension or a run lies outside the tensor, or runs are not ascending.
     """
+    if not all(0 <= size <= LARGEST_SIZE for size in dense_shape):
+        raise ValueError(f"a tensor of shape {dense_shape}")
     for dim, runs in kept.items():
         if not 0 <= dim < len(dense_shape):
             raise ValueError(f"dimension {dim} of a tensor of shape {dense_shape}")

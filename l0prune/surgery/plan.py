@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.plain_data import read_fields
 from l0prune.surgery.cuts import TensorCut, checked_cut, to_runs
 
 __all__ = [
@@ -163,23 +163,16 @@ class SurgeryPlan:
         if set(data) != keys:
             odd = ", ".join(sorted(set(data) ^ keys))
             raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
+        inner = {key: value for key, value in data.items() if key not in ("format", "version")}
         try:
-            tensors = {
-                str(name): checked_cut(
-                    tuple(int(s) for s in cut["dense_shape"]),
-                    {int(d): tuple((int(a), int(b)) for a, b in runs) for d, runs in cut["kept"].items()},
-                )
-                for name, cut in data["tensors"].items()
-            }
-            attributes = tuple(_attribute_from_json(change) for change in data["attributes"])
-            calls = tuple(_call_from_json(change) for change in data["calls"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            plan = read_fields(SurgeryPlan, inner, source, remedy="run shrink again")
+            for cut in plan.tensors.values():
+                checked_cut(cut.dense_shape, cut.kept)
+        except ValueError as error:
             raise FileFormatError(f"{source} is damaged ({error}); run shrink again") from error
-        if data["form"] not in ("in-place", "graph"):
-            raise FileFormatError(
-                f"{source} has form {data['form']!r}; expected 'in-place' or 'graph'; run shrink again"
-            )
-        return SurgeryPlan(str(data["fingerprint"]), tensors, {}, attributes, calls, data["form"])
+        if plan.form not in ("in-place", "graph"):
+            raise FileFormatError(f"{source} has form {plan.form!r}; expected 'in-place' or 'graph'; run shrink again")
+        return plan
 
     def check(self, model: nn.Module) -> None:
         """See that `model` is the dense model the plan was made for.
@@ -202,18 +195,6 @@ class SurgeryPlan:
             f"this {type(model).__name__} has other tensors or dtypes than the dense model the plan was made for; build the "
             "base model as it was before pruning"
         )
-
-
-def _attribute_from_json(data: Mapping[str, Any]) -> AttributeChange:
-    def value(raw: Any) -> int | tuple[int, ...]:
-        return tuple(int(v) for v in raw) if isinstance(raw, list) else int(raw)
-
-    return AttributeChange(str(data["module"]), str(data["attribute"]), value(data["dense"]), value(data["compact"]))
-
-
-def _call_from_json(data: Mapping[str, Any]) -> CallChange:
-    sizes = tuple(tuple(int(value) for value in row) for row in data["sizes"])
-    return CallChange(str(data["module"]), str(data["kind"]), int(data["number"]), sizes)
 
 
 def make_plan(

@@ -1,0 +1,151 @@
+"""Dataclasses from plain data: each field of the kind its annotation says, or an error that names the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from l0prune.errors import FileFormatError
+from l0prune.reading import shortened
+
+__all__ = ["from_plain", "read_fields"]
+
+LARGEST = 2**63
+T = TypeVar("T")
+
+
+def read_fields(kind: type[T], data: Any, where: str, *, remedy: str = "", finite: bool = True) -> T:
+    """A dataclass from an object of a JSON file.
+
+    Args:
+        kind: The dataclass.
+        data: Should have a value for each field, and nothing else; those with a default may be missing.
+        where: What the object is, for the message.
+        remedy: What to do about a wrong one.
+        finite: Refuse numbers that are NaN or infinite.
+
+    Raises:
+        FileFormatError: names the first field that is missing, unknown, or of another kind.
+        L0PruneError: as the dataclass itself.
+    """
+    known = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
+    if not isinstance(data, Mapping):
+        raise FileFormatError(f"{where} is {_found(data)}, expected an object with {', '.join(known)}{_then(remedy)}")
+    required = {
+        name
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    odd = sorted((required - set(data)) | (set(data) - set(known)))
+    if odd:
+        raise FileFormatError(f"{where} has missing or unknown keys: {shortened(', '.join(odd), 80)}{_then(remedy)}")
+    hints = _hints(cast(Any, kind))
+    values = {
+        name: from_plain(hints[name], value, f"{where}, {name}", remedy=remedy, finite=finite)
+        for name, value in data.items()
+    }
+    return kind(**values)
+
+
+def from_plain(kind: Any, value: Any, where: str, *, remedy: str = "", finite: bool = True) -> Any:
+    """A value of an annotated kind from plain data: lists become tuples, objects dataclasses.
+
+    Args:
+        kind: None, bool, int, float, str, Path, Any, a dataclass; tuples, lists and dicts of them; unions.
+        value: Plain data.
+        where: What it is, for the message.
+        remedy: As `read_fields`.
+        finite: As `read_fields`.
+
+    Raises:
+        FileFormatError: it is of another kind.
+    """
+    again = functools.partial(from_plain, remedy=remedy, finite=finite)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in inner:
+            with suppress(FileFormatError):
+                return again(option, value, where)
+    elif kind is Any:
+        return value
+    elif dataclasses.is_dataclass(kind):
+        if isinstance(value, cast(type, kind)):
+            return value
+        return read_fields(cast(type, kind), value, where, remedy=remedy, finite=finite)
+    elif origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
+        if origin is tuple and inner[1:] == (...,) and inner[0] in (int, str) and set(map(type, value)) <= {inner[0]}:
+            return tuple(value)
+        items = inner if origin is tuple and inner[1:] != (...,) else inner[:1] * len(value)
+        if len(items) == len(value):
+            read = [again(item, entry, f"{where}[{place}]") for place, (item, entry) in enumerate(zip(items, value))]
+            return tuple(read) if origin is tuple else read
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {
+            _key(inner[0], key, where): again(inner[1], entry, f"{where}, {shortened(str(key), 60)}")
+            for key, entry in value.items()
+        }
+    elif _is_plain(kind, value, finite=finite):
+        return kind(value) if kind in (float, Path) else value
+    raise FileFormatError(f"{where} is {_found(value)}, expected {_text(kind)}{_then(remedy)}")
+
+
+def _is_plain(kind: Any, value: Any, *, finite: bool) -> bool:
+    """Whether a value without parts is of a kind; True is no number, and 1 is no truth."""
+    if kind is None or kind is type(None):
+        return value is None
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return math.isfinite(value) or not finite if isinstance(value, float) else abs(value) < LARGEST
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+    if kind is Path:
+        return isinstance(value, str) and "\0" not in value
+    return kind in (bool, str) and isinstance(value, kind)
+
+
+def _key(kind: Any, key: str, where: str) -> Any:
+    if kind is not int:
+        return key
+    try:
+        return int(key)
+    except ValueError:
+        raise FileFormatError(f"{where} has the key {key[:40]!r}, expected a number") from None
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _text(kind: Any) -> str:
+    """A kind for people."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_text(option) for option in typing.get_args(kind))
+    if origin in (tuple, list, Sequence):
+        return "a list"
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
+        return "an object"
+    names = {
+        None: "null",
+        type(None): "null",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _found(value: Any) -> str:
+    return shortened(repr(value), 60) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def _then(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
