@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch.fx import GraphModule
 
 from l0prune.errors import ConfigError, FileFormatError, ModelSpecError, first_line
 from l0prune.plain_data import from_plain
@@ -117,7 +117,7 @@ class CompactFolder:
         except (ConfigError, FileFormatError) as error:
             raise FileFormatError(f"{self.path / MANIFEST}: {first_line(error)}; run shrink again") from error
 
-    def graph(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    def graph(self) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]]:
         """As `read_graph`, of the saved graph."""
         return read_graph(self.program)
 
@@ -126,7 +126,7 @@ class CompactFolder:
         return ((), {}) if self.no_graph_because is not None else load_example_inputs(self.program)
 
 
-def read_graph(path: Path) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def read_graph(path: Path) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]]:
     """The module of a saved graph, and its positional and keyword example inputs.
 
     Raises:
