@@ -16,9 +16,9 @@ from l0prune.errors import ConfigError, FileFormatError
 
 @pytest.fixture(scope="module")
 def measured():
-    start = time.perf_counter()
+    start = time.process_time()  # what other processes take is not its own
     report = measure_alignment()
-    return report, time.perf_counter() - start
+    return report, time.process_time() - start
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_this_machine_is_measured_in_seconds(measured):
     report, seconds = measured
     assert report.alignment in CANDIDATES
     assert min(report.relative_cost.values()) == 1.0
-    assert seconds < 10  # alone on the machine about one
+    assert seconds < 10  # about one
 
 
 @pytest.mark.parametrize("step", [1, 4, 8, 16, 32])
