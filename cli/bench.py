@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l0prune.cli.options import common_options
+from l0prune.cli.options import THREADS, Number, Whole, common_options
 from l0prune.cli.output import console, note, show, working
 from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.cli.trust import trust_option
@@ -44,23 +44,13 @@ class BenchOptions:
 
 @click.command("bench")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN | A.onnx [B.onnx ...]")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of onnxruntime, or torch."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Inputs in one run.")
-@click.option(
-    "--warmup", "warmup_s", type=click.FloatRange(min=0), default=0.3, show_default=True, help="Untimed seconds each."
-)
-@click.option(
-    "--samples", "min_samples", type=click.IntRange(min=1), default=100, show_default=True, help="Timed runs, at least."
-)
-@click.option(
-    "--min-seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds of timing, at least."
-)
-@click.option(
-    "--max-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds of timing, at most."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of inputs and order.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of onnxruntime, or torch.")
+@click.option("--batch-size", type=Whole(1), default=1, show_default=True, help="Inputs in one run.")
+@click.option("--warmup", "warmup_s", type=Number(min=0), default=0.3, show_default=True, help="Untimed seconds each.")
+@click.option("--samples", "min_samples", type=Whole(1), default=100, show_default=True, help="Timed runs, at least.")
+@click.option("--min-seconds", type=Number(min=0), default=2.0, show_default=True, help="Seconds of timing, at least.")
+@click.option("--max-seconds", type=Number(min=0), default=60.0, show_default=True, help="Seconds of timing, at most.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of inputs and order.")
 @trust_option
 @common_options
 def bench_command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.loading import has_random_weights, load, load_data_for
-from l0prune.cli.options import ModelOptions, common_options, data_option, flag, model_options, threads_option
+from l0prune.cli.options import ModelOptions, Whole, common_options, data_option, flag, model_options, threads_option
 from l0prune.cli.output import console, note, percent, print_table, show, working
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.task import EVALUATION_BATCH, Task
@@ -24,7 +24,7 @@ __all__ = ["eval_command", "evaluate_run"]
 @click.command("eval")
 @model_options(metavar="RUN|MODEL")
 @data_option(required=False)
-@click.option("--batch-size", type=click.IntRange(min=1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
+@click.option("--batch-size", type=Whole(1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
 @trust_option
 @threads_option
 @common_options

@@ -13,6 +13,8 @@ from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import (
     KeyValue,
     ModelOptions,
+    Number,
+    Whole,
     align_option,
     common_options,
     data_option,
@@ -29,7 +31,7 @@ from l0prune.gates.registry import gate_names
 
 __all__ = ["finetune_command"]
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
+POSITIVE = Number(min=0, min_open=True)
 DEFAULTS = FinetuneConfig()
 WARMUP_EPOCHS, *_ = DEFAULTS.phase_epochs
 
@@ -63,9 +65,7 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--epochs", type=POSITIVE, help=with_default("Passes over the training data, recovery included.", DEFAULTS.epochs)
 )
-@click.option(
-    "--warmup-epochs", type=click.FloatRange(min=0), help=with_default("Of these, with all gates open.", WARMUP_EPOCHS)
-)
+@click.option("--warmup-epochs", type=Number(min=0), help=with_default("Of these, with all gates open.", WARMUP_EPOCHS))
 @click.option(
     "--gate-epochs",
     type=POSITIVE,
@@ -76,17 +76,17 @@ def by_optimizer(text: str, name: str) -> str:
 )
 @click.option(
     "--settle-epochs",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help=with_default("Of these, closing one after another what the cut takes.", f"{DEFAULTS.settle_fraction:g}"),
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True, help="Inputs a step.")
+@click.option("--batch-size", type=Whole(1), default=128, show_default=True, help="Inputs a step.")
 @click.option(
     "--optimizer", type=click.Choice(list(OPTIMIZERS)), help=with_default("Of the weights.", DEFAULTS.optimizer)
 )
 @click.option("--lr", type=POSITIVE, help=by_optimizer("Peak learning rate while gates are learned.", "lr"))
 @click.option(
     "--gate-lr-end",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help=with_default(
         "Share of --lr left when the gates are learned; 1 keeps it constant.", f"{DEFAULTS.gate_lr_end:g}"
     ),
@@ -99,22 +99,22 @@ def by_optimizer(text: str, name: str) -> str:
 )
 @click.option(
     "--lr-drop-factor",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help=with_default("By this.", DEFAULTS.lr_drop_factor),
 )
 @click.option("--recovery-lr", type=POSITIVE, help=by_optimizer("Peak learning rate of the recovery.", "recovery_lr"))
-@click.option("--weight-decay", type=click.FloatRange(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
+@click.option("--weight-decay", type=Number(min=0), help=by_optimizer("Decay of matrices.", "weight_decay"))
 @click.option(
     "--gated-weight-decay", is_flag=True, help="Weight the decay of gated matrices by P(open), as in the L0 paper."
 )
 @click.option(
     "--grad-clip",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help=with_default("Largest norm of the gradient, 0 for no limit.", f"{DEFAULTS.grad_clip:g}"),
 )
 @click.option(
     "--grad-spike",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     help=with_default(
         "Largest norm of the gradient as a multiple of what was usual lately, 0 for no limit.",
         f"{DEFAULTS.grad_spike:g}",
@@ -129,7 +129,7 @@ def by_optimizer(text: str, name: str) -> str:
 )
 @click.option(
     "--distillation-weight",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help=with_default("Share of its teaching in the loss.", DEFAULTS.distillation),
 )
 @click.option(
@@ -137,7 +137,7 @@ def by_optimizer(text: str, name: str) -> str:
 )
 @click.option(
     "--feature-distillation",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="WEIGHT",
     help=with_default("Of its teaching by the features of each block.", f"{DEFAULTS.feature_distillation:g}"),
 )
@@ -165,12 +165,12 @@ def by_optimizer(text: str, name: str) -> str:
 )
 @click.option(
     "--ema-decay",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     help="Evaluate and cut a moving average of weights and gates.",
 )
 @click.option(
     "--recalibration-batches",
-    type=click.IntRange(min=0),
+    type=Whole(0),
     help=with_default("For BatchNorm after the cut.", DEFAULTS.recalibration_batches),
 )
 @align_option(None, shown="auto; 1 with --penalty")
@@ -180,10 +180,10 @@ def by_optimizer(text: str, name: str) -> str:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of everything random.")
 @click.option(
     "--log-every",
-    type=click.IntRange(min=1),
+    type=Whole(1),
     help=with_default("Steps between lines of metrics.jsonl.", DEFAULTS.log_every),
 )
 @trust_option

@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean once read."""
 
 import ast
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
@@ -11,12 +12,16 @@ import click
 
 from l0prune.cli.failures import DEBUG_KEY
 from l0prune.errors import FileFormatError
+from l0prune.machine import most_threads
 from l0prune.plain_data import read_fields
 
 __all__ = [
+    "THREADS",
     "Alignment",
     "KeyValue",
     "ModelOptions",
+    "Number",
+    "Whole",
     "align_option",
     "common_options",
     "data_option",
@@ -27,6 +32,9 @@ __all__ = [
 ]
 
 BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
+
+LARGEST = 2**63 - 1
+THREADS = click.IntRange(1, most_threads())
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -116,9 +124,33 @@ class Numbers(click.ParamType):
             numbers = tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
+        if not all(map(math.isfinite, numbers)):
+            self.fail(f"{value!r}: numbers are finite", param, ctx)
         if self.kind is int and any(number < 1 for number in numbers):
             self.fail(f"{value!r}: sizes are positive", param, ctx)
         return numbers
+
+
+class Whole(click.IntRange):
+    """A whole number from a bound on, of 64 bits: larger ones are errors deep inside the libraries."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        number: int = super().convert(value, param, ctx)
+        if number > LARGEST:
+            self.fail(f"{value!r} is more than {LARGEST}", param, ctx)
+        return number
+
+
+class Number(click.FloatRange):
+    """A number within bounds; NaN, which compares with nothing, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class Alignment(click.ParamType):
@@ -247,7 +279,7 @@ def threads_option(command: Command) -> Command:
     """Add `--threads`, which limits torch at once."""
     return click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=THREADS,
         callback=_set_threads,
         expose_value=False,
         help="CPU threads torch may use.  [default: torch's choice]",

@@ -6,7 +6,7 @@ import click
 
 from l0prune.cli.failures import EXIT_ERROR
 from l0prune.cli.loading import load
-from l0prune.cli.options import Alignment, ModelOptions, common_options, model_options, threads_option
+from l0prune.cli.options import Alignment, ModelOptions, Number, Whole, common_options, model_options, threads_option
 from l0prune.cli.output import console, print_table, ratio, show, size, working
 from l0prune.cli.trust import model_call, remember
 
@@ -17,14 +17,14 @@ __all__ = ["verify_command"]
 @model_options()
 @click.option(
     "--closed",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.5,
     show_default=True,
     help="Share of units to close.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=Whole(0),
     default=0,
     show_default=True,
     help="Seed of the choice and of the random inputs.",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
@@ -14,7 +15,9 @@ import l0prune
 from l0prune.bench import timing
 from l0prune.bench.benchmark import BenchReport, bench_table, benchmark
 from l0prune.bench.timing import interleave, median_ratio
+from l0prune.bench.torch_models import benchmark_modules
 from l0prune.errors import ConfigError, FileFormatError
+from l0prune.onnx.model import OnnxModel
 
 QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0}
 
@@ -120,8 +123,14 @@ def test_what_cannot_be_measured_is_named(files, tmp_path):
         benchmark({"m": text})
     with pytest.raises(ConfigError, match="no models given"):
         benchmark({})
-    with pytest.raises(ConfigError, match="threads=0"):
-        benchmark({"m": files["narrow"]}, threads=0)
+    for threads in (0, 100_000):
+        with pytest.raises(ConfigError, match=f"threads={threads}: expected 1 to "):
+            OnnxModel(files["narrow"], threads=threads)
+        for measure in (benchmark, lambda models, **options: benchmark_modules(models, torch.zeros(1), **options)):
+            with pytest.raises(ConfigError, match=f"threads={threads}: expected 1 "):
+                measure({"m": files["narrow"]}, threads=threads)
+    with pytest.raises(ConfigError, match=r"input 'x' of shape \[\d+, 64\] takes .* Choose a smaller batch_size"):
+        benchmark({"m": files["narrow"]}, batch_size=10**12)
     with pytest.raises(ConfigError, match=r"batch_size=2: the inputs given have 4 rows"):
         benchmark({"m": files["narrow"]}, rows, batch_size=2)
     with pytest.raises(ConfigError, match="expected the inputs x, found y"):

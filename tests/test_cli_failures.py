@@ -88,6 +88,12 @@ def test_wrong_usage_exits_with_2():
         ["--align", "most"],
         ["--closed", "1.5"],
         ["--threads", "0"],
+        ["--threads", "100000"],
+        ["--seed", str(2**63)],
+        ["--seed", "-1"],
+        ["--closed", "nan"],
+        ["--mean", "nan"],
+        ["--std", "1,inf,1"],
     ],
 )
 def test_an_option_that_cannot_be_read_is_wrong_usage(arguments):

@@ -17,20 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *(
-        "errors",
-        "files",
-        "reading",
-        "plain_data",
-        "user_folders",
-        "pictures",
-        "run_directory",
-        "models",
-        "model_call",
-        "sources",
-    ),
-    *("flow", "gates", "budget", "gated", "surgery", "finetuning", "onnx", "compact", "bench", "verification", "study"),
-    *("report", "cli"),
+    *("errors", "machine", "files", "reading", "plain_data", "user_folders", "pictures", "run_directory", "models"),
+    *("model_call", "sources", "flow", "gates", "budget", "gated", "surgery", "finetuning", "onnx", "compact"),
+    *("bench", "verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {

@@ -1,5 +1,6 @@
 """Benchmark of ONNX files in onnxruntime on the CPU: in turn, on equal terms, with an interval on the speedup."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from l0prune.bench.hardware import Environment
 from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup, bench_table
 from l0prune.bench.timing import PairedTimes, interleave, median_ratio
 from l0prune.errors import ConfigError
+from l0prune.machine import memory_bytes, require_threads
 from l0prune.onnx.model import EXAMPLE_KEY, open_session
 from l0prune.reading import reading
 
@@ -69,7 +71,7 @@ def benchmark(
         inputs: One array, a tuple in the order of the model's inputs, or a dict by input name; the same for all models.
             None makes them at random from each model's own input shapes and types: normal values, ids from 1 to 9,
             masks of ones.
-        threads: Threads within one operator, >= 1.
+        threads: Threads within one operator, from 1 to as many as this machine has processors, or 64.
         batch_size: Rows of the inputs made at random, default 1; with `inputs` given, it must be theirs.
         warmup_s: Seconds of untimed runs of each model, at least three runs.
         min_samples: Timed runs of each model, at least.
@@ -148,7 +150,7 @@ def report_of(
 
 
 def require_counts(models: Mapping[str, Any], kind: str, **counts: int | None) -> None:
-    """See that there is something to measure, and that counts that are given are positive.
+    """See that there is something to measure, that counts that are given are positive, and threads no more than can be meant.
 
     Raises:
         ConfigError: no models, or names the first count that is not.
@@ -158,6 +160,7 @@ def require_counts(models: Mapping[str, Any], kind: str, **counts: int | None) -
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: expected 1 or more.")
+    require_threads(counts.get("threads") or 1)
 
 
 def _timing(name: str, seconds: np.ndarray, rows: int, facts: Facts) -> ModelTiming:
@@ -244,8 +247,23 @@ def _random_feeds(name: str, session: onnxruntime.InferenceSession, rows: int, s
             raise ConfigError(
                 f"model {name!r}: input {node.name!r} has the free dimension {unknown[0]!r}. Pass inputs."
             )
+        _require_room(name, node.name, shape)
         feeds[node.name] = _random_array(name, node, shape, rng)
     return feeds
+
+
+def _require_room(name: str, input_name: str, shape: list[int]) -> None:
+    """See that an input can be made here, with a copy of it.
+
+    Raises:
+        ConfigError: it takes more than half of the memory.
+    """
+    n_bytes, memory = 2 * 8 * math.prod(shape), memory_bytes()
+    if memory is not None and n_bytes > memory / 2:
+        raise ConfigError(
+            f"model {name!r}: input {input_name!r} of shape {shape} takes {n_bytes / 1e9:.3g} GB of this machine's"
+            f" {memory / 1e9:.3g} GB. Choose a smaller batch_size."
+        )
 
 
 def _random_array(name: str, node: Any, shape: list[int], rng: np.random.Generator) -> np.ndarray:

@@ -1,10 +1,10 @@
 """What a figure was measured on: processor, instruction set, cores, software versions."""
 
-import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from l0prune.machine import usable_cores
 
 __all__ = ["Environment", "Processor", "processor"]
 
@@ -65,13 +65,7 @@ def processor() -> Processor:
         name = f"{name} (family {facts['cpu family']}, model {facts['model']})"
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     instruction_set = next((known for known in _INSTRUCTION_SETS if known in flags), "unknown")
-    return Processor(name=name, instruction_set=instruction_set, n_cores=_usable_cores())
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return Processor(name=name, instruction_set=instruction_set, n_cores=usable_cores())
 
 
 def _cpuinfo() -> dict[str, str]:

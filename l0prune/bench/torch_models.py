@@ -33,7 +33,7 @@ def benchmark_modules(
     Args:
         models: Name -> module; the first is the baseline.
         inputs: What to call them with; a batch of another size is cut off, or filled up with noisy copies.
-        threads: Of torch, >= 1.
+        threads: Of torch, from 1 to as many as this machine has processors, or 64.
         batch_size: Rows of the inputs, >= 1.
         warmup_s: Seconds of untimed runs of each model.
         min_samples: Timed runs of each model, at least.

@@ -18,6 +18,8 @@ __all__ = [
     "OptimizerDefaults",
 ]
 
+LARGEST = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class OptimizerDefaults:
@@ -153,10 +155,10 @@ class FinetuneConfig:
             self._check_range("grad_spike", 1, math.inf)
         self._check_range("gate_floor", 0, 1, open_low=True)
         for name in ("recalibration_batches", "salience_batches"):
-            self._check_range(name, 0, math.inf)
+            self._check_range(name, 0, LARGEST)
         for name in ("align", "log_every", "histogram_every"):
-            self._check_range(name, 1, math.inf)
-        self._check_range("seed", 0, 2**63 - 1)
+            self._check_range(name, 1, LARGEST)
+        self._check_range("seed", 0, LARGEST)
 
     @property
     def defaults(self) -> OptimizerDefaults:

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
+from l0prune.machine import require_threads
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors, split_inputs
 from l0prune.reading import reading
 
@@ -61,16 +62,15 @@ def open_session(model: Path | bytes, *, threads: int = 1) -> onnxruntime.Infere
 
     Args:
         model: An ONNX file, or its bytes.
-        threads: Threads within one operator, >= 1. They stop spinning when a run ends, so that sessions measured in
-            turn do not steal each other's cores.
+        threads: Threads within one operator, from 1 to as many as this machine has processors, or 64. They stop spinning
+            when a run ends, so that sessions measured in turn do not steal each other's cores.
 
     Raises:
-        ConfigError: if the file does not exist or `threads` is below 1.
+        ConfigError: if the file does not exist or `threads` is out of range.
         FileFormatError: if it is not an ONNX model.
         ExportError: if onnxruntime has no kernel for one of its operators.
     """
-    if threads < 1:
-        raise ConfigError(f"threads={threads}: expected 1 or more.")
+    require_threads(threads)
     name = "the ONNX model" if isinstance(model, bytes) else str(model)
     if isinstance(model, Path) and not model.is_file():
         raise ConfigError(f"{name}: no such file. Give the path of an ONNX model.")

@@ -262,5 +262,10 @@ def _example_inputs(
             f"{spec!r} does not say what its input looks like; give the shape of one input without the batch "
             "(--input-shape 3,224,224), or return (model, example_inputs) from the factory."
         )
-    random = torch.randn(EXAMPLE_BATCH, *shape, generator=torch.Generator().manual_seed(seed))
+    try:
+        random = torch.randn(EXAMPLE_BATCH, *shape, generator=torch.Generator().manual_seed(seed))
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"{spec!r}: {EXAMPLE_BATCH} inputs of shape {shape} do not fit into memory; give other sizes."
+        ) from error
     return {next(iter(known)): random} if isinstance(known, Mapping) else (random,)
