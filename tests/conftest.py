@@ -1,11 +1,15 @@
 """Settings of every test."""
 
 import os
+from typing import NoReturn
 from zlib import crc32
 
 import pytest
 import torch
 from hypothesis import settings
+from torch.fx import Node
+
+from l0prune.flow import follow
 
 # Two test processes share two cores: threads of their own would only wait for each other.
 torch.set_num_threads(1)
@@ -36,3 +40,20 @@ def pytest_runtest_call(item):
 def _seed_torch(item, part):
     seed = item.config.getoption("randomly_seed", default=0)
     torch.manual_seed(crc32(f"{seed} {part} {item.nodeid}".encode()))
+
+
+_pinning = follow.failure_of_rule
+
+
+def _raise(node: Node, error: Exception) -> NoReturn:
+    raise error
+
+
+# For users a rule that fails pins what it touches. Here it is a fault to be seen.
+follow.failure_of_rule = _raise
+
+
+@pytest.fixture
+def failing_rules_pin(monkeypatch):
+    """As for users."""
+    monkeypatch.setattr(follow, "failure_of_rule", _pinning)

@@ -186,9 +186,9 @@ def test_query_heads_that_share_keys_go_with_them():
     assert gates(flow, "k.weight", 0) == gates(flow, "v.weight", 0) == [0, 0, 1, 1]
 
 
-def test_a_computed_weight_cannot_be_scaled_and_pins_its_inputs():
+def test_a_weight_that_is_not_zero_where_its_parameter_is_pins_its_inputs():
     net = Net(
-        lambda net, x: net.c(torch.relu(F.linear(net.a(x), torch.tanh(net.b)))),
+        lambda net, x: net.c(torch.relu(F.linear(net.a(x), torch.exp(net.b)))),
         a=nn.Linear(5, 8),
         b=weight(6, 8),
         c=nn.Linear(6, 4),

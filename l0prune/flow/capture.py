@@ -24,6 +24,7 @@ from l0prune.flow.caches import without_caches
 from l0prune.flow.data_sizes import note_data_sizes_
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
+from l0prune.flow.sealed import sealed_modules
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
 
 __all__ = ["Captured", "capture", "without_graph"]
@@ -42,6 +43,7 @@ class Captured:
         batch_size: Size of the batch dimension in the example; 1 where there is none.
         free: Sizes of the inputs that the program leaves free.
         norms: The normalisations that an ordinary forward pass calls.
+        sealed: Names of modules whose tensors stay as they are.
     """
 
     program: ExportedProgram
@@ -50,6 +52,7 @@ class Captured:
     batch_size: int
     free: FreeSizes
     norms: NormCalls
+    sealed: frozenset[str] = frozenset()
 
     @property
     def dynamic_batch(self) -> bool:
@@ -71,9 +74,13 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
         The exported program.
 
     Raises:
-        TraceError: the model does not run on the inputs.
+        TraceError: the model does not run on the inputs, or is compiled by TorchScript as a whole.
         CaptureError: torch.export cannot capture it.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "the model is compiled by TorchScript, which stays as it is: pass the module that it was made of"
+        )
     call = ModelCall.of(inputs)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,7 +97,7 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
                 ) from error
             norms, plain = NormCalls(observed=False), False
         with nullcontext() if plain else _plain_outputs(model):
-            return _captured(model, call, norms)
+            return dataclasses.replace(_captured(model, call, norms), sealed=sealed_modules(model))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import TraceError, first_line
 from l0prune.flow.follow import Followed
 from l0prune.flow.recording import variations
+from l0prune.flow.sealed import lies_in
 from l0prune.flow.tracker import NO_UNIT, IdArray, Multiplication, Tracker
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 
@@ -128,7 +129,7 @@ class _Modules:
             self.followed.tensors[name] = labels
             for kernel in labels[2:]:
                 self.tracker.pin(kernel, NO_UNIT)
-            if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
+            if any(lies_in(name, module) for module in ignore):
                 self.tracker.pin_all(labels, "ignored by name")
         for module in self.names:
             known = [ids for ids in self.outputs(module) if ids is not None]
@@ -240,7 +241,7 @@ class _Modules:
                 seen = self.fed.get((self.aliases.get(key, key), 1)) if dim == 1 else None
                 if ids is not None and dim == 1:
                     self.tracker.pin(ids if seen is None else ids[~seen.numpy()], "no layer feeds it")
-            if module not in self.called and not any(name == n or name.startswith(f"{n}.") for n in ignore):
+            if module not in self.called and not any(lies_in(name, n) for n in ignore):
                 self.pin_widths(set(module.get_parameter("weight").shape[:2]))
 
     def pin_widths(self, widths: set[int]) -> None:

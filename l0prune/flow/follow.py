@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 import l0prune.flow.rules  # noqa: F401 - registers the rules
+from l0prune.errors import first_line
 from l0prune.flow.norm_calls import KIND_OF
-from l0prune.flow.op import NoRuleError, Op, Origin, Result, node_shape, rule_for
+from l0prune.flow.op import NoRuleError, Op, Origin, Result, is_pointwise, module_of, node_shape, rule_for
+from l0prune.flow.sealed import SEALED, lies_in
 from l0prune.flow.tracker import Labels, Tracker
 
 __all__ = ["Followed", "follow", "tensor_names"]
@@ -55,6 +57,7 @@ def follow(
     ignore: Iterable[str],
     choices: dict[str, int],
     query_heads: bool = False,
+    sealed: Collection[str] = (),
 ) -> Followed:
     """Follow unit ids through `program`.
 
@@ -64,6 +67,7 @@ def follow(
         ignore: Module or parameter names whose units are pinned.
         choices: For ambiguous views, which candidate axis carries the ids.
         query_heads: Whether query heads within the groups of grouped-query attention are the units.
+        sealed: Names of modules whose tensors stay as they are.
 
     Returns:
         Labels for all tensors and what the rules recorded.
@@ -71,18 +75,22 @@ def follow(
     followed = Followed(Tracker(choices, query_heads))
     origins: dict[Node, Origin] = {}
     names = tensor_names(program)
-    ignored = tuple(ignore)
+    kept = {**dict.fromkeys(sealed, SEALED), **dict.fromkeys(ignore, "ignored by name")}
     signature = program.graph_signature
     constants = frozenset(signature.inputs_to_lifted_tensor_constants.values())
     transient = frozenset(signature.non_persistent_buffers)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             name = names.get(node.name)
-            _place(followed, node, name, aliases, ignored)
+            _place(followed, node, name, aliases, kept)
             if name is not None and name not in constants:  # a constant of the code cannot be scaled in the model
-                _give_origin(origins, node, aliases.get(name, name), saved=name not in transient)
+                learned = node.name in signature.inputs_to_parameters
+                _give_origin(origins, node, aliases.get(name, name), saved=name not in transient, learned=learned)
         elif node.op == "call_function":
-            followed.nodes[node] = _apply(followed, origins, node)
+            followed.nodes[node] = _apply(followed, origins, node, program.state_dict)
+            if sealed and not is_pointwise(node.target) and any(lies_in(module_of(node), path) for path in sealed):
+                for touched in (node, *node.all_input_nodes):
+                    _pin_result(followed.tracker, followed.nodes.get(touched), SEALED)  # its code may name sizes
         elif node.op == "output":
             followed.tracker.op = ""
             for source in node.all_input_nodes:
@@ -90,7 +98,7 @@ def follow(
     return followed
 
 
-def _place(followed: Followed, node: Node, name: str | None, aliases: dict[str, str], ignored: tuple[str, ...]) -> None:
+def _place(followed: Followed, node: Node, name: str | None, aliases: dict[str, str], kept: dict[str, str]) -> None:
     try:
         shape = node_shape(node)
     except NoRuleError:
@@ -102,34 +110,45 @@ def _place(followed: Followed, node: Node, name: str | None, aliases: dict[str, 
     if name not in followed.tensors:
         followed.tensors[name] = followed.tracker.fresh_labels(shape)
         known_as = [name, *(other for other, first in aliases.items() if first == name)]
-        if any(n == prefix or n.startswith(f"{prefix}.") for n in known_as for prefix in ignored):
-            followed.tracker.pin_all(followed.tensors[name], "ignored by name")
+        for module, reason in kept.items():
+            if any(lies_in(n, module) for n in known_as):
+                followed.tracker.pin_all(followed.tensors[name], reason)
     followed.nodes[node] = followed.tensors[name]
 
 
-def _give_origin(origins: dict[Node, Origin], node: Node, name: str, *, saved: bool) -> None:
+def _give_origin(origins: dict[Node, Origin], node: Node, name: str, *, saved: bool, learned: bool) -> None:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         scalable = saved and (value.is_floating_point() or value.is_complex())
-        origins[node] = Origin(name, tuple(range(value.dim())), scalable)
+        origins[node] = Origin(name, tuple(range(value.dim())), scalable, learned)
 
 
-def _apply(followed: Followed, origins: dict[Node, Origin], node: Node) -> Result:
+def _apply(followed: Followed, origins: dict[Node, Origin], node: Node, tensors: Mapping[str, Any]) -> Result:
     if node.target is operator.getitem:
         if node.args[0] in origins:
             origins[node] = origins[node.args[0]]  # type: ignore[index]
         return _getitem(followed, node)
-    op = Op(node, followed.tracker, followed.nodes, origins)
+    op = Op(node, followed.tracker, followed.nodes, origins, tensors)
     followed.tracker.op = op.name
     rule = rule_for(node.target)
+    reason = f"no rule for {node.target}"
     if rule is not None:
         if op.name in _NORMS:
             followed.tracker.count_norm(op.name, op.name_of(op.arg("weight")))
+        recorded = followed.tracker.recorded
         try:
             return rule(op)
         except NoRuleError:
             pass
-    return _without_rule(followed, node)
+        except Exception as error:  # noqa: BLE001 - the last line: a rule that fails is as good as none
+            reason = failure_of_rule(node, error)
+            followed.tracker.forget_since(recorded)
+    return _without_rule(followed, node, reason)
+
+
+def failure_of_rule(node: Node, error: Exception) -> str:
+    """Why the units that an op touches are pinned, if its rule does not expect what it meets, such as a size that varies."""
+    return f"the rule for {node.target} fails: {first_line(error, named=True)}"
 
 
 def _getitem(followed: Followed, node: Node) -> Result:
@@ -140,12 +159,12 @@ def _getitem(followed: Followed, node: Node) -> Result:
     return _blank(node.meta.get("val"))
 
 
-def _without_rule(followed: Followed, node: Node) -> Result:
+def _without_rule(followed: Followed, node: Node, reason: str) -> Result:
     """No rule: everything the op touches is pinned, so it costs opportunity and never correctness."""
     target = str(node.target)
     labelled = False
     for source in node.all_input_nodes:
-        labelled |= _pin_result(followed.tracker, followed.nodes.get(source), f"no rule for {target}")
+        labelled |= _pin_result(followed.tracker, followed.nodes.get(source), reason)
     if labelled:
         followed.unknown[target] = followed.unknown.get(target, 0) + 1
     return _blank(node.meta.get("val"))

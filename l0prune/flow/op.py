@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from l0prune.flow.tracker import Labels, Tracker
 
-__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "argument_of", "concrete", "node_shape", "op_name", "register",
-           "rule_for", "varies"]  # fmt: skip
+__all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "argument_of", "concrete", "in_example", "is_pointwise", "module_of",
+           "node_shape", "op_name", "register", "rule_for", "varies"]  # fmt: skip
 
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = Callable[["Op"], Result]
@@ -32,11 +32,13 @@ class Origin:
         parameter: Name of the parameter or buffer.
         dims: Its dimension for each dimension of the tensor; -1 for one of which the tensor is a part.
         scalable: Whether multiplying it by gates is kept: not so for integers, nor for buffers that are not saved.
+        learned: Whether it is a parameter, not a buffer.
     """
 
     parameter: str
     dims: tuple[int, ...]
     scalable: bool = True
+    learned: bool = True
 
 
 def register(*names: str) -> Callable[[Rule], Rule]:
@@ -59,6 +61,11 @@ def rule_for(target: Any) -> Rule | None:
     if rule is None and torch.Tag.pointwise in getattr(target, "tags", ()):
         rule = _RULES["pointwise"]
     return rule
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether an op treats every element alone."""
+    return rule_for(target) is _RULES["pointwise"]
 
 
 def op_name(target: Any) -> str:
@@ -86,6 +93,11 @@ def varies(size: int | torch.SymInt) -> bool:
     return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
+def in_example(value: Any) -> int:
+    """An integer argument of a call as a number: one that is computed from sizes as it was in the example."""
+    return concrete(value.meta["val"] if isinstance(value, Node) else value)
+
+
 def argument_of(node: Node, name: str) -> Any:
     """An argument of a call by its schema name, with the schema's default; NoRuleError if the overload has none such."""
     for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
@@ -94,6 +106,13 @@ def argument_of(node: Node, name: str) -> Any:
                 return node.kwargs[name]
             return node.args[position] if position < len(node.args) else argument.default_value
     raise NoRuleError
+
+
+def module_of(node: Node) -> str:
+    """Dotted name of the innermost module that makes a call; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(entry[0]) for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
+    return paths[-1] if paths else ""
 
 
 def node_shape(node: Any) -> tuple[int, ...]:
@@ -112,11 +131,19 @@ class Op:
         tracker: Where ties, pins, consumers and costs are recorded.
     """
 
-    def __init__(self, node: Node, tracker: Tracker, labels: dict[Node, Result], origins: dict[Node, Origin]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        tracker: Tracker,
+        labels: dict[Node, Result],
+        origins: dict[Node, Origin],
+        tensors: Mapping[str, Any],
+    ) -> None:
         self.node = node
         self.tracker = tracker
         self._labels = labels
         self._origins = origins
+        self._tensors = tensors
 
     @property
     def name(self) -> str:
@@ -126,10 +153,8 @@ class Op:
     @property
     def module(self) -> str:
         """Dotted name of the innermost module that made the call, or that owns its parameters, for people."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        paths = [entry[0] for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
-        if paths:
-            return str(paths[-1])
+        if path := module_of(self.node):
+            return path
         owners = [self._origins[node].parameter for node in self.node.all_input_nodes if node in self._origins]
         return owners[0].rpartition(".")[0] if owners else ""
 
@@ -169,9 +194,14 @@ class Op:
         origin = self._origins.get(node)
         return origin.parameter if origin is not None and node.op == "placeholder" else None
 
+    def value(self, node: Any) -> torch.Tensor | None:
+        """What a parameter or buffer held when the model was traced; None for other tensors, and where there are no numbers."""
+        tensor = self._tensors.get(self.name_of(node) or "")
+        return None if tensor is None or tensor.is_meta else tensor
+
     def set_origin(self, source: Any, dims: Sequence[int | None]) -> None:
         """The output is `source` with its dimensions in the order `dims`, or a part of it along the one that is None."""
         origin = self._origins.get(source)
         if origin is not None:
             order = tuple(-1 if d is None else origin.dims[d] for d in dims)
-            self._origins[self.node] = Origin(origin.parameter, order, origin.scalable)
+            self._origins[self.node] = replace(origin, dims=order)

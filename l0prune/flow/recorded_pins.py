@@ -8,6 +8,7 @@ from l0prune.flow.capture import Captured
 from l0prune.flow.follow import Followed
 from l0prune.flow.op import op_name
 from l0prune.flow.recording import number_of_paths, path_of
+from l0prune.flow.sealed import lies_in
 from l0prune.flow.watching import fixed_dimensions
 
 __all__ = ["restrict_to_recorded"]
@@ -38,7 +39,7 @@ def restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterabl
             for dim in fixed_dimensions(node):
                 tracker.pin(followed.nodes[node][dim], "made at full size by the code")  # type: ignore[arg-type]
         name = names.get(node.name) if node.op == "placeholder" else None
-        if name is not None and not node.users and not any(name == n or name.startswith(f"{n}.") for n in ignored):
+        if name is not None and not node.users and not any(lies_in(name, n) for n in ignored):
             unreached |= set(node.meta["val"].shape[:2]) - {0, 1}
     for labels in followed.tensors.values():
         for ids in labels:

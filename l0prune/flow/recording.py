@@ -35,6 +35,7 @@ from l0prune.flow.caches import without_caches
 from l0prune.flow.capture import Captured
 from l0prune.flow.free_sizes import FreeSizes, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
+from l0prune.flow.sealed import sealed_modules
 from l0prune.flow.watching import Path, Watch, current_tracer
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 
@@ -89,7 +90,8 @@ def record(model: nn.Module, call: ModelCall) -> Captured:
                 f"{type(model).__name__} cannot be recorded while it runs: {first_line(error, named=True)}"
             ) from error
     rows = call.batch_size if shares_batch(call) else None
-    return Captured(program, call.args, call.kwargs, rows or 1, FreeSizes((), frozenset(), {}, {}), norms)
+    free = FreeSizes((), frozenset(), {}, {})
+    return Captured(program, call.args, call.kwargs, rows or 1, free, norms, sealed_modules(model))
 
 
 @contextmanager

@@ -133,7 +133,12 @@ def trace_program(
     choices: dict[str, int] = {}
     for _ in range(MAX_PASSES):
         followed = follow(
-            captured.program, aliases=aliases, ignore=ignore, choices=choices, query_heads=gqa == "queries"
+            captured.program,
+            aliases=aliases,
+            ignore=ignore,
+            choices=choices,
+            query_heads=gqa == "queries",
+            sealed=captured.sealed,
         )
         if not captured.norms.observed:
             captured = replace(captured, norms=_norms_of_graph(followed))

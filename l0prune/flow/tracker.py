@@ -87,6 +87,16 @@ class Tracker:
     splits: list[Split] = field(default_factory=list)
     unreported: list[IdArray] = field(default_factory=list)
 
+    @property
+    def recorded(self) -> tuple[int, int, int]:
+        """How many consumers, norms and multiplications are recorded so far."""
+        return len(self.consumptions), len(self.norms), len(self.multiplications)
+
+    def forget_since(self, recorded: tuple[int, int, int]) -> None:
+        """Take back consumers, norms and multiplications of a rule that failed half-way; what it tied stays tied."""
+        for found, length in zip((self.consumptions, self.norms, self.multiplications), recorded, strict=True):
+            del found[length:]  # type: ignore[attr-defined]
+
     def count_norm(self, kind: str, weight: str | None) -> None:
         """A normalisation is called, with the named weight, or as one more of its kind without one."""
         if weight is not None:

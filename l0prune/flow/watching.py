@@ -52,7 +52,10 @@ class Path(TorchDispatchMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Make the call, and write it down."""
-        result = func(*args, **(kwargs or {}))
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # it is no call of the model's code, which a block around this one may count
+            result = func(*args, **(kwargs or {}))
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.layout is torch.strided]
         used = [self._names.get(t.untyped_storage().data_ptr(), -1) for t in given]
         made = [tuple(t.shape) for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]

@@ -13,10 +13,10 @@ from torch import nn
 from torch.fx import Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import argument_of, concrete, op_name, varies
+from l0prune.flow.op import argument_of, concrete, module_of, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
-__all__ = ["GUESSES", "find_attributes", "owner_of"]
+__all__ = ["GUESSES", "find_attributes"]
 
 GUESSES = ("in order", "backwards", "with config", "heads by name")
 """Ways to match integers to sizes, in the order they are to be tried."""
@@ -58,7 +58,7 @@ def find_attributes(
     for node in flow.captured.program.graph.nodes:
         if node.op != "call_function" or op_name(node.target) not in _SIZE_ARGUMENTS:
             continue
-        path = owner_of(node)
+        path = module_of(node)
         for old, new in _integers_of(flow, node, kept):
             wanted[path, old].append(new)
         for before, after in _sequences_of(flow, node, kept):
@@ -128,19 +128,12 @@ def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool
         if name == "group_norm":
             groups: Any = node.args[1]
             found["num_groups"] = (groups, new * groups // old if groups > 1 else groups)
-        path = owner_of(node)
+        path = module_of(node)
         held = vars(model.get_submodule(path))
         for attribute, (before, after) in found.items():
             if before != after and held.get(attribute) == before:
                 changes[path, attribute] = AttributeChange(path, attribute, before, after)
     return list(changes.values())
-
-
-def owner_of(node: Node) -> str:
-    """Dotted name of the innermost module that makes a call."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(entry[0]) for entry in stack.values() if not str(entry[0]).startswith("_empty_nn_module_stack")]
-    return paths[-1] if paths else ""
 
 
 def _integers_of(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -192,11 +185,11 @@ def _per_row(size: torch.SymInt, gates: DimensionGates, kept: npt.NDArray[np.boo
 
 
 def _group_counts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(dense, compact) number of groups of a convolution."""
+    """(dense, compact) number of groups of a convolution; of one whose number varies, none go."""
     source, groups = node.args[0], argument_of(node, "groups")
     labels = flow.nodes.get(source.name, []) if isinstance(source, Node) else []
     gates = labels[1] if labels else None
-    if gates is None or groups == 1:
+    if gates is None or groups == 1 or isinstance(groups, Node):
         return []
     return [(groups, int(kept[gates].reshape(groups, -1).any(1).sum()))]
 

@@ -17,10 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import argument_of, concrete, op_name, varies
+from l0prune.flow.op import argument_of, concrete, in_example, module_of, op_name, varies
 from l0prune.flow.recording import path_of
 from l0prune.model_call import evaluation_mode
-from l0prune.surgery.attributes import owner_of
 from l0prune.surgery.plan import CallChange
 from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
 
@@ -170,7 +169,7 @@ def _sizes_of_node(kind: str, node: Node) -> _Sizes | None:
         dim, before = _sliced(node)
         return None if parts[0][dim] == before else (dim, before, parts[0][dim])
     if kind == "groups":
-        return (*parts[0], argument_of(node, "groups"))
+        return (*parts[0], in_example(argument_of(node, "groups")))
     return tuple(parts)
 
 
@@ -196,7 +195,7 @@ def _wanted(
         kind = _KIND_OF_OP.get(op_name(node.target)) if followed else None
         sizes = None if kind is None else _sizes_of_node(kind, node)
         if kind is not None and sizes is not None:
-            nodes[paths[model.get_submodule(owner_of(node))], kind].append((node, sizes))
+            nodes[paths[model.get_submodule(module_of(node))], kind].append((node, sizes))
     wanted = {}
     for (path, kind), calls in called.items():
         found = nodes.get((path, kind), [])
@@ -221,7 +220,9 @@ def _rows(flow: ChannelFlow, kind: str, node: Node, kept: npt.NDArray[np.bool_],
     if kind == "groups":
         groups = argument_of(node, "groups")
         gates = before[1] if before else None
-        return () if gates is None or groups == 1 else ((0, int(kept[gates].reshape(groups, -1).any(1).sum())),)
+        if gates is None or groups == 1 or isinstance(groups, Node):
+            return ()
+        return ((0, int(kept[gates].reshape(groups, -1).any(1).sum())),)
     if kind == "split":
         dim = argument_of(node, "dim")
         widths = [part[dim] if part else None for part in after]

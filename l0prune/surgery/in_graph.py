@@ -247,10 +247,10 @@ def _split(r: _Rewriter, node: Node) -> None:
 
 
 def _convolution(r: _Rewriter, node: Node) -> None:
-    """As many groups as have inputs left."""
+    """As many groups as have inputs left; all of those whose number varies."""
     groups = r.argument(node, "groups")
     gates = r.gates(node.args[0])
-    if groups > 1 and gates and gates[1] is not None:
+    if isinstance(groups, int) and groups > 1 and gates and gates[1] is not None:
         r.set(node, "groups", int(r.mask(gates[1]).reshape(groups, -1).any(1).sum()))
 
 

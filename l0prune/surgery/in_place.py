@@ -68,15 +68,22 @@ def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
-    made = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
-    compact = copy.deepcopy(
-        model, {id(tensor): tensor.detach() for tensor in made}
-    )  # torch copies no other than leaves
+    compact = copy.deepcopy(model, _not_copied(model))
     empty_caches_(compact)
     apply_plan_(compact, plan)
     apply_attributes_(compact, plan.attributes)
     apply_calls_(compact, plan.calls)
     return compact
+
+
+def _not_copied(model: nn.Module) -> dict[int, Any]:
+    """What a copy of a model has instead of things that cannot be copied, by their `id`.
+
+    Torch copies no tensors but leaves, and no functions that are compiled by TorchScript.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    made = {id(tensor): tensor.detach() for tensor in held if isinstance(tensor, Tensor) and not tensor.is_leaf}
+    return made | {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
 
 
 def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
@@ -125,8 +132,14 @@ def _touched(name: str, plan: SurgeryPlan) -> bool:
 
 
 def _cuts_of(path: str, module: nn.Module, plan: SurgeryPlan, aliases: dict[str, str]) -> list[tuple[str, TensorCut]]:
+    """The cuts of a module's own tensors, and of those that it makes its weight of."""
     cuts = []
-    for leaf in [*module._parameters, *module._buffers]:
+    made_from = [name for name, _ in module.named_parameters() if name.startswith("parametrizations.")]
+    for leaf in [
+        *module._parameters.keys(),
+        *module._buffers.keys(),
+        *made_from,
+    ]:  # those of TorchScript have keys alone
         name = f"{path}.{leaf}" if path else leaf
         cut = plan.tensors.get(aliases.get(name, name))
         if cut is not None:
@@ -144,16 +157,17 @@ def _removed(cut: TensorCut | None, dim: int) -> list[int]:
 
 def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
     """Bring the integers of one module up to date."""
-    cut = cuts.get("weight") or cuts.get("bias") or cuts.get("running_mean")
-    if cut is None or (_made_from(module) is not None and getattr(module, "groups", 1) == 1):
-        return
+    weight = next((cuts[name] for name in _WEIGHTS if name in cuts), None)
     if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-        _cut_grouped(module, cuts)
+        if weight is not None:
+            _cut_grouped(module, weight)
+        return
+    cut = weight or cuts.get("bias") or cuts.get("running_mean")
+    if cut is None or _has_computed_tensor(module):
         return
     out_dim, in_dim = (1, 0) if getattr(module, "transposed", False) else (0, 1)
     if isinstance(module, nn.Embedding):
         out_dim = 1
-    weight = cuts.get("weight")
     out = _removed(weight, out_dim) if weight is not None else _removed(cut, 0)
     for kinds, cutter in _OUT:
         if out and isinstance(module, kinds) and type(module).forward is not nn.Module.forward:
@@ -166,32 +180,48 @@ def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
             break
 
 
-def _made_from(module: nn.Module) -> Tensor | None:
-    """The tensor of which a layer makes its weight when it is used: by a norm of it, say."""
-    if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or "weight" in module._parameters:
-        return None
-    held = {name: tensor for name, tensor in module.named_parameters() if tensor.dim() > 1}
-    return next((held[name] for name in _SOURCES if name in held), None)
+_WEIGHTS = (
+    "weight",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+    "weight_orig",
+    "weight_v",
+)
+"""A layer's weight, or the parameter of its shape that it is made of: by spectral norm, a mask and the like, or weight norm."""
 
 
-_SOURCES = ("parametrizations.weight.original", "parametrizations.weight.original1", "weight_orig", "weight_v")
-"""Of spectral norm and the like, of weight norm, and of both as they were before parametrizations."""
+def _has_computed_tensor(module: nn.Module) -> bool:
+    """Whether a layer makes its weight or bias when it is used: by a norm of them, or a mask."""
+    return isinstance(module, tuple(kinds for kinds, _ in _SIZES)) and any(
+        leaf not in module._parameters and hasattr(module, leaf) for leaf in ("weight", "bias")
+    )
+
+
+_SIZES: list[tuple[type[nn.Module], tuple[str, ...]]] = [
+    (nn.Linear, ("out_features", "in_features")),
+    (nn.modules.conv._ConvNd, ("out_channels", "in_channels")),
+    (nn.modules.batchnorm._NormBase, ("num_features",)),
+    (nn.GroupNorm, ("num_channels",)),
+    (nn.LayerNorm, ("normalized_shape",)),
+]
+"""Integers of layers, for each dimension of their weight."""
 
 
 def _measure_computed_weight(module: nn.Module) -> None:
-    """Bring the integers of a layer with a computed weight up to date."""
-    source = _made_from(module)
-    if source is None or getattr(module, "groups", 1) != 1:
+    """Bring the integers of a layer with a computed weight or bias up to date."""
+    if not _has_computed_tensor(module) or getattr(module, "groups", 1) != 1:
         return
-    out, into = (1, 0) if getattr(module, "transposed", False) else (0, 1)
-    names = ("out_features", "in_features") if isinstance(module, nn.Linear) else ("out_channels", "in_channels")
-    for name, dim in zip(names, (out, into), strict=True):
-        setattr(module, name, source.shape[dim])
+    held = dict(module.named_parameters())
+    shape = next((held[name].shape for name in _WEIGHTS if name in held), None)
+    if shape is not None:
+        sizes = shape[:2][::-1] if getattr(module, "transposed", False) else shape
+        names = next(names for kinds, names in _SIZES if isinstance(module, kinds))
+        for name, size in zip(names, sizes, strict=False):
+            setattr(module, name, (size,) if name == "normalized_shape" else size)
 
 
-def _cut_grouped(module: nn.modules.conv._ConvNd, cuts: dict[str, TensorCut]) -> None:
+def _cut_grouped(module: nn.modules.conv._ConvNd, weight: TensorCut) -> None:
     """Grouped and depthwise convolutions lose whole groups, or the same places of every group."""
-    weight = cuts["weight"]
     kept = torch.ones(weight.dense_shape[0], dtype=torch.bool)
     kept[_removed(weight, 0)] = False
     module.groups = int(kept.view(module.groups, -1).any(1).sum())

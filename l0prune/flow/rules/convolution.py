@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+from torch.fx import Node
 
-from l0prune.flow.op import NoRuleError, Op, register
+from l0prune.flow.op import NoRuleError, Op, in_example, register
 from l0prune.flow.rules.contraction import contract, count_multiplications
 from l0prune.flow.tracker import NO_UNIT, IdArray, Labels, Split
 
@@ -28,13 +29,13 @@ def transposed_convolution(op: Op) -> Labels:
     return _convolve(op, op.arg("groups"), transposed=True)
 
 
-@register("convolution")
+@register("convolution", "_convolution")
 def general_convolution(op: Op) -> Labels:
-    """aten.convolution, the form that has every option as an argument."""
+    """aten.convolution, the form that has every option as an argument; TorchScript has one with more of them."""
     return _convolve(op, op.arg("groups"), transposed=bool(op.arg("transposed")))
 
 
-def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
+def _convolve(op: Op, groups: int | Node, *, transposed: bool) -> Labels:
     x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
     x_labels, w_labels = op.labels(x), op.labels(weight)
     x_shape, w_shape, out_shape = op.shape(x), op.shape(weight), op.shape()
@@ -45,14 +46,18 @@ def _convolve(op: Op, groups: int, *, transposed: bool) -> Labels:
     space = _space(op, x_labels[2:], x_shape[2:], w_shape[2:])
     positions = zip((x_shape if transposed else out_shape)[2:], space, strict=True)
     outer = [(out_shape[0], x_labels[0]), *positions, (math.prod(w_shape[2:]), None)]
+    n_groups = in_example(groups)
     if groups == 1:
         in_dim, out_dim = (0, 1) if transposed else (1, 0)
         contract(op, x_labels[1], weight, in_dim)
         out_ids = w_labels[out_dim]
         count_multiplications(op, [*outer, (x_shape[1], x_labels[1]), (out_shape[1], out_ids)])
     else:
-        out_ids, inside = _grouped(op, x_labels[1], weight, groups, transposed=transposed)
-        count_multiplications(op, [*outer, (x_shape[1] // groups, inside), (out_shape[1], out_ids)])
+        if isinstance(groups, Node):  # as many as the batch has entries, say: none of them may go
+            out_ids, inside = _places_in_groups(op, x_labels[1], weight, n_groups, transposed=transposed)
+        else:
+            out_ids, inside = _grouped(op, x_labels[1], weight, n_groups, transposed=transposed)
+        count_multiplications(op, [*outer, (x_shape[1] // n_groups, inside), (out_shape[1], out_ids)])
     if bias is not None:
         op.tracker.tie(op.labels(bias)[0], out_ids)
     return [x_labels[0], out_ids, *space]

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from l0prune.flow.op import NoRuleError, Op, register
 from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
+from l0prune.flow.rules.equations import Index, indices_of
 from l0prune.flow.tracker import IdArray, Labels
 
-__all__ = ["Index", "multilinear"]
-
-Index: TypeAlias = str | int
-"""A letter of an equation; a number, counted from the right, for a dimension that an ellipsis stands for."""
+__all__ = ["multilinear"]
 
 
 @register("einsum")
 def einsum(op: Op) -> Labels:
     """Any equation in which no tensor has an index twice."""
     operands = list(op.arg("tensors"))
-    equation = op.arg("equation").replace(" ", "")
-    given, arrow, result = equation.partition("->")
-    terms = given.split(",")
-    indices = [_indices(term, len(op.shape(x))) for term, x in zip(terms, operands, strict=True)]
-    if arrow:
-        n_hidden = max(sum(isinstance(index, int) for index in term) for term in indices)
-        out = _indices(result, len(result.replace("...", "")) + n_hidden)
-    else:
-        out = _implicit(indices)
+    indices, out = indices_of(op.arg("equation"), [len(op.shape(x)) for x in operands])
     return multilinear(op, operands, indices, out)
-
-
-def _indices(term: str, n_dims: int) -> list[Index]:
-    """One index for each dimension of a tensor."""
-    before, dots, after = term.partition("...")
-    hidden = n_dims - len(before) - len(after) if dots else 0
-    return [*before, *range(hidden - 1, -1, -1), *after]
-
-
-def _implicit(indices: list[list[Index]]) -> list[Index]:
-    """Without an arrow: the dimensions of the ellipsis, then the letters that occur once, in the order of the alphabet."""
-    every = [index for term in indices for index in term]
-    hidden = sorted({index for index in every if isinstance(index, int)}, reverse=True)
-    return [*hidden, *sorted(letter for letter in every if isinstance(letter, str) and every.count(letter) == 1)]
 
 
 @register("mv", "dot", "vdot", "outer", "ger", "inner")

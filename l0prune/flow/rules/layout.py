@@ -157,7 +157,7 @@ def rearrange(op: Op) -> Labels:
     return labels
 
 
-@register("sym_size")
+@register("sym_size", "size")
 def sym_size(op: Op) -> Labels:
     """How long a dimension is, where that varies: asking changes nothing, but the number must stay."""
     labels = op.labels(op.arg("self"))

@@ -6,7 +6,8 @@ from typing import Any
 
 from l0prune.flow.op import Op, register
 from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
-from l0prune.flow.rules.einsum import Index, multilinear
+from l0prune.flow.rules.einsum import multilinear
+from l0prune.flow.rules.equations import Index
 from l0prune.flow.tracker import Labels
 
 __all__: list[str] = []

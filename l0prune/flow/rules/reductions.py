@@ -6,8 +6,11 @@ pinned.
 
 from __future__ import annotations
 
+from typing import Any
+
 from l0prune.flow.norm_calls import STATISTICS, VECTOR_NORMS
 from l0prune.flow.op import NoRuleError, Op, Result, register
+from l0prune.flow.rules.computed_weights import places_that_zero
 from l0prune.flow.rules.pointwise import pointwise
 from l0prune.flow.tracker import Labels, NormUse
 
@@ -39,7 +42,8 @@ def reduction(op: Op) -> Result:
     given = dims is not None and dims != []
     if not (given and op.name in _STATISTICS and _masked(op, labels, reduced)):
         for d in reduced:
-            op.tracker.pin(labels[d], f"reduced by {op.name}")
+            if not (given and op.name in _BLIND_TO_ZERO and _is_exact(op, reduced) and _zeroed(op, x, d)):
+                op.tracker.pin(labels[d], f"reduced by {op.name}")
     out: Labels = [None if d in reduced else ids for d, ids in enumerate(labels) if keep or d not in reduced]
     value = op.node.meta["val"]
     return [list(out) for _ in value] if isinstance(value, (tuple, list)) else out
@@ -62,6 +66,18 @@ def _masked(op: Op, labels: Labels, reduced: set[int]) -> bool:
     order = op.tracker.n_other_norms[op.name] - 1
     op.tracker.norms.append(NormUse(op.node.name, op.name, None, order, ids))  # type: ignore[arg-type]
     return True
+
+
+_BLIND_TO_ZERO = frozenset({"sum", "nansum"}) | VECTOR_NORMS
+"""Reductions to which slices of zeros add nothing."""
+
+
+def _zeroed(op: Op, x: Any, dim: int) -> bool:
+    """Make the slices of a tensor that is computed of parameters zero, where its units are closed; says whether that can be."""
+    places = places_that_zero(op, x, dim) or ()
+    for place in places:
+        op.tracker.consume(place.parameter, place.dim, place.ids)
+    return bool(places)
 
 
 def _is_exact(op: Op, reduced: set[int]) -> bool:
