@@ -100,15 +100,25 @@ def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _recurrent_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> Iterator[AttributeChange]:
-    """Widths of recurrent layers."""
+    """Widths of recurrent layers and cells."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            name = f"{path}.weight_hh_l0" if path else "weight_hh_l0"
-            into = f"{path}.weight_ih_l0" if path else "weight_ih_l0"
-            for tensor, attribute in ((name, "hidden_size"), (into, "input_size")):
-                gates = flow.tensors.get(flow.aliases.get(tensor, tensor), (None, None))[1]
-                if gates is not None and not kept[gates].all():
-                    yield AttributeChange(path, attribute, len(gates), int(kept[gates].sum()))
+        for leaf, dim, attribute in _recurrent_widths(module):
+            tensor = f"{path}.{leaf}" if path else leaf
+            gates = flow.tensors.get(flow.aliases.get(tensor, tensor), (None, None))[dim]
+            if gates is not None and not kept[gates].all():
+                yield AttributeChange(path, attribute, len(gates), int(kept[gates].sum()))
+
+
+def _recurrent_widths(module: nn.Module) -> list[tuple[str, int, str]]:
+    """Parameter, its dimension, and the integer of the module that says how long that is."""
+    if isinstance(module, nn.RNNCellBase):
+        return [("weight_hh", 1, "hidden_size"), ("weight_ih", 1, "input_size")]
+    if not isinstance(module, nn.RNNBase):
+        return []
+    into = ("weight_ih_l0", 1, "input_size")
+    if module.proj_size:
+        return [("weight_hr_l0", 1, "hidden_size"), ("weight_hr_l0", 0, "proj_size"), into]
+    return [("weight_hh_l0", 1, "hidden_size"), into]
 
 
 def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> list[AttributeChange]:

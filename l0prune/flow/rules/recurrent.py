@@ -1,6 +1,11 @@
-"""Recurrent layers: a hidden unit is its rows in every gate, its column in the recurrent weight, and its output."""
+"""Recurrent layers: a hidden unit is its rows in every gate, its column in the recurrent weight, and its output.
+
+Where outputs are projected, cells and outputs are units of their own: the projection contracts the ones and makes the others.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -13,49 +18,100 @@ __all__: list[str] = []
 _BLOCKS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Gates of a cell, whose rows lie in blocks one behind the other."""
 
+ALONG = "a recurrent layer runs along it"
+
 
 @register(*_BLOCKS)
 def recurrent(op: Op) -> list[Labels]:
-    """Hidden units of all layers and directions are tied by their number, because one state tensor holds them all."""
-    # the overload for packed sequences has no `input`: there is no rule for it
-    x, n_layers, biases = op.arg("input"), op.arg("num_layers"), op.arg("has_biases")
+    """Units of all layers and directions are tied by their number, because one state tensor holds them all.
+
+    Sequences are padded, two dimensions beside the features, or packed, in one.
+    """
+    packed = op.node.target._overloadname == "data"  # type: ignore[union-attr]
+    x = op.arg("data" if packed else "input")
+    n_layers, params = op.arg("num_layers"), list(op.arg("params"))
     n_directions = 2 if op.arg("bidirectional") else 1
     states = op.arg("hx") if op.name == "lstm" else [op.arg("hx")]
-    params = list(op.arg("params"))
-    per_cell = 4 if biases else 2
-    if len(params) != n_layers * n_directions * per_cell:
-        raise NoRuleError  # projected outputs
+    n_cells = n_layers * n_directions
+    per_cell = len(params) // n_cells
+    projected = per_cell % 2 == 1
     cells = [params[start : start + per_cell] for start in range(0, len(params), per_cell)]
-    hidden = op.labels(cells[0][1])[1]
+    outputs = op.labels(cells[0][1])[1]
+    hidden = op.labels(cells[0][-1])[1] if projected else outputs
     labels = op.labels(x)
-    if hidden is None or len(labels) != 3:
+    if outputs is None or hidden is None:
         raise NoRuleError
-    steps = op.shape(x)[0] * op.shape(x)[1]
-    ids = labels[2]
+    steps = int(np.prod(op.shape(x)[:-1]))
+    ids = labels[-1]
     for layer in range(n_layers):
         for cell in cells[layer * n_directions : (layer + 1) * n_directions]:
-            _cell(op, cell, ids, hidden, steps)
-        ids = np.concatenate([hidden] * n_directions)
-    for state in states:
-        layers, _, units = op.labels(state)
+            _cell(op, cell[:-1] if projected else cell, ids, hidden, outputs, steps)
+            if projected:
+                _projection(op, cell[-1], hidden, outputs, steps)
+        ids = np.concatenate([outputs] * n_directions)
+    held = [outputs, hidden][: len(states)]
+    for state, units in zip(states, held, strict=True):
+        layers, _, own = op.labels(state)
         op.tracker.pin(layers, NO_UNIT)
-        op.tracker.tie(hidden, units)
-    for d in (0, 1):
-        op.tracker.pin(labels[d], "a recurrent layer runs along it")
-    state_labels: Labels = [None, None, hidden]
-    return [[None, None, ids], *(list(state_labels) for _ in states)]
+        op.tracker.tie(units, own)
+    for others in labels[:-1]:
+        op.tracker.pin(others, ALONG)
+    no_labels: Labels = [None] * (len(labels) - 1)
+    return [[*no_labels, ids], *([None, None, units] for units in held)]
 
 
-def _cell(op: Op, cell: list, ids: IdArray | None, hidden: IdArray, steps: int) -> None:
+@register("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def recurrent_cell(op: Op) -> Any:
+    """One step of one layer, for the rows of a batch."""
+    x, states = op.arg("input"), op.arg("hx") if op.name == "lstm_cell" else [op.arg("hx")]
+    cell = [op.arg(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh") if op.arg(name) is not None]
+    rows, ids = op.labels(x)
+    hidden = op.labels(cell[1])[1]
+    if hidden is None:
+        raise NoRuleError
+    _cell(op, cell, ids, hidden, hidden, op.shape(x)[0])
+    for state in states:
+        others, own = op.labels(state)
+        op.tracker.tie(hidden, own)
+        if rows is not None or others is not None:
+            rows = op.tracker.tie(rows, others)
+    after = [[rows, hidden] for _ in states]
+    return after if op.name == "lstm_cell" else after[0]
+
+
+def _cell(op: Op, cell: list[Any], ids: IdArray | None, hidden: IdArray, outputs: IdArray, steps: int) -> None:
     """Weights of one layer in one direction."""
-    from_input, from_hidden, *biases = cell
-    n_blocks = _BLOCKS[op.name]
+    from_input, from_outputs, *biases = cell
     contract(op, ids, from_input, 1)
-    contract(op, hidden, from_hidden, 1)
-    for tensor in (from_input, from_hidden, *biases):
-        rows = op.labels(tensor)[0]
-        op.tracker.tie(rows, np.tile(hidden, n_blocks))
+    contract(op, outputs, from_outputs, 1)
+    rows = np.tile(hidden, _BLOCKS[op.name.removesuffix("_cell")])
+    for tensor in (from_input, from_outputs, *biases):
+        op.tracker.tie(op.labels(tensor)[0], rows)
     width = op.shape(from_input)[1]
-    rows = np.tile(hidden, n_blocks)
     count_multiplications(op, [(steps, None), (width, ids), (len(rows), rows)])
-    count_multiplications(op, [(steps, None), (len(hidden), hidden), (len(rows), rows)])
+    count_multiplications(op, [(steps, None), (len(outputs), outputs), (len(rows), rows)])
+
+
+def _projection(op: Op, weight: Any, hidden: IdArray, outputs: IdArray, steps: int) -> None:
+    """Outputs made of the hidden units."""
+    contract(op, hidden, weight, 1)
+    op.tracker.tie(op.labels(weight)[0], outputs)
+    count_multiplications(op, [(steps, None), (len(hidden), hidden), (len(outputs), outputs)])
+
+
+@register("_pack_padded_sequence")
+def packed(op: Op) -> list[Labels]:
+    """The steps of all sequences in one dimension, beside it how many there are at each time."""
+    *others, features = op.labels(op.arg("input"))
+    for ids in (*others, *op.labels(op.arg("lengths"))):
+        op.tracker.pin(ids, ALONG)
+    return [[None, features], [None]]
+
+
+@register("_pad_packed_sequence")
+def padded(op: Op) -> list[Labels]:
+    """The other way: time and batch are dimensions of their own, beside it the lengths."""
+    steps, features = op.labels(op.arg("data"))
+    for ids in (steps, *op.labels(op.arg("batch_sizes"))):
+        op.tracker.pin(ids, ALONG)
+    return [[None, None, features], [None]]
