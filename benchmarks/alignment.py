@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 import l0prune
-from l0prune.bench.alignment import resolve_alignment
 from l0prune.bench.benchmark import bench_table
+from l0prune.measuring.alignment import resolve_alignment
 from l0prune.sources.model_spec import load_model
 from l0prune.verification import random_decision, vary_constants_
 

@@ -24,8 +24,8 @@ from mnist_case import ARCHITECTURES, MnistCase, measure
 from mnist_table import render
 from results_file import read
 
-from l0prune.bench.hardware import processor
 from l0prune.gates.registry import gate_names
+from l0prune.measuring.hardware import processor
 
 EPOCHS = {"checkpoint": 12.0, "scratch": 30.0}
 DENSE_EPOCHS = {"lenet300": 30, "lenet5": 12}

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 import l0prune
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.freezing import choose_open, decided_values
+from l0prune.finetuning.freezing import decided_values
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_distribution, gate_names
 
 BUDGET = l0prune.Budget("macs", 0.5)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from l0prune.bench.hardware import Environment
-from l0prune.bench.timing import interleave
-from l0prune.onnx.model import onnxruntime, open_session
+from l0prune.measuring.hardware import Environment
+from l0prune.measuring.session import onnxruntime, open_session
+from l0prune.measuring.timing import interleave
 
 WIDTHS = (4, 8, 12, 15, 16, 17, 20, 24, 28, 31, 32, 33, 36, 40, 44, 47, 48, 49, 50, 52, 56, 60, 61, 62, 63, 64)
 STAGES = ((16, 32), (32, 16), (64, 8))  # channels and image size of the stages of a CIFAR ResNet

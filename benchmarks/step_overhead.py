@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import l0prune
-from l0prune.bench.timing import interleave, median_ratio
+from l0prune.measuring.timing import interleave, median_ratio
 from l0prune.sources.model_spec import load_model
 
 

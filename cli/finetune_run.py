@@ -133,8 +133,8 @@ def prepare(request: FinetuneRequest) -> Prepared:
     import l0prune
     from l0prune.budget.by_layer import read_by_layer
     from l0prune.finetuning.checks import require_finite, require_trainable
-    from l0prune.finetuning.freezing import choose_open
     from l0prune.finetuning.schedule import plan_phases
+    from l0prune.gated.decision import choose_open
     from l0prune.gates.registry import gate_distribution
 
     options = request.options

@@ -135,7 +135,7 @@ class FinetuneOptions:
         Raises:
             ConfigError: if a value is out of its range.
         """
-        from l0prune.bench.alignment import resolve_alignment
+        from l0prune.measuring.alignment import resolve_alignment
 
         numbered = replace(
             self,

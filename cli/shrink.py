@@ -61,7 +61,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         L0PruneError: if the run or its model cannot be brought back.
     """
     import l0prune
-    from l0prune.bench.alignment import resolve_alignment
+    from l0prune.measuring.alignment import resolve_alignment
     from l0prune.surgery.shrink import surgery_of
 
     run = open_finished(path, trust=trust)
@@ -71,6 +71,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         without_onnx = export(loaded.model, loaded, draft / "dense.onnx")
         dense_params = count_parameters(loaded.model)
         gated = gated_model(run, loaded)
+        as_trained = (gated.gate_values() != 0).cpu().numpy()
         compact = l0prune.shrink(gated, align=step)
         without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx")
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
@@ -81,7 +82,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
     for outdated in (run.directory.bench, run.directory.report):  # of the files that were here before
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
-    cut_again = bool(((record.values != 0) != (gated.gate_values() != 0).cpu().numpy()).any())
+    cut_again = bool(((record.values != 0) != as_trained).any())
     trained = run.directory.read().result or {}
     if cut_again or "cut_again" in trained:
         how = f"shrink --align {step}" if cut_again else None

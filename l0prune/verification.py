@@ -23,6 +23,7 @@ from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
+from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import ExampleInputs, split_inputs
 from l0prune.surgery.shrink import shrink, surgery_of
 
@@ -97,7 +98,7 @@ def verify(
         example_inputs: A tensor, a tuple of positional or a dict of keyword tensors.
         closed: Share of the units to close, in [0, 1).
         seed: Seed of the units, gate values and variations.
-        align: Round kept widths to multiples of this; "auto" for this machine's CPU.
+        align: Round kept widths to multiples of this; "auto" for this machine's CPU, None or 1 for any width.
         onnx: Also export the compact model and compare onnxruntime with torch.
         double: Compute in float64, with a tolerance of 1e-9 instead of 1e-4 (relative).
         gate: Let gates of this family decide, at random locations at the end of a gate phase, and be worth their test-time
@@ -120,7 +121,7 @@ def verify(
     flow = _traced(model, example_inputs, seconds)
     gated = inject(model, flow, gate=gate or "hard-concrete", seed=seed).eval()
     values = torch.from_numpy(
-        random_decision(flow, closed=closed, seed=seed, align=_alignment(align), costs=gated.costs("macs"))
+        random_decision(flow, closed=closed, seed=seed, align=resolve_alignment(align), costs=gated.costs("macs"))
     )
     if gate is not None:
         locate_gates_(gated.gates, values > 0, seed=seed)
@@ -260,14 +261,6 @@ def _double(inputs: ExampleInputs) -> ExampleInputs:
 
     args, kwargs = split_inputs(inputs)
     return {k: convert(v) for k, v in kwargs.items()} if kwargs else tuple(convert(v) for v in args)
-
-
-def _alignment(align: int | str | None) -> int | None:
-    if isinstance(align, str):
-        from l0prune.bench.alignment import resolve_alignment
-
-        return resolve_alignment(align)
-    return align
 
 
 def _onnx_difference(compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

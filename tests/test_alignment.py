@@ -3,15 +3,15 @@ import time
 
 import pytest
 
-from l0prune.bench import alignment
-from l0prune.bench.alignment import (
+from l0prune.errors import ConfigError, FileFormatError
+from l0prune.measuring import alignment
+from l0prune.measuring.alignment import (
     CANDIDATES,
     AlignmentReport,
     measure_alignment,
     preferred_alignment,
     resolve_alignment,
 )
-from l0prune.errors import ConfigError, FileFormatError
 
 
 @pytest.fixture(scope="module")

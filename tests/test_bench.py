@@ -12,11 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 import l0prune
-from l0prune.bench import timing
 from l0prune.bench.benchmark import BenchReport, bench_table, benchmark
-from l0prune.bench.timing import interleave, median_ratio
 from l0prune.bench.torch_models import benchmark_modules
 from l0prune.errors import ConfigError, FileFormatError
+from l0prune.measuring import timing
+from l0prune.measuring.timing import interleave, median_ratio
 from l0prune.onnx.model import OnnxModel
 
 QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0}

@@ -50,6 +50,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
         ("gate_decision", "mean", "choose one of soft, binary"),
         ("gate_floor", 0, "gate_floor"),
         ("align", 0, "align"),
+        ("align", "wide", "align='wide' is out of range: give 'auto' or a whole number of channels, 1 or more"),
         ("align", 4.0, "align=4.0: expected int"),
         ("seed", -1, "seed"),
         ("mixed_precision", "fp8", "choose one of no, bf16, fp16"),

@@ -11,9 +11,10 @@ from torch import nn
 
 import l0prune
 from l0prune.finetuning.batches import share, steps
-from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
+from l0prune.finetuning.freezing import decided_values, recalibrate_
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.results import FinetuneResult
+from l0prune.gated.decision import choose_open
 
 
 class Recorder:

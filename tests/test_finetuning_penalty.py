@@ -22,10 +22,12 @@ from finetuning_case import (
 import l0prune
 from l0prune.errors import ConfigError
 from l0prune.finetuning.batches import count_samples
-from l0prune.finetuning.freezing import choose_open, decided_values
+from l0prune.finetuning.freezing import decided_values
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.progress import SilentProgress
+from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_names
+from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import evaluation_mode
 
 PENALTY = l0prune.Penalty(0.5)
@@ -202,8 +204,9 @@ def test_defaults_follow_the_goal():
     with_budget, with_penalty = config.resolved(penalised=False), config.resolved(penalised=True)
 
     assert with_budget.phase_epochs == pytest.approx((2, 2, 0, 6))
-    assert with_budget.rounding == 4
+    assert with_budget.align == with_budget.rounding == resolve_alignment("auto")
     assert with_penalty.phase_epochs == pytest.approx((2, 6.4, 0, 1.6))
     assert with_penalty.rounding == 1
+    assert replace(config, align="auto").resolved(penalised=True).align == with_budget.align
     assert replace(config, align=8, gate_epochs=5).resolved(penalised=True).rounding == 8
     assert replace(config, gate_epochs=5).resolved(penalised=True).phase_epochs == pytest.approx((2, 5, 0, 3))

@@ -55,6 +55,10 @@ def test_each_gate_is_trained_to_a_budget_frozen_and_cut(name):
 
     assert 0.3 < float(gated.expected_cost("macs").detach()) < 0.55
     assert 0.3 < gated.hard_cost("macs") < 0.65
+    within = copy.deepcopy(gated)
+    compact = l0prune.shrink(within, align=4)
+    torch.testing.assert_close(compact(x), within(x), atol=1e-10, rtol=0)
+    assert 0.49 < within.hard_cost("macs") <= 0.5
     gated.freeze()
     gated.eval()
     compact = l0prune.shrink(gated)

@@ -12,12 +12,13 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from l0prune.bench.hardware import Environment
 from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup, bench_table
-from l0prune.bench.timing import PairedTimes, interleave, median_ratio
 from l0prune.errors import ConfigError
 from l0prune.machine import memory_bytes, require_threads
-from l0prune.onnx.model import EXAMPLE_KEY, open_session
+from l0prune.measuring.hardware import Environment
+from l0prune.measuring.session import open_session
+from l0prune.measuring.timing import PairedTimes, interleave, median_ratio
+from l0prune.onnx.model import EXAMPLE_KEY
 from l0prune.reading import reading
 
 __all__ = [

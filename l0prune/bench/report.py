@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from l0prune.bench.hardware import Environment
 from l0prune.errors import FileFormatError
+from l0prune.measuring.hardware import Environment
 from l0prune.plain_data import from_plain, read_fields
 
 if TYPE_CHECKING:

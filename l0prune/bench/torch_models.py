@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from l0prune.bench.benchmark import BLOCK_S, Facts, report_of, require_counts
-from l0prune.bench.hardware import Environment
 from l0prune.bench.report import BenchReport
-from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError
+from l0prune.measuring.hardware import Environment
+from l0prune.measuring.timing import interleave
 from l0prune.model_call import ExampleInputs, ModelCall
 
 __all__ = ["benchmark_modules"]

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from l0prune.budget.alignment import Alignment, finer_alignments, full_grids
 from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
-from l0prune.budget.floor import Floor, rounded_up, smallest_counts
+from l0prune.budget.floor import Floor, require_feasible, smallest_counts
 from l0prune.budget.search import CountSearch
 from l0prune.budget.sides import IntArray
 from l0prune.budget.widths import Widths
-from l0prune.errors import BudgetInfeasibleError, ConfigError
+from l0prune.errors import ConfigError
 from l0prune.flow.costs import Dimension
 
 __all__ = ["align_open", "select_open"]
@@ -254,17 +254,4 @@ def _threshold(widths: Widths, is_open: BoolArray) -> float:
 
 
 def _require_feasible(widths: Widths, costs: CostModel, budget: Budget | float) -> None:
-    if isinstance(budget, Budget):
-        metric, unit, keep = budget.metric, budget.unit, budget.keep
-    else:
-        metric, unit, keep = "keep", "cost", budget
-    floor = Floor.of(widths, [term.name for term in costs.terms])
-    if floor.fraction <= keep:
-        return
-    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
-    ask = rounded_up(floor.fraction)
-    raise BudgetInfeasibleError(
-        f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
-        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
-        f"or make {largest[0][0]!r} prunable."
-    )
+    require_feasible(Floor.of(widths, [term.name for term in costs.terms]), budget)

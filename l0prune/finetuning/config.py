@@ -44,7 +44,6 @@ OPTIMIZERS = {
 PRECISIONS = ("no", "bf16", "fp16")
 GATE_DECISIONS = ("soft", "binary")
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
-BUDGET_ALIGN = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ class FinetuneConfig:
         recalibration_batches: Batches that re-estimate the BatchNorm statistics after the cut; 0 leaves them.
         salience_batches: Batches that measure how much the loss depends on each gate before the freeze, which decides
             what rounding to `align` takes; 0 leaves that to the widths' sizes.
-        align: The freeze rounds kept widths to multiples of this, >= 1; None is 4 with a budget, 1 with a penalty.
+        align: The freeze rounds kept widths to multiples of this, >= 1, or to what onnxruntime likes on this machine
+            ("auto"), measured once; None is "auto" with a budget, 1 with a penalty.
         seed: Seed of everything random but the data's order, which belongs to the batches.
         mixed_precision: "no", "bf16" or "fp16" (GPU only).
         channels_last: Keep 4-dimensional weights and inputs in channels-last memory order while training.
@@ -133,7 +133,7 @@ class FinetuneConfig:
     gate_floor: float = 0.1
     recalibration_batches: int = 20
     salience_batches: int = 20
-    align: int | None = None
+    align: int | str | None = None
     seed: int = 0
     mixed_precision: str = "no"
     channels_last: bool = True
@@ -156,9 +156,10 @@ class FinetuneConfig:
         self._check_range("gate_floor", 0, 1, open_low=True)
         for name in ("recalibration_batches", "salience_batches"):
             self._check_range(name, 0, LARGEST)
-        for name in ("align", "log_every", "histogram_every"):
+        for name in ("log_every", "histogram_every"):
             self._check_range(name, 1, LARGEST)
         self._check_range("seed", 0, LARGEST)
+        self._check_align()
 
     @property
     def defaults(self) -> OptimizerDefaults:
@@ -193,8 +194,10 @@ class FinetuneConfig:
 
     @property
     def rounding(self) -> int:
-        """What kept widths are multiples of."""
-        return BUDGET_ALIGN if self.align is None else self.align
+        """What kept widths are multiples of; "auto" is measured, and remembered."""
+        from l0prune.measuring.alignment import resolve_alignment
+
+        return resolve_alignment("auto" if self.align is None else self.align)
 
     def resolved(self, *, penalised: bool) -> FinetuneConfig:
         """With what depends on the goal of the run written out.
@@ -208,7 +211,7 @@ class FinetuneConfig:
             return replace(self, gate_fraction=share, gate_decision=decision, align=self.rounding)
         warmup, *_ = self.phase_epochs
         share = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs) if self.gate_fraction is None else self.gate_fraction
-        align, decision = 1 if self.align is None else self.align, self.gate_decision or "soft"
+        align, decision = 1 if self.align is None else self.rounding, self.gate_decision or "soft"
         return replace(self, gate_fraction=share, gate_decision=decision, align=align)
 
     def to_json(self) -> dict[str, Any]:
@@ -240,6 +243,7 @@ class FinetuneConfig:
                 "float": isinstance(value, (int, float)) and not isinstance(value, bool),
                 "int": isinstance(value, int) and not isinstance(value, bool),
                 "bool": isinstance(value, bool),
+                "int | str": isinstance(value, (int, str)) and not isinstance(value, bool),
                 "str": isinstance(value, str),
                 "tuple[float, ...]": isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value),
             }[kind]
@@ -262,6 +266,13 @@ class FinetuneConfig:
         value = getattr(self, name)
         if value is not None and value not in choices:
             raise ConfigError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}")
+
+    def _check_align(self) -> None:
+        is_number = isinstance(self.align, int) and self.align >= 1
+        if not is_number and self.align not in (None, "auto"):
+            raise ConfigError(
+                f"align={self.align!r} is out of range: give 'auto' or a whole number of channels, 1 or more"
+            )
 
     def _check_phases(self) -> None:
         self._check_range("epochs", 0, math.inf, open_low=True)

@@ -1,4 +1,4 @@
-"""The freeze: which gates stay open, what they are worth, and the statistics of the network that is left."""
+"""The freeze: what the gates that stay open are worth, and the statistics of the network that is left."""
 
 from __future__ import annotations
 
@@ -8,44 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.budget.as_trained import covered
-from l0prune.budget.budget import Budget
-from l0prune.budget.selection import align_open, select_open
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import call
 
-__all__ = ["choose_open", "decided_values", "recalibrate_"]
-
-
-def choose_open(gated: GatedModel, goal: Goal, *, align: int, salience: Tensor | None = None) -> Tensor:
-    """The gates that stay open: within a budget the best by `log_alpha`; under a penalty those that training left open.
-
-    Args:
-        gated: Its gates are ranked; it is not changed.
-        goal: A budget is the upper bound of the exact cost. Under a penalty exactly the gates whose test-time value is 0
-            close, but for the best of each dimension that would vanish, and before widths are rounded up to `align`.
-        align: Kept widths are multiples of this where a budget allows it, >= 1.
-        salience: Shape `(n_gates,)`, >= 0, decides which widths the rounding under a budget shortens; None takes their
-            sizes.
-
-    Returns:
-        Shape `(n_gates,)`, bool, on the CPU.
-
-    Raises:
-        BudgetInfeasibleError: if the budget is below what closing every gate can reach.
-    """
-    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
-    costs, flow = gated.costs(metric_of(goal)), gated.flow
-    if isinstance(goal, Budget):
-        measured = None if salience is None else salience.double().cpu().numpy()
-        chosen = select_open(scores, costs, flow.dimensions, flow.gate_group, goal, align=align, salience=measured)
-    else:
-        chosen = covered((gated.gate_values() != 0).cpu().numpy(), scores, flow.dimensions)
-        if align > 1:
-            chosen = align_open(chosen, scores, costs, flow.dimensions, flow.gate_group, align=align)
-    return torch.from_numpy(chosen)
+__all__ = ["decided_values", "recalibrate_"]
 
 
 def decided_values(gated: GatedModel, is_open: Tensor, config: FinetuneConfig, *, floored: bool = True) -> Tensor:

@@ -24,7 +24,6 @@ from l0prune.finetuning.checks import (
 )
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.distillation import frozen_copy
-from l0prune.finetuning.freezing import choose_open
 from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.progress import Progress, SilentProgress
@@ -34,6 +33,7 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import Phases, plan_phases
 from l0prune.finetuning.stage import Loss
 from l0prune.finetuning.trainer import Trainer
+from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.reading import reading
@@ -108,6 +108,7 @@ def finetune(
         require_trainable(gated, goal)
         choose_open(gated, goal, align=config.rounding)
     runtime = Runtime(config.mixed_precision)
+    config = replace(config, align=runtime.from_main(config.align))  # "auto" is measured by each process
     home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
     identity = {
         "config": config.to_json(),

@@ -87,6 +87,13 @@ class Runtime:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+    def from_main(self, value: Any) -> Any:
+        """The main process's value of something that each process has found for itself; plain data."""
+        values = [value]
+        if self.n_processes > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def _average_(self, tensors: list[Tensor]) -> None:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:

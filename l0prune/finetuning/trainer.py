@@ -17,7 +17,7 @@ from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.checks import require_converging
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.features import FeatureSite, feature_sites
-from l0prune.finetuning.freezing import choose_open, decided_values, recalibrate_
+from l0prune.finetuning.freezing import decided_values, recalibrate_
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.results import FinetuneResult
@@ -25,6 +25,7 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
 from l0prune.finetuning.settling import Settling, measure_salience
 from l0prune.finetuning.stage import Loss, Stage
+from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.surgery.shrink import absorb_, shrink
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
+from l0prune.budget.floor import require_feasible
 from l0prune.budget.lagrangian import Constraint
 from l0prune.budget.penalty import Penalty
 from l0prune.errors import ConfigError
@@ -60,6 +61,7 @@ def inject(
 
     Raises:
         ConfigError: unknown gate, parameter of it or layer, a drop rate out of range, a budget or penalty without steps, or both.
+        BudgetInfeasibleError: closing every gate does not meet the budget; says what can be met, and which layers cost it.
         PlanMismatchError: `flow` was traced on a model with other tensors.
     """
     require_same_model(model, flow)
@@ -184,8 +186,8 @@ class GatedModel(nn.Module):
         return self.gates.open_probability()
 
     def gate_values(self) -> Tensor:
-        """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]."""
-        return self.gates.values().detach()
+        """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]; a copy."""
+        return self.gates.values().detach().clone()
 
     def freeze(self, values: Tensor | None = None) -> None:
         """Fix the gates.
@@ -233,7 +235,10 @@ class GatedModel(nn.Module):
 
         Raises:
             ConfigError: a budget without steps.
+            BudgetInfeasibleError: with every gate closed the model costs more; nothing has changed then.
         """
+        if budget is not None:
+            require_feasible(self.costs(budget.metric).floor(self.flow.dimensions), budget)
         self._gate_training = GateTraining(self.gates, self.costs, budget=budget, steps=steps, optimizer=gate_optimizer)
 
     def set_penalty(

@@ -15,12 +15,14 @@ from l0prune.surgery.plan import SurgeryPlan
 
 __all__ = ["Surgery", "has_surgery", "remember_surgery_", "surgery_of"]
 
-_RECORD = "_l0prune_surgery"
+_RECORD, _SHOWN = "_l0prune_surgery", "surgery"
 
 
 @dataclass(frozen=True, eq=False)
 class Surgery:
     """What was done to a compact model; every one that `shrink` or `load` returns carries it.
+
+    It is `compact.surgery`; where the class has something else of that name, `surgery_of(compact)`.
 
     Attributes:
         plan: The cut of the original dense model, without fold factors (they are in the weights). Of a model that was cut several
@@ -57,8 +59,10 @@ class Surgery:
 
 
 def remember_surgery_(compact: nn.Module, record: Surgery) -> None:
-    """Put the record on a compact model."""
+    """Put the record on a compact model, as `surgery` too unless its class has something else of that name."""
     object.__setattr__(compact, _RECORD, record)
+    if not hasattr(compact, _SHOWN) or isinstance(getattr(compact, _SHOWN), Surgery):
+        object.__setattr__(compact, _SHOWN, record)
 
 
 def has_surgery(model: nn.Module) -> bool:

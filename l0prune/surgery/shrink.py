@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.budget.selection import align_open, select_open
 from l0prune.errors import ConfigError, EquivalenceError, first_line
 from l0prune.flow.trace import aliases_of
+from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.compose import compose
@@ -40,22 +40,32 @@ _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-prunin
 def shrink(
     gated: GatedModel,
     *,
-    align: int | None = None,
+    align: int | str | None = "auto",
     example_inputs: ExampleInputs | None = None,
     form: str | None = None,
 ) -> nn.Module:
     """Cut the closed units out of the weights and verify that the result computes what the gated model does.
 
+    Which units close is decided here, as `finetune` decides it, unless the gates are frozen: under a budget the best set of
+    gates by `log_alpha` that fills it, in widths that are multiples of `align`; without one exactly the gates whose
+    test-time value is 0. Gates that are frozen are cut as they are, whatever they cost.
+
+    Afterwards `gated` computes what the compact model does: its gates are frozen at the cut and it is in evaluation mode,
+    as the compact one. Their locations and the state of their training stay: `gated.unfreeze()` and `gated.train()` go
+    on where the training was. For a look in the middle of it, `shrink(copy.deepcopy(gated))` leaves `gated` alone.
+
     Args:
-        gated: The gated model; gates that are not frozen take their test-time values, and where those cost more than the
-            budget, the lowest close. It is not changed.
-        align: Round kept widths to multiples of this: up where the budget still holds, else down. None leaves them.
+        gated: The gated model. Where an error is raised it is as it was.
+        align: Round kept widths to multiples of this, up where a budget still holds, else down. "auto" is what onnxruntime
+            likes on this machine, measured once, where a budget decides what is cut, and 1 elsewhere; a number also holds
+            for gates that are frozen, or have no budget. None or 1 leaves widths alone. Gates that open again for it, or to
+            fill the budget, get the value 0.1.
         example_inputs: Inputs to verify with; None takes those the model was traced with, and noise of their shapes.
         form: "in-place" or "graph" to insist on one; None tries in place and falls back to the graph.
 
     Returns:
         The compact model in evaluation mode: the user's own class where that verifies, else a module of its exported
-        graph with the same state-dict keys. Both can be trained further.
+        graph with the same state-dict keys. Both can be trained further. `compact.surgery` says what was done (`Surgery`).
 
     Raises:
         EquivalenceError: the result differs from the gated model.
@@ -64,11 +74,8 @@ def shrink(
     """
     if form not in (None, "in-place", "graph"):
         raise ConfigError(f"form is {form!r}; expected 'in-place', 'graph' or None")
-    trained = gated.gate_values().double().cpu().numpy()
-    values = trained if gated.frozen else _within_budget(gated, trained)
-    if align is not None and align != 1:
-        values = aligned_values(gated, values, align)
-    reference = gated if np.array_equal(values, trained) else with_values(gated, values)
+    values = values_to_cut(gated, align).numpy()
+    reference = with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
     args, kwargs = _inputs(gated, example_inputs)
@@ -105,46 +112,9 @@ def shrink(
             plan, replayed = replace(plan, form="in-place"), False
     record = Surgery(plan, cut, values, difference, args, kwargs, gated.flow.captured.dynamic_batch, replayed)
     remember_surgery_(compact, record)
+    gated.freeze(torch.from_numpy(values))
+    gated.eval()
     return compact.eval()
-
-
-def aligned_values(gated: GatedModel, values: npt.NDArray[np.float64], align: int) -> npt.NDArray[np.float64]:
-    """Gate values with kept widths rounded to multiples of `align`; a gate that is opened for it gets value 1.
-
-    Raises:
-        ConfigError: `align` is not positive.
-    """
-    if align < 1:
-        raise ConfigError(f"align is {align}; expected a positive number of channels")
-    budget = gated.budget
-    scores = values + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu().numpy()
-    opened = align_open(
-        values != 0,
-        scores,
-        gated.costs(gated.metric),
-        gated.flow.dimensions,
-        gated.flow.gate_group,
-        align=align,
-        keep=None if budget is None else budget.keep,
-    )
-    return _opened(values, opened)
-
-
-def _within_budget(gated: GatedModel, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Gate values with the lowest of the open gates closed, where those that training left open cost more than the budget."""
-    budget = gated.budget
-    if budget is None or gated.costs(budget.metric).hard(values != 0) <= budget.keep:
-        return values
-    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
-    chosen = select_open(
-        scores, gated.costs(budget.metric), gated.flow.dimensions, gated.flow.gate_group, budget, tolerance=1.0
-    )
-    return _opened(values, chosen)
-
-
-def _opened(values: npt.NDArray[np.float64], is_open: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The values of the gates that are to be open, 1 for those that had none, and 0 for the others."""
-    return np.where(is_open, np.where(values != 0, values, 1.0), 0.0)
 
 
 def absorb_(gated: GatedModel, compact: nn.Module) -> None:

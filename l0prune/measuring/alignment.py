@@ -13,15 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.bench.hardware import processor
-from l0prune.bench.timing import interleave
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.files import write_whole
+from l0prune.measuring.hardware import processor
+from l0prune.measuring.timing import interleave
 from l0prune.plain_data import read_fields
 from l0prune.reading import read_json, reading
 from l0prune.user_folders import cache_directory
 
-__all__ = ["CANDIDATES", "AlignmentReport", "measure_alignment", "preferred_alignment", "resolve_alignment"]
+__all__ = [
+    "CANDIDATES",
+    "AlignmentReport",
+    "measure_alignment",
+    "preferred_alignment",
+    "require_alignment",
+    "resolve_alignment",
+]
 
 CANDIDATES = (1, 4, 8, 16, 32)
 """Alignments that are compared."""
@@ -138,6 +145,20 @@ def preferred_alignment(*, threads: int = 1) -> int:
     return reports[key].alignment
 
 
+def require_alignment(align: object) -> None:
+    """See that something can be an alignment, without measuring any.
+
+    Raises:
+        ConfigError: if it is neither "auto", nor None, nor a whole number >= 1 or its digits.
+    """
+    if align is None or align == "auto":
+        return
+    is_number = isinstance(align, int) and not isinstance(align, bool)
+    is_text = isinstance(align, str) and align.isdecimal()
+    if not (is_number or is_text) or int(align) < 1:  # type: ignore[call-overload]
+        raise ConfigError(f"align={align!r}: expected 'auto' or a whole number of channels, 1 or more.")
+
+
 def resolve_alignment(align: str | int | None, *, threads: int = 1) -> int:
     """The alignment a user asked for, as a number.
 
@@ -148,17 +169,10 @@ def resolve_alignment(align: str | int | None, *, threads: int = 1) -> int:
     Raises:
         ConfigError: if it is neither "auto" nor a whole number >= 1.
     """
+    require_alignment(align)
     if align is None:
         return 1
-    if align == "auto":
-        return preferred_alignment(threads=threads)
-    try:
-        number = int(align)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ConfigError(f"align={align!r}: expected 'auto' or a whole number of channels, 1 or more.")
-    return number
+    return preferred_alignment(threads=threads) if align == "auto" else int(align)
 
 
 def _relative_costs(curves: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
@@ -177,7 +191,7 @@ def _stack(kernel: int, width: int, threads: int) -> Callable[[], object]:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from l0prune.onnx.model import open_session
+    from l0prune.measuring.session import open_session
 
     rng = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"

@@ -1,0 +1,96 @@
+"""The decision which gates stay open: the one that `finetune` freezes, and that `shrink` cuts after a loop of the user's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l0prune.budget.as_trained import covered
+from l0prune.budget.budget import Budget
+from l0prune.budget.penalty import Penalty
+from l0prune.budget.selection import align_open, select_open
+from l0prune.gated.model import GatedModel
+from l0prune.measuring.alignment import require_alignment, resolve_alignment
+
+__all__ = ["REOPENED", "choose_open", "values_to_cut"]
+
+REOPENED = 0.1
+"""Value of a gate that training had closed and that opens again, to fill a budget or a width: a network that is not trained
+any more takes a unit it has learned to do without as noise, and loses far more at 1."""
+
+
+def choose_open(
+    gated: GatedModel, goal: Budget | Penalty | None, *, align: int, salience: Tensor | None = None
+) -> Tensor:
+    """The gates that stay open: within a budget the best by `log_alpha`; without one those that training left open.
+
+    Args:
+        gated: Its gates are ranked; it is not changed.
+        goal: A budget is the upper bound of the exact cost, and is filled to within 1 % where any set of gates does that.
+            Without one, exactly the gates whose test-time value is 0 close, but for the best of each dimension that would
+            vanish, and before widths are rounded up to `align`.
+        align: Kept widths are multiples of this where a budget allows it, >= 1.
+        salience: Shape `(n_gates,)`, >= 0, decides which widths the rounding under a budget shortens; None takes their
+            sizes.
+
+    Returns:
+        Shape `(n_gates,)`, bool, on the CPU.
+
+    Raises:
+        BudgetInfeasibleError: if the budget is below what closing every gate can reach.
+    """
+    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
+    costs, flow = gated.costs(goal.metric if isinstance(goal, Budget) else "macs"), gated.flow
+    if isinstance(goal, Budget):
+        measured = None if salience is None else salience.double().cpu().numpy()
+        chosen = select_open(scores, costs, flow.dimensions, flow.gate_group, goal, align=align, salience=measured)
+    else:
+        chosen = covered((gated.gate_values() != 0).cpu().numpy(), scores, flow.dimensions)
+        if align > 1:
+            chosen = align_open(chosen, scores, costs, flow.dimensions, flow.gate_group, align=align)
+    return torch.from_numpy(chosen)
+
+
+def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
+    """Values of the gates that a network is cut with which nobody trains any further: the trained ones as far as they go.
+
+    Args:
+        gated: Gates that are frozen are cut as they are; the others as `choose_open` says. It is not changed.
+        align: Kept widths are multiples of this. "auto" is what this machine likes where a budget decides, and 1 elsewhere.
+
+    Returns:
+        Shape `(n_gates,)`, float64 with the precision of the bank, on the CPU: 0 where closed, elsewhere the test-time
+        value, or `REOPENED`.
+
+    Raises:
+        BudgetInfeasibleError: if the budget is below what closing every gate can reach.
+        ConfigError: if `align` is neither "auto", None nor a number >= 1.
+    """
+    require_alignment(align)
+    budget = gated.budget
+    values = gated.gate_values().to("cpu", gated.gates.frozen_values.dtype)
+    leaves_widths = gated.n_gates == 0 or (align == "auto" and (gated.frozen or budget is None))
+    step = 1 if leaves_widths else resolve_alignment(align)
+    if not gated.frozen:
+        is_open = choose_open(gated, budget, align=step)
+    elif step > 1:
+        is_open = _rounded(gated, values, step)
+    else:
+        return values.double()
+    return torch.where(values == 0, REOPENED, values).mul(is_open).double()
+
+
+def _rounded(gated: GatedModel, values: Tensor, align: int) -> Tensor:
+    """Which of the frozen gates are open when widths are multiples of `align`: up where a budget still holds, else down."""
+    budget, flow = gated.budget, gated.flow
+    scores = values.double() + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu()
+    opened = align_open(
+        (values != 0).numpy(),
+        scores.numpy(),
+        gated.costs(gated.metric),
+        flow.dimensions,
+        flow.gate_group,
+        align=align,
+        keep=None if budget is None else budget.keep,
+    )
+    return torch.from_numpy(opened)
