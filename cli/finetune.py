@@ -227,7 +227,8 @@ def finetune_command(
     request = FinetuneRequest(model, data_spec or "", asked)
     with working():
         if resume:
-            result = resume_run(out, request, explicit_parameters(ctx), trust=trust)
+            implied = set() if teach is None else {"distillation_weight"}
+            result = resume_run(out, request, explicit_parameters(ctx) | implied, trust=trust)
         else:
             goal = (budget or penalty, "--budget or --penalty")
             for value, name in ((model.spec, "MODEL"), (data_spec, "--data"), goal):
@@ -267,8 +268,7 @@ def require_effective(typed: set[str], *, teach: bool | None) -> None:
 
 def explicit_parameters(ctx: click.Context) -> set[str]:
     """Names of the parameters that were typed."""
-    typed = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    return typed | ({"distillation"} if typed & {"teach", "distillation_weight"} else set())
+    return {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -223,7 +223,13 @@ def data_option(*, required: bool) -> Decorator:
 
 
 def flag(name: str) -> str:
-    """A parameter as it is typed."""
+    """A parameter as it is typed to the command that runs: `--gate-arg` for `gate_args`, `MODEL` for `spec`."""
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context else ():
+        if parameter.name == name:
+            if isinstance(parameter, click.Argument):
+                return (parameter.metavar or name).strip("[]")
+            return max(parameter.opts, key=len)
     return f"--{name.replace('_', '-')}"
 
 

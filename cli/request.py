@@ -208,14 +208,26 @@ class FinetuneRequest:
             same = now[name] == before[name] or (name == "align" and now[name] == "auto")
             if not same:
                 raise ConfigError(
-                    f"{flag(name)} is {now[name]!r} and was {before[name]!r} when the run began; "
+                    f"{flag(name)} is {as_typed(now[name])} and was {as_typed(before[name])} when the run began; "
                     "leave it out to resume, or begin another run with --out or --overwrite"
                 )
 
     def _flat(self) -> dict[str, Any]:
-        """Every option by its name, as it comes back from run.json: a tuple is a list there."""
+        """Every option by the name of its parameter, as it comes back from run.json: a tuple is a list there."""
         record = json.loads(json.dumps(self.to_record()))
-        return {**record["model"], **record["config"], "data_spec": record["data"]["spec"]}
+        named = {"distillation_weight": record["config"]["distillation"], "data_spec": record["data"]["spec"]}
+        return {**record["model"], **record["config"], **named}
+
+
+def as_typed(value: Any) -> str:
+    """The value of an option as it is typed."""
+    if value is None or (value in ({}, [], "") and not isinstance(value, bool | int | float)):
+        return "not given"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return repr(value)
 
 
 def read_epochs(text: str) -> tuple[float, ...]:

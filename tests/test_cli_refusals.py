@@ -209,6 +209,31 @@ def test_a_run_is_not_resumed_with_other_settings(run):
     refused([*FINETUNE, "--budget", "macs=0.3", "--out", str(run), "--resume"], "--budget", "macs=0.3", "macs=0.6")
 
 
+OTHERWISE = {
+    "another model": (["tiny_task:other"], ["MODEL is 'tiny_task:other' and was 'tiny_task:network'"]),
+    "another argument of the model": (["--model-arg", "width=6"], ["--model-arg is width=6 and was not given"]),
+    "another parameter of the gates": (
+        ["--gate-arg", "temperature=0.5", "--gate-arg", "clamp=9"],
+        ["--gate-arg is temperature=0.5 clamp=9 and was not given"],
+    ),
+    "other data": (["--data", "digits"], ["--data is 'digits' and was 'tiny_task:data'"]),
+    "other layers to ignore": (["--ignore", "0", "--ignore", "3"], ["--ignore is 0,3 and was not given"]),
+    "other weights": (["--weights", "w.safetensors"], ["--weights is ", "and was not given"]),
+    "another size": (["--image-size", "8,8"], ["--image-size is 8,8 and was not given"]),
+    "another start": (["--droprate-init", "0.5"], ["--droprate-init is '0.5' and was not given"]),
+    "no teacher": (["--no-distillation"], ["--distillation-weight is 0.0 and was 0.9"]),
+    "no augmentation": (["--augment"], ["--augment is True and was False"]),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_what_differs_from_the_run_is_named_as_it_is_typed(run, case):
+    options, words = OTHERWISE[case]
+    change_json(run / "run.json", status="interrupted")
+
+    refused(["finetune", *options, "--out", str(run), "--resume"], *words, "leave it out to resume")
+
+
 def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -314,7 +339,10 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
     assert result.exit_code == 2
 
 
-@pytest.mark.parametrize("option", [["--weights", "other.safetensors"], ["--mean", "0.5"], ["--model-arg", "a=1"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--weights", "other.safetensors"], ["--mean", "0.5"], ["--model-arg", "a=1"], ["--input-shape", "1,8,8"]],
+)
 def test_options_of_a_model_are_refused_for_a_run(run, option):
     refused(["eval", str(run), *option], option[0], "is for a model", "is a run")
 
