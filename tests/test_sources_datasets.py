@@ -307,3 +307,23 @@ def test_unknown_data_is_answered_with_what_there_is():
     assert "mnist:DIR" in message("imagenet")
     assert "Did you mean npz:x/d.npz?" in message("x/d.npz")
     assert "no module 'nps'" in message("nps:file")
+
+
+@pytest.mark.parametrize(
+    ("replaced", "words"),
+    [
+        (
+            {"x_train": np.full((4, 3), 1e300)},
+            "x_train has 12 of 12 values that float32 does not hold; the largest is 1e+300",
+        ),
+        ({"y_test": np.full(2, 2**63, np.uint64)}, "y_test has 2 of 2 values that int64 does not hold"),
+    ],
+)
+def test_numbers_beyond_the_type_they_are_kept_in_are_refused(replaced, words):
+    arrays = {"x_train": np.zeros((4, 3)), "x_test": np.zeros((2, 3))}
+    arrays |= {"y_train": np.zeros(4, np.int64), "y_test": np.zeros(2, np.int64)}
+
+    with pytest.raises(DataError) as caught:
+        DataSource(**(arrays | replaced))
+
+    assert words in str(caught.value)

@@ -1,13 +1,14 @@
 import collections
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from l0prune.errors import CheckpointError
+from l0prune.errors import CheckpointError, L0PruneWarning
 from l0prune.sources.weights import load_weights_, read_state_dict, save_weights
 
 
@@ -263,3 +264,97 @@ def test_only_safetensors_are_written(tmp_path):
         save_weights(net(), tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_weights(net(), tmp_path / "none" / "w.safetensors")
+
+
+HOLDS = torch.tensor([[1.0, -2.5], [0.5, 3.0]], dtype=torch.float64)
+REFUSED_CASTS = {
+    "bytes": (
+        (HOLDS * 2).to(torch.int8),
+        torch.float32,
+        "'weight' is stored as int8, the model has float32: a quantised",
+    ),
+    "unsigned bytes": (
+        HOLDS.abs().to(torch.uint8),
+        torch.float16,
+        "stored as uint8, the model has float16: a quantised",
+    ),
+    "whole numbers": (
+        HOLDS.to(torch.int64),
+        torch.float64,
+        "a quantised checkpoint, whose numbers mean nothing without",
+    ),
+    "truth values": (HOLDS > 0, torch.float32, "stored as bool, the model has float32"),
+    "complex numbers": (
+        (HOLDS + 1j).to(torch.complex64),
+        torch.float64,
+        "stored as complex64, the model has float64, which would drop the imaginary",
+    ),
+    "complex numbers on the axis": (HOLDS.to(torch.complex64), torch.float32, "drop the imaginary part"),
+    "beyond float32": (HOLDS * 1e200, torch.float32, "stored as float64, the model has float32, which is too narrow"),
+    "beyond float16": (HOLDS.float() * 1e5, torch.float16, "too narrow for its largest value, 3e+05"),
+    "fractions": (HOLDS, torch.int64, "stored as float64, the model has int64, which does not hold its values"),
+    "beyond int8": (HOLDS.to(torch.int64) * 1000, torch.int8, "does not hold its values"),
+}
+EXACT_CASTS = {
+    "half": (HOLDS.half(), torch.float32),
+    "bfloat16": (HOLDS.bfloat16(), torch.float64),
+    "eight bits": (HOLDS.to(torch.float8_e4m3fn), torch.float32),
+    "double that is single": (HOLDS, torch.float32),
+    "a whole number": (HOLDS.round(), torch.int64),
+    "real to complex": (HOLDS, torch.complex128),
+}
+ROUNDED_CASTS = {
+    "double": (HOLDS + 1e-12, torch.float32),
+    "single": (HOLDS.float() + 1e-4, torch.float16),
+    "too small": (HOLDS.float() * 1e-12, torch.float16),
+    "half to bfloat16": (HOLDS.half() + 0.001, torch.bfloat16),
+}
+
+
+class Holder(nn.Module):
+    """One tensor."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(2, 2, dtype=kind))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("case", REFUSED_CASTS)
+def test_numbers_that_would_become_others_are_refused(tmp_path, case, ending):
+    value, kind, words = REFUSED_CASTS[case]
+    path = tmp_path / f"w.{ending}"
+    (save_file if ending == "safetensors" else torch.save)({"weight": value}, path)
+
+    assert words in message(Holder(kind), path)
+
+
+@pytest.mark.parametrize("case", EXACT_CASTS)
+def test_numbers_that_stay_the_same_are_taken_without_a_word(tmp_path, case):
+    value, kind = EXACT_CASTS[case]
+    save_file({"weight": value}, tmp_path / "w.safetensors")
+    holder = Holder(kind)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", L0PruneWarning)
+        load_weights_(holder, tmp_path / "w.safetensors")
+
+    assert holder.weight.to(torch.complex128).equal(value.to(torch.complex128))
+
+
+@pytest.mark.parametrize("case", ROUNDED_CASTS)
+def test_numbers_that_are_rounded_are_taken_and_it_is_said(tmp_path, case):
+    value, kind = ROUNDED_CASTS[case]
+    save_file({"weight": value}, tmp_path / "w.safetensors")
+    holder = Holder(kind)
+
+    with pytest.warns(L0PruneWarning, match=r"1 of 1 tensors are rounded from \w+ to the model's \w+: weight"):
+        load_weights_(holder, tmp_path / "w.safetensors")
+
+    assert holder.weight.equal(value.to(kind))
+
+
+def test_eight_bits_that_are_no_number_are_refused(tmp_path):
+    save_file({"weight": torch.full((2, 2), torch.nan).to(torch.float8_e4m3fn)}, tmp_path / "w.safetensors")
+
+    assert "4 of 4 values that are NaN" in message(Holder(torch.float32), tmp_path / "w.safetensors")

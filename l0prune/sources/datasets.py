@@ -168,13 +168,26 @@ def _checked_array(source: DataSource, name: str, value: Any) -> Array:
     if value.dtype == np.uint8:
         return value
     if np.issubdtype(value.dtype, np.integer):
-        return value.astype(np.int64, copy=False)
+        return _without_loss(source, name, value, np.int64)
     if not np.issubdtype(value.dtype, np.floating):
         raise DataError(f"{source.name}: {name} has type {value.dtype}, expected uint8, float32 or an integer type.")
     bad = int(value.size - np.isfinite(value).sum())
     if bad:
         raise DataError(f"{source.name}: {name} has {bad} of {value.size} values that are NaN or infinite.")
-    return value.astype(np.float32, copy=False)
+    return _without_loss(source, name, value, np.float32)
+
+
+def _without_loss(source: DataSource, name: str, value: Array, kind: type[np.generic]) -> Array:
+    """The same numbers in another type; rounding to it is meant, going beyond it is not."""
+    with np.errstate(over="ignore"):
+        cast: Array = value.astype(kind, copy=False)
+    beyond = cast < 0 if value.dtype == np.uint64 else ~np.isfinite(cast)
+    if beyond.any():
+        raise DataError(
+            f"{source.name}: {name} has {int(beyond.sum())} of {value.size} values that {np.dtype(kind)} does not hold; the "
+            f"largest is {value.max()}."
+        )
+    return cast
 
 
 def _checked_targets(source: DataSource, name: str) -> Array:

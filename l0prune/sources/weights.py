@@ -1,5 +1,6 @@
 """Weights files: read without running code, matched strictly, written atomically."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from l0prune.errors import CheckpointError, first_line
+from l0prune.errors import CheckpointError, L0PruneWarning, first_line
 from l0prune.files import write_whole
 from l0prune.reading import reading
 from l0prune.sources.pickles import imported_names, read_pickled_tensors
@@ -70,7 +71,12 @@ def load_weights_(model: nn.Module, path: str | Path, *, precision: bool = False
         precision: Give the model's tensors the types that the weights are stored in.
 
     Raises:
-        CheckpointError: as `read_state_dict`, and if a name is missing, left over, or has another shape.
+        CheckpointError: as `read_state_dict`, and if a name is missing, left over, or has another shape, or if its type does
+            not become the model's: whole numbers are no weights, a complex number is not its real part, and a number beyond
+            the model's type is not infinite.
+
+    Warns:
+        L0PruneWarning: where the model's type is narrower, so that values are rounded.
     """
     expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     found = _read(Path(path))
@@ -87,6 +93,7 @@ def load_weights_(model: nn.Module, path: str | Path, *, precision: bool = False
         for name, tensor in held:
             tensor.data = tensor.data.to(found[name].dtype) if name in found else tensor.data
         expected = model.state_dict()
+    _check_casts(expected, found, path)
     with torch.no_grad():
         for name, value in found.items():
             expected[name].copy_(value)
@@ -174,12 +181,58 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        finite = torch.isfinite(value if value.itemsize > 1 else value.float())  # torch cannot say it of eight bits
+        if not bool(finite.all()):
             raise CheckpointError(
-                f"{path}: {name!r} has {count} of {value.numel()} values that are NaN or infinite. "
+                f"{path}: {name!r} has {int((~finite).sum())} of {value.numel()} values that are NaN or infinite. "
                 "The training that wrote it diverged; use an earlier checkpoint."
             )
+
+
+def _check_casts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse what would become another number in the model's type, and say what is rounded to it."""
+    rounded = []
+    for name, value in found.items():
+        kind = expected[name].dtype
+        if value.dtype == kind:
+            continue
+        where = f"{path}: {name!r} is stored as {_type(value.dtype)}, the model has {_type(kind)}"
+        if value.is_complex() and not kind.is_complex:
+            raise CheckpointError(
+                f"{where}, which would drop the imaginary part. Build the model with complex parameters."
+            )
+        if kind.is_floating_point and not value.is_floating_point():
+            raise CheckpointError(
+                f"{where}: a quantised checkpoint, whose numbers mean nothing without their scales. Give one that is not "
+                "quantised, or dequantise it and save it in floating point."
+            )
+        cast = value.to(kind)
+        if kind.is_floating_point and not bool(torch.isfinite(cast).all()):
+            raise CheckpointError(f"{where}, which is too narrow for its largest value, {_largest(value):.3g}.")
+        real = cast.real if cast.is_complex() and not value.is_complex() else cast
+        if bool((real.to(value.dtype) == value).all()):
+            continue
+        if not kind.is_floating_point:
+            raise CheckpointError(f"{where}, which does not hold its values.")
+        rounded.append(name)
+    if rounded:
+        stored, kept = found[rounded[0]].dtype, expected[rounded[0]].dtype
+        warnings.warn(
+            f"{path}: {len(rounded)} of {len(found)} tensors are rounded from {_type(stored)} to the model's {_type(kept)}:"
+            f" {_some(rounded)}",
+            L0PruneWarning,
+            stacklevel=3,
+        )
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _largest(value: Tensor) -> float:
+    return float(value.double().abs().max())
 
 
 def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
