@@ -9,6 +9,8 @@ SEED ?= 0
 COVERAGE_ARGS ?=
 DATA ?= npz:mnist.npz
 MNIST_ARGS ?=
+MINUTES ?= 5
+FUZZ_ARGS ?=
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -16,7 +18,7 @@ INSTALLED_MODELS := $(VENV)/.installed-models
 export ORT_DISABLE_TELEMETRY ?= 1
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
 
-.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,6 +79,9 @@ bench-step: $(INSTALLED) ## time of a gated training step against a plain one
 
 bench-gates: $(INSTALLED) ## time of one sampled step of a million gates, each family
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_step.py
+
+fuzz: $(INSTALLED) ## damaged files for every reader: make fuzz MINUTES=10
+	$(BIN)/python benchmarks/fuzz/run.py --minutes $(MINUTES) $(FUZZ_ARGS)
 
 bench-mnist: $(INSTALLED) ## LeNets as in the L0 papers; docs/mnist.md (hours, goes on where it stopped): make bench-mnist DATA=npz:mnist.npz
 	$(BIN)/python benchmarks/mnist_l0.py $(DATA) $(MNIST_ARGS)

@@ -122,8 +122,9 @@ def trainable(model: "nn.Module") -> "nn.Module":
 
     from l0prune.surgery.graph_model import GraphModel
 
-    is_fixed = isinstance(model, GraphModule) and not isinstance(model, GraphModel)
-    return GraphModel(model, model.graph).eval() if is_fixed else model
+    if isinstance(model, GraphModule) and not isinstance(model, GraphModel):
+        return GraphModel(model, model.graph).eval()
+    return model
 
 
 def has_random_weights(options: ModelOptions) -> bool:

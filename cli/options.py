@@ -79,8 +79,8 @@ class ModelOptions:
         """
         odd = sorted(set(data) ^ {field.name for field in fields(cls)})
         if odd:
-            raise FileFormatError(f"the run's model has missing or unknown keys: {', '.join(odd)}; start the run again")
-        return read_fields(cls, data, "the run's model", remedy="start the run again")
+            raise FileFormatError(f"run.json, model has missing or unknown keys: {', '.join(odd)}; start the run again")
+        return read_fields(cls, data, "run.json, model", remedy="start the run again")
 
 
 class KeyValue(click.ParamType):

@@ -15,7 +15,7 @@ from l0prune.errors import FileFormatError, L0PruneError, first_line
 
 __all__ = ["bounded_archive", "is_file", "read_json", "reading", "require_bounded", "shortened"]
 
-LONGEST = 300
+LONGEST = 280
 """Characters of a message about a file, its path not counted."""
 ALWAYS_FINE = 1 << 30
 LARGEST_RATIO = 200

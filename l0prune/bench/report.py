@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.errors import FileFormatError
 from l0prune.measuring.hardware import Environment
 from l0prune.plain_data import from_plain, read_fields
+from l0prune.reading import read_json, reading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,6 +142,16 @@ class BenchReport:
         if report.baseline not in names or not report.speedup.keys() <= set(names):
             raise FileFormatError(f"bench report: baseline and speedups are of models that it does not have: {names}.")
         return report
+
+    @classmethod
+    def read(cls, path: Path) -> "BenchReport":
+        """The report in a bench.json.
+
+        Raises:
+            FileFormatError: it is missing or damaged, or as `from_json`.
+        """
+        with reading(path, "bench report", remedy="run bench again"):
+            return cls.from_json(read_json(path, "bench report", remedy="run bench again"))
 
 
 def bench_table(report: BenchReport) -> "Table":

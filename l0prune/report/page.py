@@ -13,7 +13,7 @@ from l0prune.bench.report import BenchReport
 from l0prune.budget.budget import Budget
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
-from l0prune.reading import read_json, reading
+from l0prune.reading import read_json
 from l0prune.run_directory import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
@@ -218,8 +218,7 @@ def _environment(record: RunRecord, bench: BenchReport | None) -> dict[str, str]
 def _read_bench(run: RunDirectory) -> BenchReport | None:
     if not run.bench.exists():
         return None
-    with reading(run.bench, "bench report", remedy=REMEDY):
-        return BenchReport.from_json(read_json(run.bench, "bench report", remedy=REMEDY))
+    return BenchReport.read(run.bench)
 
 
 def _read_plan(run: RunDirectory) -> SurgeryPlan | None:

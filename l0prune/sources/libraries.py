@@ -1,6 +1,7 @@
 """Models of timm, torchvision and transformers, and how each library describes its inputs."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, ModelSpecError
@@ -28,6 +30,8 @@ __all__ = [
 
 ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LAYERS = 1000  # as many as any configuration may ask for
+_COUNT = re.compile(r"(^|_)(layers?|depths?)$")
 N_TOKENS = 16  # length of an example sequence
 
 
@@ -102,6 +106,7 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
 
 def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, Any]) -> Built:
     _refuse_code(spec, path / "config.json")
+    _require_fitting(path)
     read_config = transformers.AutoConfig.from_pretrained
     with _quiet(transformers):
         config = _construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
@@ -125,6 +130,28 @@ def _refuse_code(spec: str, file: Path) -> None:
                 raise ModelSpecError(
                     f"{spec!r} was refused, and nothing in it was run: {file.name} has {key}={str(inner)[:60]!r}, "
                     "code of the hub. Take it out where you trust the folder."
+                )
+        stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _require_fitting(path: Path) -> None:
+    """See that a configuration does not ask for more layers than the weights can be of: transformers would build them all.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    n_tensors = 0
+    for file in path.glob("*.safetensors"):
+        with reading(file, "safetensors file", error=CheckpointError), safe_open(file, "pt") as content:
+            n_tensors += len(content.keys())
+    stack = [read_json(path / "config.json", "configuration of transformers", error=ModelSpecError)]
+    while stack:
+        value = stack.pop()
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            counts = inner if isinstance(inner, list) else [inner]
+            if _COUNT.search(str(key)) and any(type(n) is int and n > max(LAYERS, n_tensors) for n in counts):
+                raise CheckpointError(
+                    f"{path / 'config.json'} has {key}={str(inner)[:60]}, which is more than its {n_tensors} tensors can be of."
                 )
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 

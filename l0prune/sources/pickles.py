@@ -3,6 +3,7 @@
 import io
 import pickle
 import pickletools
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,13 +13,6 @@ from l0prune.errors import L0PruneError
 from l0prune.reading import bounded_archive, require_bounded
 
 __all__ = ["imported_names", "load_arrays", "read_pickled_tensors"]
-
-# What it takes to rebuild dictionaries, bytes and numpy arrays, under the module names numpy 1 and 2 write.
-ALLOWED = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-}
 
 
 def imported_names(path: Path) -> list[str] | None:
@@ -83,6 +77,8 @@ def read_pickled_tensors(path: Path, *, error: type[L0PruneError]) -> Any:
     stored = path.stat().st_size
     if zipfile.is_zipfile(path):
         bounded_archive(path, stored, path, error=error).close()
+    elif tarfile.is_tarfile(path):
+        raise error(f"{path} is a tar archive, as torch wrote them before 2018; load it with torch and save it again.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,14 +87,11 @@ def read_pickled_tensors(path: Path, *, error: type[L0PruneError]) -> Any:
     return content
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Allow what `ALLOWED` lists."""
-        if (module, name) == ("_codecs", "encode"):
-            return _as_latin1
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it needs {module}.{name}, that is code")
-        return super().find_class(module, name)
+def _empty_array(_kind: object, _shape: object, _type: object) -> Any:
+    """An array that its state will fill: as numpy makes it, but for the room that a file may ask for."""
+    import numpy as np
+
+    return np.empty(0, np.uint8)
 
 
 def _as_latin1(text: str, encoding: str) -> bytes:
@@ -106,3 +99,22 @@ def _as_latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it has text in {encoding[:20]!r}")
     return text.encode("latin1")
+
+
+# What it takes to rebuild dictionaries, bytes and numpy arrays, by the module names of numpy 1 and 2. The class of arrays is
+# named and never called: it would make room for as many as it is told to.
+STAND_INS: dict[tuple[str, str], object] = {
+    ("_codecs", "encode"): _as_latin1,
+    ("numpy", "ndarray"): "numpy.ndarray",
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _empty_array for core in ("core", "_core")},
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Allow what `STAND_INS` lists, and types of numbers."""
+        if (module, name) == ("numpy", "dtype"):
+            return super().find_class(module, name)
+        if (module, name) not in STAND_INS:
+            raise pickle.UnpicklingError(f"it needs {module[:80]}.{name[:80]}, that is code")
+        return STAND_INS[module, name]
