@@ -290,6 +290,19 @@ def test_the_report_stands_alone(run):
         assert word in page
 
 
+def test_the_report_says_where_the_compact_network_is_slower(run):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    bench = json.loads((run / "bench.json").read_text())
+    bench["speedup"]["compact"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
+    (run / "bench.json").write_text(json.dumps(bench))
+
+    page = Path(json_of("report", run)["report"]).read_text()
+
+    assert "of the parameters of dense and is slower: 0.70 times its speed" in page
+
+
 def test_a_report_without_its_packages_says_what_to_install(run, monkeypatch):
     import importlib.util
 

@@ -1,6 +1,7 @@
 """Benchmark of ONNX files in onnxruntime on the CPU: in turn, on equal terms, with an interval on the speedup."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup, bench_table
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, L0PruneWarning
 from l0prune.machine import memory_bytes, require_threads
 from l0prune.measuring.hardware import Environment
 from l0prune.measuring.session import open_session
@@ -81,7 +82,8 @@ def benchmark(
         seed: Of the inputs, the order, and the bootstrap of the interval.
 
     Returns:
-        Latencies, sizes, speedups with their 95 % intervals, and what they were measured on.
+        Latencies, sizes, speedups with their 95 % intervals, and what they were measured on. `warnings` names models that
+        are smaller than the first and slower all the same; they are warned about, too (`L0PruneWarning`).
 
     Raises:
         ConfigError: if a file is missing, there is no model, a model refuses the batch size or the inputs, or a number
@@ -120,16 +122,18 @@ class Facts:
     Attributes:
         n_bytes: Of its file with the weights' own, or of its tensors where it has no file.
         n_parameters: Floating-point values in it.
+        odd_widths: As in `ModelTiming`.
     """
 
     n_bytes: int
     n_parameters: int
+    odd_widths: tuple[int, ...] = ()
 
 
 def report_of(
     times: PairedTimes, facts: Mapping[str, Facts], environment: Environment, *, seed: int, runtime: str | None = None
 ) -> BenchReport:
-    """What was measured, as a report.
+    """What was measured, as a report; a model that is smaller than the first and slower all the same is warned about.
 
     Args:
         times: Of the models in the order of `facts`; the first is the baseline.
@@ -139,7 +143,7 @@ def report_of(
         runtime: What ran the models; None is onnxruntime.
     """
     rows, names = environment.batch_size, list(facts)
-    return BenchReport(
+    report = BenchReport(
         models=tuple(_timing(name, times.seconds[i], rows, facts[name]) for i, name in enumerate(names)),
         baseline=names[0],
         speedup=_speedups(names, times, seed),
@@ -148,6 +152,9 @@ def report_of(
         environment=environment,
         runtime=runtime or f"onnxruntime {environment.onnxruntime}",
     )
+    for warning in report.warnings:
+        warnings.warn(warning, L0PruneWarning, stacklevel=3)
+    return report
 
 
 def require_counts(models: Mapping[str, Any], kind: str, **counts: int | None) -> None:
@@ -175,6 +182,7 @@ def _timing(name: str, seconds: np.ndarray, rows: int, facts: Facts) -> ModelTim
         throughput_per_s=rows * 1e3 / p50,
         file_bytes=facts.n_bytes,
         n_parameters=facts.n_parameters,
+        odd_widths=facts.odd_widths,
     )
 
 
@@ -196,7 +204,20 @@ def _file_facts(path: Path) -> Facts:
         return Facts(
             n_bytes=sum(file.stat().st_size for file in files),
             n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
+            odd_widths=_odd_widths(model.graph),
         )
+
+
+def _odd_widths(graph: onnx.GraphProto) -> tuple[int, ...]:
+    """Input channels of convolutions, each number once, from 16 on and no multiples of 4."""
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    found = set()
+    for node in graph.node:
+        shape = shapes.get(node.input[1], ()) if node.op_type in ("Conv", "ConvTranspose") else ()
+        if len(shape) > 2:
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            found.add(int(shape[1] * groups if node.op_type == "Conv" else shape[0]))
+    return tuple(sorted(width for width in found if width >= 16 and width % 4))
 
 
 def _rows(inputs: Any) -> int | None:

@@ -1,6 +1,6 @@
 """What a benchmark found: figures as data, their JSON, and their table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ __all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table"]
 
 _FORMAT, _VERSION = "l0prune.bench", 1
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
+_SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
+_SHOWN_WIDTHS = 6
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ModelTiming:
         throughput_per_s: Inputs (not batches) a second, from the median.
         file_bytes: Size of its ONNX file, with the weights' own where there is one; of its tensors where it has no file.
         n_parameters: Floating-point values stored in it.
+        odd_widths: Channels that convolutions of its ONNX file read, ascending, where they are 16 or more and no multiple of
+            4: onnxruntime takes such layers out of its fast, blocked kernels.
     """
 
     name: str
@@ -59,6 +63,7 @@ class ModelTiming:
     throughput_per_s: float
     file_bytes: int
     n_parameters: int
+    odd_widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,18 @@ class BenchReport:
     def __getitem__(self, name: str) -> ModelTiming:
         """The timing of a model by its name."""
         return next(timing for timing in self.models if timing.name == name)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence or two for each model that has fewer parameters than the baseline and is slower all the same."""
+        whole = self[self.baseline].n_parameters
+        return tuple(
+            f"{name} has {self[name].n_parameters / whole:.0%} of the parameters of {self.baseline} and is slower: "
+            f"{speedup.ratio:.2f} times its speed, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}. "
+            f"{_what_to_do(self[name].odd_widths)}"
+            for name, speedup in self.speedup.items()
+            if speedup.high < _SLOWER and self[name].n_parameters < whole
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object: `models` and `speedup` are keyed by model name."""
@@ -184,6 +201,21 @@ def bench_table(report: BenchReport) -> "Table":
             f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
         )
     return table
+
+
+def _what_to_do(odd_widths: Sequence[int]) -> str:
+    """What helps a small model that is slow."""
+    if not odd_widths:
+        return (
+            "Its convolutions have no odd widths, so rounding does not help: measure it with the batch size and threads it "
+            "will run with, and prune further where that is no faster."
+        )
+    shown = ", ".join(map(str, odd_widths[:_SHOWN_WIDTHS]))
+    more = f" and {len(odd_widths) - _SHOWN_WIDTHS} more" if len(odd_widths) > _SHOWN_WIDTHS else ""
+    return (
+        f"It has convolutions of {shown}{more} channels, which onnxruntime computes slowly: round them with "
+        "`l0prune shrink RUN --align auto`, in Python shrink(gated, align=16)."
+    )
 
 
 def _expect_keys(where: str, value: Mapping[str, Any], expected: set[str]) -> None:

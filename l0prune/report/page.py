@@ -145,6 +145,7 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
             f"Speedup in {bench.runtime.split()[0]} {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
             "measured in turn."
         )
+        notes += bench.warnings
     else:
         notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
     return notes
