@@ -113,6 +113,7 @@ class FeatureReader:
         self._model = model
         self._found: dict[str, Tensor] = {}
         self._modules: dict[str, nn.Module] = {}
+        self._records = False
         if isinstance(model, GraphModel) and sites:
             self._model = model.reporting({site.node: site.module for site in sites}, self._found)
         else:
@@ -122,10 +123,12 @@ class FeatureReader:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         """The model's output, and its blocks' outputs by name.
 
-        A block that returns no tensor, runs twice in a call, or is not there is missing.
+        A block that returns no tensor, runs twice in a call, or is not there is missing; and so is one that a reentrant
+        checkpoint runs, through whose output no gradient would flow.
         """
         self._found.clear()
         seen: set[str] = set()
+        self._records = torch.is_grad_enabled()
         with ExitStack() as stack:
             for name, module in self._modules.items():
                 stack.callback(module.register_forward_hook(partial(self._keep, name, seen)).remove)
@@ -134,7 +137,7 @@ class FeatureReader:
 
     def _keep(self, name: str, seen: set[str], _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._found.pop(name, None)
-        if name not in seen and isinstance(output, Tensor):
+        if name not in seen and isinstance(output, Tensor) and torch.is_grad_enabled() == self._records:
             self._found[name] = output
         seen.add(name)
 

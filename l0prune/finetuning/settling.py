@@ -92,14 +92,22 @@ def measure_salience(
     bank.freeze(gated.gate_values())
     values = bank.frozen_values.requires_grad_()
     salience = torch.zeros_like(kept)
+    parameters = list(gated.parameters())
+    gradients = [parameter.grad for parameter in parameters]
     try:
         with evaluation_mode(gated):
             for inputs, targets in batches:
-                (gradient,) = torch.autograd.grad(objective(inputs, targets), values, allow_unused=True)
-                if gradient is not None:
-                    salience += (gradient * values.detach()).nan_to_num(0.0, 0.0, 0.0).square()
+                values.grad = None
+                gated.zero_grad(set_to_none=True)
+                loss = objective(inputs, targets)
+                if loss.requires_grad:
+                    loss.backward()  # not autograd.grad: from reentrant checkpoints gradients come by accumulation alone
+                if values.grad is not None:
+                    salience += (values.grad * values.detach()).nan_to_num(0.0, 0.0, 0.0).square()
     finally:
-        values.requires_grad = False
+        values.requires_grad, values.grad = False, None
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         if was_frozen:
             bank.freeze(kept)
         else:

@@ -134,8 +134,9 @@ class Stage:
                 outputs, in_float32(taught), temperature=self._config.distillation_temperature
             )
             total = (1 - share) * task + share * distillation
-        if self._sites:
-            hints = feature_loss(self._sites, features, wanted)
+        sites = [site for site in self._sites if site.module in features]
+        if sites:
+            hints = feature_loss(sites, features, wanted)
             total = total + self._config.feature_distillation * hints
         objective = total if weight == 1.0 else total * weight
         if self.gated is not None:

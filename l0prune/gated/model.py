@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from l0prune.budget.budget import Budget
 from l0prune.budget.costs import CostModel
 from l0prune.budget.floor import require_feasible
 from l0prune.budget.lagrangian import Constraint
 from l0prune.budget.penalty import Penalty
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.norms import MaskedNorms
+from l0prune.gated.substitution import Substitution
 from l0prune.gated.tensors import places_of, require_same_model, tensor_of
 from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
 from l0prune.model_call import set_mode
+from l0prune.recomputation import in_backward_pass, kept_for_backward
 
 __all__ = ["GatedModel", "inject"]
 
@@ -145,17 +147,27 @@ class GatedModel(nn.Module):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model with gated weights."""
+        """Call the model with gated weights.
+
+        Raises:
+            TraceError: the model takes another path than when it was traced; or new gates would be drawn in a backward pass.
+        """
+        if self.training and not self.frozen and in_backward_pass():
+            raise TraceError(
+                "the gated model is called in a backward pass, as a checkpoint around it does, and would draw other gates than"
+                " in the forward pass: put checkpoints inside the model that has the gates, or freeze() them"
+            )
         z = self.gates()
         extended = torch.cat([z, z.new_ones(1)])[self._index]
         weights = self._gated_weights(extended[: self._n_consumed])
         placed = {place: weight for name, weight in weights.items() for place in self._places[name]}
-        if not self.flow.norms:
-            return functional_call(self.model, placed, args, kwargs, tie_weights=False)
-        is_open = extended[self._n_consumed :].detach() > self.gates.threshold
-        masks = is_open.split(self._lengths[len(self.flow.consumers) :])
-        with self._masked_norms(masks):
-            return functional_call(self.model, placed, args, kwargs, tie_weights=False)
+        with ExitStack() as stack:
+            if self.flow.norms:
+                is_open = extended[self._n_consumed :].detach() > self.gates.threshold
+                masks = is_open.split(self._lengths[len(self.flow.consumers) :])
+                stack.enter_context(kept_for_backward(self._masked_norms(masks)))
+            stack.enter_context(kept_for_backward(Substitution(self.model, placed)))
+            return self.model(*args, **kwargs)
 
     def _masked_norms(self, masks: Sequence[Tensor]) -> MaskedNorms:
         called = self.flow.captured.norms

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from l0prune.errors import TraceError
 from l0prune.flow.norm_calls import KIND_OF, norm_weight, statistic_kind
 from l0prune.gated.masked_statistics import HALF, statistic_of_open
+from l0prune.recomputation import CountedCalls
 
 __all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
 
@@ -87,7 +87,7 @@ def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor
     return out if bias is None else out + bias.view(per_channel)
 
 
-class MaskedNorms(TorchFunctionMode):
+class MaskedNorms(CountedCalls):
     """Inside this block, the normalisations that have a mask use masked statistics.
 
     Args:
@@ -110,13 +110,14 @@ class MaskedNorms(TorchFunctionMode):
         self._by_weight = by_weight
         self._by_order = by_order
         self._n_others = n_others
-        self._calls: dict[str, int] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Replace the calls that have a mask."""
         kwargs = kwargs or {}
+        if self.is_idle:
+            return func(*args, **kwargs)
         kind = KIND_OF.get(func)
         statistic = statistic_kind(func, args, kwargs) if kind is None else None
         if statistic is not None:
@@ -133,8 +134,8 @@ class MaskedNorms(TorchFunctionMode):
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         """Leave the block; see that as many norms were called as were traced."""
         super().__exit__(kind, *rest)
-        for name in {name for name, _ in self._by_order} if kind is None else ():
-            found, expected = self._calls.get(name, 0), self._n_others.get(name, 0)
+        for name in {name for name, _ in self._by_order} if kind is None and not self.is_again else ():
+            found, expected = self.calls[name], self._n_others.get(name, 0)
             if found != expected:
                 raise TraceError(
                     f"the forward pass calls {name} without a weight {found} times, the traced one {expected} times, so they "
@@ -144,8 +145,8 @@ class MaskedNorms(TorchFunctionMode):
     def _mask(self, kind: str, weight: Tensor | None) -> Mask | None:
         if weight is not None and id(weight) in self._by_weight:
             return self._by_weight[id(weight)]
-        order = self._calls.get(kind, 0)
-        self._calls[kind] = order + 1
+        order = self.calls[kind]
+        self.calls[kind] += 1
         return self._by_order.get((kind, order))
 
 

@@ -24,8 +24,7 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 def places_of(model: nn.Module, names: set[str]) -> dict[str, tuple[str, ...]]:
     """Where each of the named tensors is held: one name for every module that holds it.
 
-    `functional_call` with tied weights replaces a tensor under all its names; of a module that has two names itself it
-    would put back the replacement.
+    A module that has two names itself counts once: its tensors are put back once.
     """
     places: dict[str, list[str]] = {name: [] for name in names}
     known = {id(tensor_of(model, name)): name for name in names}

@@ -7,13 +7,12 @@ module with such code keeps its class and runs its own forward pass; the calls n
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from l0prune.recomputation import CountedCalls, kept_for_backward
 from l0prune.surgery.plan import CallChange
 from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
 
@@ -38,7 +37,7 @@ class _Forward:
         self.sizes = sizes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _GiveSizes(self.sizes):
+        with kept_for_backward(_GiveSizes(self.sizes)):
             return self._forward(*args, **kwargs)
 
     @property
@@ -56,22 +55,21 @@ class _Forward:
         return inspect.signature(self._forward)
 
 
-class _GiveSizes(TorchFunctionMode):
+class _GiveSizes(CountedCalls):
     """Inside this block, the calls that are counted out in `sizes` get the sizes there."""
 
     def __init__(self, sizes: dict[tuple[str, int], Rows]) -> None:
         super().__init__()
         self._sizes = sizes
-        self._seen: Counter[str] = Counter()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Make the call, with its own sizes or those of the plan."""
         kwargs = kwargs or {}
-        if func not in KIND_OF:
+        if func not in KIND_OF or self.is_idle:
             return func(*args, **kwargs)
         call = SizedCall(func, args, kwargs)
-        rows = self._sizes.get((call.kind, self._seen[call.kind]))
-        self._seen[call.kind] += 1
+        rows = self._sizes.get((call.kind, self.calls[call.kind]))
+        self.calls[call.kind] += 1
         return call.make() if rows is None else call.with_sizes(rows).make()
