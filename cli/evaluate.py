@@ -70,7 +70,7 @@ def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> d
     for call in (model_call(model), data_call(data_spec)):
         remember(call)
     score = task.score(loaded.model, batch_size=batch_size)
-    return described(model.spec, data_spec, task, {"dense": score})
+    return described(model.spec, data_spec, task, {"dense": score}, trained=not has_random_weights(model))
 
 
 def evaluate_run(
@@ -99,7 +99,7 @@ def evaluate_run(
         scores[form] = task.score(model, batch_size=batch_size)
     if not compact:
         note(f"{path} is not shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
-    return described(str(path), spec, task, scores)
+    return described(str(path), spec, task, scores, trained=not run.request.options.from_scratch)
 
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:
@@ -115,9 +115,13 @@ def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[.
     return forms
 
 
-def described(name: str, data_spec: str, task: Task, scores: dict[str, float]) -> dict[str, Any]:
-    """Scores with what they are scores of."""
-    return {"model": name, "data": data_spec, "n": len(task.data.y_test), "metric": task.metric, task.metric: scores}
+def described(name: str, data_spec: str, task: Task, scores: dict[str, float], *, trained: bool) -> dict[str, Any]:
+    """Scores with what they are scores of, and what speaks against them where the dense network is a trained one."""
+    doubts = task.doubts(scores["dense"]) if trained else None
+    if doubts:
+        note(doubts)
+    n = len(task.data.y_test)
+    return {"model": name, "data": data_spec, "n": n, "metric": task.metric, task.metric: scores, "doubts": doubts}
 
 
 def print_scores(result: dict[str, Any]) -> None:

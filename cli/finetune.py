@@ -289,6 +289,8 @@ def print_result(result: dict[str, Any]) -> None:
     goal = result["budget"] or result["penalty"]
     before = "untrained" if result["from_scratch"] else "dense"
     print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
+    if result["doubts"]:
+        console().print(result["doubts"], markup=False, soft_wrap=True)
     console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
 
 

@@ -42,6 +42,7 @@ class Prepared:
         goal: What may be kept, or what open gates pay.
         config: The library's configuration.
         dense_score: Score of the dense model on the test data.
+        doubts: What speaks against that score, or None.
     """
 
     request: FinetuneRequest
@@ -51,6 +52,7 @@ class Prepared:
     goal: "Goal"
     config: "FinetuneConfig"
     dense_score: float
+    doubts: str | None
 
 
 def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite: bool) -> dict[str, Any] | None:
@@ -165,7 +167,10 @@ def prepare(request: FinetuneRequest) -> Prepared:
     choose_open(gated, goal, align=config.rounding)
     dense_score = task.score(loaded.model)
     note(f"{request.model.spec}: {gated.n_gates} gates; dense {task.metric} {dense_score:.4g}")
-    return Prepared(replace(request, options=options), task, batches, gated, goal, config, dense_score)
+    doubts = None if options.from_scratch else task.doubts(dense_score)
+    if doubts:
+        note(doubts)
+    return Prepared(replace(request, options=options), task, batches, gated, goal, config, dense_score, doubts)
 
 
 def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
@@ -243,6 +248,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "from_scratch": prepared.request.options.from_scratch,
         "metric": metric,
         "dense": prepared.dense_score,
+        "doubts": prepared.doubts,
         "final": result.evaluation[metric],
         "macs_before": round(macs),
         "macs_after": round(macs * prepared.gated.hard_cost("macs")),

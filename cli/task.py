@@ -116,6 +116,18 @@ class Task:
         batches = self.test_batches(batch_size=batch_size, device=None if parameter is None else parameter.device)
         return accuracy(model, batches) if self.data.has_classes else self._mean_loss(model, batches)
 
+    def doubts(self, score: float) -> str | None:
+        """What to look at where a trained network scores no better than chance; None where it does."""
+        from l0prune.sources.evaluation import is_chance, most_frequent
+
+        if not self.data.has_classes or not is_chance(score, self.data):
+            return None
+        return (
+            f"CAREFUL: the dense network is right on {score:.2f} % of {self.data.name}, no more than chance: one class alone is "
+            f"{most_frequent(self.data):.2f} % of it. Before you trust what follows, look at the order of the labels against its "
+            "outputs, at the normalisation (--mean, --std) and at the weights (--weights)"
+        )
+
     def evaluate(self, model: "nn.Module") -> dict[str, float]:
         """The score by its name, as `l0prune.finetune` wants it."""
         return {self.metric: self.score(model)}

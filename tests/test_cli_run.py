@@ -372,3 +372,23 @@ def test_a_missed_budget_has_its_own_exit_code(monkeypatch, tmp_path):
 
     assert result.exit_code == 3
     assert json.loads(result.stdout) == figures
+
+
+def test_a_dense_network_at_chance_is_called_that_before_and_after(tmp_path):
+    """The weights of the tiny network are random."""
+    out = tmp_path / "run"
+    result = invoke(*FINETUNE, "--epochs", "2", "--batch-size", "16", "--align", "1", "--out", out)
+    before, _, _ = result.stderr.partition("learning gates")
+
+    assert "CAREFUL: the dense network is right on" in before
+    assert "order of the labels" in before
+    assert "CAREFUL" in result.stdout
+    scores = json_of("eval", out)
+    assert "no more than chance" in scores["doubts"]
+    assert json.loads((out / "run.json").read_text())["result"]["doubts"] is not None
+
+
+def test_a_network_that_has_learned_is_not_doubted():
+    result = json_of("eval", "digits_resnet", "--weights", "bundled", "--data", "digits")
+
+    assert result["doubts"] is None

@@ -1,12 +1,15 @@
+import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from l0prune.errors import DataError
+from l0prune.errors import DataError, L0PruneWarning
 from l0prune.model_call import logits_of
 from l0prune.sources.datasets import DataSource
-from l0prune.sources.evaluation import accuracy, check_classes
+from l0prune.sources.evaluation import accuracy, check_classes, is_chance
 from l0prune.sources.model_spec import LoadedModel, load_model
 
 X = torch.eye(4)
@@ -69,3 +72,58 @@ def test_more_classes_than_outputs_is_an_error():
     check_classes(load_model("lenet5", model_args={"num_classes": 13}), data)
     features = DataSource(np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3))
     check_classes(LoadedModel(nn.Linear(4, 1), (torch.zeros(2, 4),), None, "dense"), features)
+
+
+def images(labels, **described) -> DataSource:
+    x = np.zeros((len(labels), 28, 28), np.uint8)
+    return DataSource(x, np.array(labels), x, np.array(labels), name="mine", **described)
+
+
+def said(loaded: LoadedModel, data: DataSource) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_classes(loaded, data)
+    return [str(warning.message) for warning in caught if warning.category is L0PruneWarning]
+
+
+def test_fewer_classes_than_outputs_are_said_with_their_order():
+    (text,) = said(load_model("lenet5"), images([0, 1, 2, 1], class_names=("ant", "bee", "cat", "dog"), n_classes=4))
+
+    assert "mine has 4 classes, 'lenet5' has 10 outputs" in text
+    assert "folders in the order of their names (ant = 0, bee = 1, cat = 2 ...)" in text
+    assert said(load_model("lenet5"), images(range(10))) == []
+
+
+def test_classes_in_another_order_than_the_networks_are_said():
+    class Named(nn.Linear):
+        config = SimpleNamespace(id2label={1: "bee", 0: "ant", 2: "cat"})
+
+    loaded = LoadedModel(Named(4, 3), (torch.zeros(2, 4),), None, "net")
+    x, y = np.zeros((3, 4)), np.arange(3)
+
+    (text,) = said(loaded, DataSource(x, y, x, y, class_names=("ant", "cat", "bee"), name="mine"))
+    assert "label 1 of mine is 'cat', output 1 of 'net' is 'bee'" in text
+    assert said(loaded, DataSource(x, y, x, y, class_names=("ant", "bee", "cat"))) == []
+    assert said(loaded, DataSource(x, y, x, y)) == []
+
+
+BALANCED, RARE = np.arange(1000) % 20, np.arange(1000) % 20 == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "score", "expected"),
+    [
+        (BALANCED, 0.0, True),
+        (BALANCED, 5.0, True),
+        (BALANCED, 6.3, True),
+        (BALANCED, 8.0, False),
+        (BALANCED, 99.0, False),
+        (BALANCED % 2, 51.0, True),
+        (BALANCED % 2, 60.0, False),
+        (RARE.astype(int), 95.0, True),
+        (RARE.astype(int), 95.5, False),
+        (BALANCED * 0, 100.0, False),
+    ],
+)
+def test_an_accuracy_that_chance_would_give_is_told_from_one_that_was_learned(labels, score, expected):
+    assert is_chance(score, images(labels)) is expected

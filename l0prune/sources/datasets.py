@@ -38,6 +38,7 @@ class DataSource:
         x_test: As `x_train`, for testing.
         y_test: As `y_train`, for testing.
         n_classes: Number of classes; None counts them where the targets are classes.
+        class_names: What the classes are called, in the order of their numbers, where that is known.
         name: The specification the data came from.
 
     Raises:
@@ -49,6 +50,7 @@ class DataSource:
     x_test: Inputs
     y_test: Array
     n_classes: int | None = None
+    class_names: tuple[str, ...] = ()
     name: str = "data"
 
     def __post_init__(self) -> None:
@@ -120,7 +122,8 @@ def _from_arrays(arrays: Mapping[str, Any], spec: str) -> DataSource:
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(f"{spec}: no {', '.join(missing)}; found {found}, expected {', '.join(ARRAYS)}.")
-    return DataSource(**{name: arrays[name] for name in ARRAYS}, n_classes=arrays.get("n_classes"), name=spec)
+    classes = {"n_classes": arrays.get("n_classes"), "class_names": tuple(arrays.get("class_names", ()))}
+    return DataSource(**{name: arrays[name] for name in ARRAYS}, **classes, name=spec)
 
 
 def _from_factory(spec: str) -> DataSource:

@@ -231,7 +231,7 @@ def read_folder(folder: Path, image_size: tuple[int, int] | None = None) -> Arra
             raise DataError(
                 f"{folder}: {len(listed)} images are too few to hold any out for testing; add a test folder."
             )
-    arrays: Arrays = {"n_classes": len(classes)}
+    arrays: Arrays = {"n_classes": len(classes), "class_names": tuple(classes)}
     for part, items in parts.items():
         arrays[f"x_{part}"] = _read_images([path for path, _ in items], image_size)
         arrays[f"y_{part}"] = np.array([label for _, label in items], np.int64)
