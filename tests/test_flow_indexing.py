@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
+import torch.nn.functional as F
+from flow_case import Net, assert_cut_exactly, both, gated_at, gates, inputs, random_gates, traced
 from torch import nn
+
+from l0prune.surgery.shrink import shrink
 
 LOOKED_UP = "indexed by position"
 TOKENS = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -221,3 +224,56 @@ def test_units_that_a_mask_selects_among_are_pinned():
 
     assert flow.n_gates == 0
     assert flow.pinned[LOOKED_UP] >= 6
+
+
+BAGS = {"mean": {}, "sum": {"padding_idx": 0}, "max": {}}
+
+
+@pytest.mark.parametrize("mode", BAGS)
+def test_features_of_bags_of_embeddings_are_units(mode):
+    net = Net(
+        lambda net, i: net.tail(net.middle(net.bag(i)).relu()),
+        bag=nn.EmbeddingBag(9, 6, mode=mode, **BAGS[mode]),
+        middle=nn.Linear(6, 5),
+        tail=nn.Linear(5, 2),
+    )
+    x = torch.randint(9, (4, 7), generator=torch.Generator().manual_seed(0))
+
+    flow = assert_cut_exactly(net, x, forms=["in-place", "graph"], seeds=range(2))
+
+    assert flow.n_gates == 6 + 5
+    assert gates(flow, "bag.weight", 1) == gates(flow, "middle.weight", 1)
+    assert flow.pinned["a vocabulary: rows are looked up by data"] == 9
+    compact = shrink(gated_at(net, flow, random_gates(flow)), form="in-place")
+    assert compact.bag.embedding_dim == compact.bag.weight.shape[1] < 6
+
+
+def test_bags_of_several_lengths_with_weights():
+    net = Net(
+        lambda net, i, start, w: net.tail(net.bag(i, start, per_sample_weights=w)),
+        bag=nn.EmbeddingBag(9, 6, mode="sum"),
+        tail=nn.Linear(6, 2),
+    )
+    x = (torch.tensor([3, 1, 4, 1, 5]), torch.tensor([0, 2]), inputs(5))
+
+    assert assert_cut_exactly(net, x).n_gates == 6
+
+
+BAG_OF_UNITS = {
+    "weights": lambda net, y: F.embedding_bag(
+        torch.zeros(2, 4, dtype=torch.long), net.table, per_sample_weights=y[0, :2], mode="sum"
+    ),
+    "rows": lambda net, y: F.embedding_bag((y[0] > 0).long(), net.table),
+    "starts": lambda net, y: F.embedding_bag(torch.zeros(5, dtype=torch.long), net.table, offsets=(y[0, 0] > 9).long()),
+    "which": lambda net, y: torch.embedding_bag(y[0].t(), torch.tensor([0, 2, 1]), torch.tensor([0, 1]), mode=2)[3],
+}
+
+
+@pytest.mark.parametrize("name", BAG_OF_UNITS)
+def test_units_that_choose_or_weigh_the_rows_of_bags_stay(name):
+    net = both(BAG_OF_UNITS[name])
+    net.register_buffer("table", torch.ones(9, 6))
+
+    flow = traced(net, inputs(2, 5, 3))
+
+    assert gates(flow, "up.weight", 0) is None

@@ -1,9 +1,12 @@
 """Rules of matrix products: linear layers, matmul with parameters and activations, attention."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import Net, assert_cut_exactly, gates, inputs, traced
+from flow_case import Net, assert_cut_exactly, gated_at, gates, inputs, random_gates, traced
 from torch import nn
+
+from l0prune.surgery.shrink import shrink
 
 SCORES = "attention scores contract it without a parameter"
 COMPUTED = "contracted with a computed tensor, not a parameter"
@@ -243,3 +246,37 @@ def test_an_embedding_that_also_classifies_is_cut_once():
 
     assert gates(flow, "embed.weight", 1) == gates(flow, "mix.weight", 0) == gates(flow, "mix.weight", 1)
     assert flow.n_gates == 8
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bilinear_layer_consumes_both_of_its_inputs(bias):
+    net = Net(
+        lambda net, x, y: net.tail(net.both(net.a(x).relu(), net.b(y).relu())),
+        a=nn.Linear(3, 6),
+        b=nn.Linear(4, 5),
+        both=nn.Bilinear(6, 5, 7, bias=bias),
+        tail=nn.Linear(7, 2),
+    )
+
+    flow = assert_cut_exactly(net, (inputs(2, 9, 3), inputs(2, 9, 4)), forms=["in-place", "graph"], seeds=range(2))
+
+    assert flow.n_gates == 6 + 5 + 7
+    assert gates(flow, "both.weight", 0) == gates(flow, "tail.weight", 1)
+    assert gates(flow, "both.weight", 1) == gates(flow, "a.weight", 0)
+    assert gates(flow, "both.weight", 2) == gates(flow, "b.weight", 0)
+    assert flow.dense_cost("macs") == 9 * (3 * 6 + 4 * 5 + 6 * 5 * 7 + 5 * 7 + 7 * 2)
+
+
+def test_units_that_a_bilinear_layer_meets_on_both_sides_are_the_same():
+    net = Net(
+        lambda net, x: net.tail(net.both(net.a(x).relu(), net.a(x).tanh())),
+        a=nn.Linear(3, 6),
+        both=nn.Bilinear(6, 6, 4),
+        tail=nn.Linear(4, 2),
+    )
+    flow = assert_cut_exactly(net, inputs(5, 3), forms=["in-place", "graph"], seeds=range(2))
+
+    layer = shrink(gated_at(net, flow, random_gates(flow)), form="in-place").both
+
+    assert flow.n_gates == 6 + 4
+    assert (layer.out_features, layer.in1_features, layer.in2_features) == tuple(layer.weight.shape)

@@ -192,10 +192,16 @@ def with_cell(cell: nn.Module, function=lambda net, y: net.cell(y)[0]) -> Net:
 
 
 RECURRENT = {
-    "projected outputs": with_cell(nn.LSTM(4, 6, proj_size=3)),
     "a single hidden unit": with_cell(nn.GRU(4, 1)),
+    "a single projected output": with_cell(nn.LSTM(4, 6, proj_size=1)),
+    "a single hidden unit that is projected": with_cell(nn.LSTM(4, 2, proj_size=1)),
+    "a single hidden unit of a cell": with_cell(nn.GRUCell(4, 1), lambda net, y: net.cell(y[:, 0])),
     "along time": with_cell(nn.GRU(5, 3, batch_first=True), lambda net, y: net.cell(y.transpose(1, 2))[0]),
     "along the batch": with_cell(nn.GRU(5, 3), lambda net, y: net.cell(y.transpose(1, 2))[0]),
+    "steps of packed sequences": with_cell(
+        nn.Identity(),
+        lambda net, y: torch._VF._pad_packed_sequence(y[0].t(), torch.tensor([2, 1, 1]), False, 0.0, 3)[0],
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_case import Net, assert_cut_exactly, both, inputs, traced
+from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
 from torch import nn
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -144,3 +144,34 @@ def test_a_pool_with_windows_or_steps_along_units_pins_them(name):
     net = both(lambda net, y: POOLS[name](y))
 
     assert traced(net, inputs(2, 6, 3)).n_gates == 0
+
+
+UNPOOLED = {1: (nn.Conv1d, F.max_pool1d, F.max_unpool1d), 2: (nn.Conv2d, F.max_pool2d, F.max_unpool2d),
+            3: (nn.Conv3d, F.max_pool3d, F.max_unpool3d)}  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", UNPOOLED)
+def test_what_was_pooled_goes_back_to_its_place_channel_by_channel(dims):
+    conv, pool, unpool = UNPOOLED[dims]
+
+    def there_and_back(net, x):
+        y, places = pool(net.up(x).relu(), 2, return_indices=True)
+        return net.tail(unpool(net.middle(y).relu(), places, 2))
+
+    net = Net(there_and_back, up=conv(3, 6, 1), middle=conv(6, 6, 1), tail=conv(6, 2, 1))
+
+    flow = assert_cut_exactly(net, inputs(2, 3, *([4] * dims)), seeds=range(2))
+
+    assert flow.n_gates == 6
+    assert gates(flow, "up.weight", 0) == gates(flow, "middle.weight", 0) == gates(flow, "tail.weight", 1)
+
+
+@pytest.mark.parametrize("name", ["values", "places"])
+def test_units_along_the_space_of_an_unpooling_stay(name):
+    def function(net, y):
+        y = y[:, None]
+        if name == "values":
+            return F.max_unpool2d(y, torch.zeros(3, 1, 5, 4, dtype=torch.long), (1, 2))
+        return F.max_unpool2d(torch.ones_like(inputs(3, 1, 5, 4)), (y > 0).long(), (1, 2))
+
+    assert gates(traced(both(function), inputs(3, 5, 3)), "up.weight", 0) is None

@@ -44,7 +44,7 @@ _OUT: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
     (nn.GroupNorm, _cut_group_norm),
     (nn.modules.instancenorm._InstanceNorm, tp.prune_instancenorm_out_channels),
     (nn.PReLU, tp.prune_prelu_out_channels),
-    (nn.Embedding, tp.prune_embedding_out_channels),
+    ((nn.Embedding, nn.EmbeddingBag), tp.prune_embedding_out_channels),
 ]
 """Module type -> torch-pruning function for its output (or only) dimension."""
 
@@ -104,7 +104,7 @@ def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
     for name in [*cut, *(name for name, known in aliases.items() if known in cut)]:
         _set_tensor(model, name, cut[aliases.get(name, name)])
     for module in model.modules():
-        _measure_computed_weight(module)
+        _measure(module)
 
 
 def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
@@ -166,7 +166,7 @@ def _cut_module(module: nn.Module, cuts: dict[str, TensorCut]) -> None:
     if cut is None or _has_computed_tensor(module):
         return
     out_dim, in_dim = (1, 0) if getattr(module, "transposed", False) else (0, 1)
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         out_dim = 1
     out = _removed(weight, out_dim) if weight is not None else _removed(cut, 0)
     for kinds, cutter in _OUT:
@@ -203,13 +203,14 @@ _SIZES: list[tuple[type[nn.Module], tuple[str, ...]]] = [
     (nn.modules.batchnorm._NormBase, ("num_features",)),
     (nn.GroupNorm, ("num_channels",)),
     (nn.LayerNorm, ("normalized_shape",)),
+    (nn.Bilinear, ("out_features", "in1_features", "in2_features")),
 ]
 """Integers of layers, for each dimension of their weight."""
 
 
-def _measure_computed_weight(module: nn.Module) -> None:
-    """Bring the integers of a layer with a computed weight or bias up to date."""
-    if not _has_computed_tensor(module) or getattr(module, "groups", 1) != 1:
+def _measure(module: nn.Module) -> None:
+    """Bring the integers of a layer with a computed weight or bias up to date, and those of a kind that no cutter knows."""
+    if not (_has_computed_tensor(module) or isinstance(module, nn.Bilinear)) or getattr(module, "groups", 1) != 1:
         return
     held = dict(module.named_parameters())
     shape = next((held[name].shape for name in _WEIGHTS if name in held), None)

@@ -13,14 +13,28 @@ from l0prune.flow.tracker import Labels
 __all__ = ["LOOKED_UP", "indexed", "is_mask"]
 
 LOOKED_UP = "indexed by position"
+VOCABULARY = "a vocabulary: rows are looked up by data"
 
 
 @register("embedding")
 def embedding(op: Op) -> Labels:
     """Rows are looked up by data, so the vocabulary stays; features flow."""
     weight, indices = op.labels(op.arg("weight")), op.labels(op.arg("indices"))
-    op.tracker.pin(weight[0], "a vocabulary: rows are looked up by data")
+    op.tracker.pin(weight[0], VOCABULARY)
     return [*indices, weight[1]]
+
+
+@register("embedding_bag")
+def embedding_bag(op: Op) -> list[Labels]:
+    """Rows that data look up are added, averaged, or the largest of each feature is taken: a row for each bag."""
+    weight, given = op.labels(op.arg("weight")), op.arg("per_sample_weights")
+    op.tracker.pin(weight[0], VOCABULARY)
+    for node in (op.arg("indices"), op.arg("offsets"), *(() if given is None else (given,))):
+        op.tracker.pin_all(op.labels(node), LOOKED_UP)
+    if any(user.args[1] != 0 for user in op.node.users):
+        raise NoRuleError  # which rows were the largest, and the like
+    others = [[None] * value.dim() for value in op.node.meta["val"][1:]]
+    return [[None, weight[1]], *others]
 
 
 @register("index", "_unsafe_index")

@@ -26,6 +26,19 @@ def linear(op: Op) -> Labels:
     return [*x_labels[:-1], w_labels[0]]
 
 
+@register("bilinear")
+def bilinear(op: Op) -> Labels:
+    """`x_1 W_k x_2 + b_k` for every output k: the weight is `(out, in_1, in_2)` and contracts both."""
+    first, second, weight, bias = op.arg("input1"), op.arg("input2"), op.arg("weight"), op.arg("bias")
+    n_outer = len(op.shape(first)) - 1
+    outer: list[Index] = [f"x{d}" for d in range(n_outer)]
+    ids = op.labels(weight)[0]
+    if bias is not None:
+        op.tracker.tie(ids, op.labels(bias)[0])
+    terms: list[list[Index]] = [[*outer, "i"], ["k", "i", "j"], [*outer, "j"]]
+    return multilinear(op, [first, weight, second], terms, [*outer, "k"])
+
+
 @register("matmul", "mm", "bmm")
 def matmul(op: Op) -> Labels:
     """Batched product of two tensors; either may be a parameter."""

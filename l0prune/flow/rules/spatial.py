@@ -18,7 +18,7 @@ _UPSAMPLES = [f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest
 _OTHERS = ["_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa",
            "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
            "replication_pad2d", "replication_pad3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-           "max_pool2d_with_indices", "max_pool3d_with_indices"]  # fmt: skip
+           "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"]  # fmt: skip
 
 
 @register(*_POOLS, *_UPSAMPLES, *_OTHERS)
@@ -44,6 +44,17 @@ def _is_left_alone(op: Op, k: int) -> bool:
 def _at(option: int | list[int], k: int) -> int:
     """An option of one dimension: given for each, or one for all."""
     return option if isinstance(option, int) else option[k if len(option) > 1 else 0]
+
+
+@register("max_unpool2d", "max_unpool3d")
+def unpooled(op: Op) -> Labels:
+    """What was pooled goes back to its place, channel by channel; the places may come from another layer."""
+    labels, places = op.labels(op.arg("self")), op.labels(op.arg("indices"))
+    n_space = int(op.name[-2])
+    pin_space(op, [*labels[-n_space:], *places[-n_space:]])
+    both = zip(labels[:-n_space], places[:-n_space], strict=True)
+    outer = [None if a is None and b is None else op.tracker.tie(a, b) for a, b in both]
+    return [*outer, *([None] * n_space)]
 
 
 @register("grid_sampler")
