@@ -18,7 +18,7 @@ INSTALLED_MODELS := $(VENV)/.installed-models
 export ORT_DISABLE_TELEMETRY ?= 1
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
 
-.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-step bench-gates bench-mnist fuzz clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules bench-alignment bench-own-loop bench-step bench-gates bench-mnist fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -73,6 +73,9 @@ mutation-rules: $(INSTALLED) ## break every rule of the channel flow in turn: wh
 
 bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against the rounding of its widths
 	$(BIN)/python benchmarks/alignment.py
+
+bench-own-loop: $(INSTALLED_MODELS) ## the README's loop on four networks: equal outputs, the budget, the clock
+	$(BIN)/python benchmarks/own_loop.py
 
 bench-step: $(INSTALLED) ## time of a gated training step against a plain one
 	$(BIN)/python benchmarks/step_overhead.py

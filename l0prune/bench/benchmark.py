@@ -213,7 +213,7 @@ def _odd_widths(graph: onnx.GraphProto) -> tuple[int, ...]:
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     found = set()
     for node in graph.node:
-        shape = shapes.get(node.input[1], ()) if node.op_type in ("Conv", "ConvTranspose") else ()
+        shape = list(shapes.get(node.input[1], [])) if node.op_type in ("Conv", "ConvTranspose") else []
         if len(shape) > 2:
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
             found.add(int(shape[1] * groups if node.op_type == "Conv" else shape[0]))
