@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l0prune.cli.options import THREADS, Number, Whole, common_options
+from l0prune.cli.options import THREADS, FilePath, Number, Whole, common_options
 from l0prune.cli.output import console, note, show, working
 from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.cli.trust import trust_option
@@ -43,7 +43,7 @@ class BenchOptions:
 
 
 @click.command("bench")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN | A.onnx [B.onnx ...]")
+@click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="RUN | A.onnx [B.onnx ...]")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of onnxruntime, or torch.")
 @click.option("--batch-size", type=Whole(1), default=1, show_default=True, help="Inputs in one run.")
 @click.option("--warmup", "warmup_s", type=Number(min=0), default=0.3, show_default=True, help="Untimed seconds each.")

@@ -10,7 +10,7 @@ import click
 from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
-from l0prune.cli.options import BUNDLED, THREADS, ModelOptions, common_options
+from l0prune.cli.options import BUNDLED, THREADS, FilePath, ModelOptions, common_options
 from l0prune.cli.output import console, note, percent, print_table, ratio, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
@@ -28,9 +28,7 @@ BENCH = BenchOptions(min_seconds=2.0)
 
 
 @click.command("demo")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo-run"), show_default=True, help="Directory of the run."
-)
+@click.option("--out", type=FilePath(), default=Path("demo-run"), show_default=True, help="Directory of the run.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="CPU threads torch may use.")
 @common_options
 def demo_command(out: Path, threads: int, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from l0prune.cli.failures import EXIT_BUDGET_MISSED
 from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.options import (
+    FilePath,
     KeyValue,
     ModelOptions,
     Number,
@@ -59,7 +60,7 @@ def by_optimizer(text: str, name: str) -> str:
     help="Instead of a budget, the L0 paper's lambda, as in lambda=0.1; or of the inputs of a layer, as in fc1=10; repeatable.",
 )
 @click.option("--from-scratch", is_flag=True, help="Start with random weights, by --seed, without a teacher.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory of the run.")
+@click.option("--out", type=FilePath(), required=True, help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out; needs no other option.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option(

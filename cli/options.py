@@ -18,6 +18,7 @@ from l0prune.plain_data import read_fields
 __all__ = [
     "THREADS",
     "Alignment",
+    "FilePath",
     "KeyValue",
     "ModelOptions",
     "Number",
@@ -153,6 +154,21 @@ class Number(click.FloatRange):
         return number
 
 
+class FilePath(click.Path):
+    """A path that the libraries underneath can open: safetensors, torch and onnxruntime know names in UTF-8 alone."""
+
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{str(value)!r} is no name in UTF-8: give a link to it with another name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Alignment(click.ParamType):
     """`auto`, or the positive number that every kept width is rounded to a multiple of."""
 
@@ -193,7 +209,7 @@ def described_model() -> tuple[Decorator, ...]:
     return (
         click.option(
             "--weights",
-            type=click.Path(path_type=Path),
+            type=FilePath(),
             help="Checkpoint: .safetensors, .pt or .pth; bundled: the one shipped.",
         ),
         click.option(

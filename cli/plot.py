@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import Decorator, common_options
+from l0prune.cli.options import Decorator, FilePath, common_options
 from l0prune.cli.output import console, note, show, working
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def picture_option(default: str) -> Decorator:
     """Add `--out FILE`."""
     return click.option(
         "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FilePath(dir_okay=False),
         default=Path(default),
         show_default=True,
         help="Picture to write: .png, .svg or .pdf.",
@@ -32,7 +32,7 @@ def picture_option(default: str) -> Decorator:
 
 
 @plot_command.command("gates")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=FilePath())
 @picture_option("gates.svg")
 @click.option("--samples", is_flag=True, help="Count values drawn of the gates, not their probabilities of being open.")
 @common_options
@@ -47,7 +47,7 @@ def gates_command(path: Path, out: Path, samples: bool, as_json: bool) -> None:
 
 
 @plot_command.command("cost")
-@click.argument("paths", metavar="RUN...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", metavar="RUN...", type=FilePath(), nargs=-1, required=True)
 @picture_option("cost.svg")
 @common_options
 def cost_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:

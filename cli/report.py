@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from l0prune.cli.options import common_options
+from l0prune.cli.options import FilePath, common_options
 from l0prune.cli.output import console, show, working
 
 __all__ = ["report_command", "report_run"]
 
 
 @click.command("report")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=FilePath())
 @common_options
 def report_command(path: Path, as_json: bool) -> None:
     """Write one self-contained page about a run, with pictures."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import Alignment, common_options, threads_option
+from l0prune.cli.options import Alignment, FilePath, common_options, threads_option
 from l0prune.cli.output import console, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
@@ -29,7 +29,7 @@ ONE_PATH = (
 
 
 @click.command("shrink")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=FilePath())
 @click.option(
     "--align",
     type=Alignment(),

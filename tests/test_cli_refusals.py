@@ -1,8 +1,12 @@
 """Bad input to the command line: one line that names the thing and the remedy, exit code 1, nothing left behind."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -401,3 +405,93 @@ def test_a_demo_does_not_replace_a_run(run):
     refused(["demo", "--out", str(run)], "holds a run that is no demo")
 
     assert (run / "run.json").read_bytes() == before
+
+
+NOT_TEXT = os.fsdecode(b"r\xe9sum\xe9")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*FINETUNE, *BUDGET, "--out", NOT_TEXT],
+        [*FINETUNE, *BUDGET, "--out", "run", "--weights", f"{NOT_TEXT}.safetensors"],
+        ["shrink", NOT_TEXT],
+        ["bench", f"{NOT_TEXT}.onnx"],
+        ["report", NOT_TEXT],
+        ["plot", "gates", NOT_TEXT],
+    ],
+)
+def test_a_name_that_the_libraries_cannot_open_is_wrong_usage(tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+
+    result = invoked(*args)
+
+    assert result.exit_code == 2
+    assert "is no name in UTF-8: give a link to it with another name" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_data_may_have_any_name(tmp_path):
+    path = tmp_path / f"{NOT_TEXT}.npz"
+    np.savez(path, **data())
+
+    result = invoked("eval", "tiny_task:network", "--data", f"npz:{path}", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["data"] == f"npz:{path}"
+
+
+# What commands that were stopped at a bad moment leave behind.
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 5, 8])
+def test_a_second_ctrl_c_before_the_first_checkpoint_blocks_nothing(tmp_path, monkeypatch, stopped_at):
+    import l0prune
+    from l0prune import run_directory
+
+    out, calls, removing = tmp_path / "run", 0, run_directory.remove
+
+    def impatient(path: Path) -> None:
+        nonlocal calls
+        calls += path.parent == out
+        if calls > stopped_at + len(run_directory.RunDirectory(out).own_files):  # those of the beginning do not count
+            raise KeyboardInterrupt
+        removing(path)
+
+    def interrupted(*_: object, out: Path, **__: object) -> None:
+        (out / "metrics.jsonl").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(l0prune, "finetune", interrupted)
+        patch.setattr(run_directory, "remove", impatient)
+        assert invoked(*FINETUNE, *BUDGET, "--out", str(out)).exit_code == 130
+    assert out.exists()
+
+    again = ["--resume"] if (out / "run.json").exists() else []
+    result = invoked(*FINETUNE, *BUDGET, "--out", str(out), *again)
+
+    assert result.exit_code == 0, result.stderr
+    assert not [line for line in (out / "metrics.jsonl").read_text().splitlines() if line == "{}"]
+
+
+@pytest.mark.slow
+def test_a_killed_shrink_leaves_nothing_that_stays(run):
+    code = f"""
+import os, signal
+from pathlib import Path
+import l0prune
+from l0prune.cli.shrink import shrink_run
+l0prune.shrink = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+shrink_run(Path({str(run)!r}), trust=True)
+"""
+    before = {path.name for path in run.iterdir()}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len({path.name for path in run.iterdir()} - before) == 1
+
+    assert invoked("bench", str(run), "--min-seconds", "0", "--samples", "1", "--warmup", "0").exit_code == 0
+
+    assert {path.name for path in run.iterdir()} == before | {"bench.json"}
