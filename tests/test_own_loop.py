@@ -9,7 +9,7 @@ from flow_case import EXACT, difference, n_parameters, ready
 from torch import nn
 
 import l0prune
-from l0prune.errors import BudgetInfeasibleError, ConfigError, EquivalenceError
+from l0prune.errors import BudgetInfeasibleError, ConfigError, EquivalenceError, L0PruneWarning
 from l0prune.gated.decision import REOPENED
 from l0prune.surgery.shrink import absorb_, surgery_of
 
@@ -123,13 +123,16 @@ def test_widths_are_what_the_machine_likes_unless_told_otherwise(monkeypatch):
     assert free == widths(l0prune.shrink(half_trained(), align=1))
 
 
-def test_what_the_user_froze_is_cut_as_it_is_whatever_it_costs():
+def test_what_the_user_froze_is_cut_as_it_is_with_a_warning_where_it_costs_too_much():
     gated = half_trained()
     values = torch.full((gated.n_gates,), 0.5)
     values[::7] = 0
     gated.freeze(values)
 
-    compact = l0prune.shrink(gated)
+    with pytest.warns(
+        L0PruneWarning, match=r"cost 0\.\d+ of the dense MACs, over the budget macs=0.5: unfreeze\(\) lets"
+    ):
+        compact = l0prune.shrink(gated)
 
     assert torch.equal(gated.gate_values(), values)
     assert gated.hard_cost() > 0.5

@@ -39,7 +39,9 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, loss: Loss) -> No
     scores = gated.gates.log_alpha.detach().double().cpu().numpy()
     upper = np.argsort(np.argsort(scores)) >= gated.n_gates // 2
     kept = covered(upper, scores, gated.flow.dimensions)
-    compact = shrink(with_values(gated, kept.astype(np.float64)))
+    half = with_values(gated, kept.astype(np.float64))
+    half.set_budget(None, None)  # of the copy: half of the gates may cost more
+    compact = shrink(half)
     inputs, targets = (place(part, torch.device("cpu"), channels_last=False) for part in (inputs, targets))
     failure = _failure(compact, inputs, targets, loss)
     if failure is not None and _failure(copy.deepcopy(gated.model), inputs, targets, loss) is None:

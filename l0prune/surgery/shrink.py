@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import ConfigError, EquivalenceError, first_line
+from l0prune.errors import ConfigError, EquivalenceError, L0PruneWarning, first_line
 from l0prune.flow.trace import aliases_of
 from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
@@ -48,7 +49,7 @@ def shrink(
 
     Which units close is decided here, as `finetune` decides it, unless the gates are frozen: under a budget the best set of
     gates by `log_alpha` that fills it, in widths that are multiples of `align`; without one exactly the gates whose
-    test-time value is 0. Gates that are frozen are cut as they are, whatever they cost.
+    test-time value is 0. Gates that are frozen are cut as they are, with a warning where they cost more than the budget.
 
     Afterwards `gated` computes what the compact model does: its gates are frozen at the cut and it is in evaluation mode,
     as the compact one. Their locations and the state of their training stay: `gated.unfreeze()` and `gated.train()` go
@@ -75,6 +76,7 @@ def shrink(
     if form not in (None, "in-place", "graph"):
         raise ConfigError(f"form is {form!r}; expected 'in-place', 'graph' or None")
     values = values_to_cut(gated, align).numpy()
+    _warn_of_excess(gated, values)
     reference = with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
@@ -115,6 +117,19 @@ def shrink(
     gated.freeze(torch.from_numpy(values))
     gated.eval()
     return compact.eval()
+
+
+def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:
+    """Say where gates that the user froze cost more than the budget: `shrink` does not overrule them."""
+    budget = gated.budget
+    cost = 0.0 if budget is None else gated.costs(budget.metric).hard(values != 0)
+    if budget is not None and cost > budget.keep:
+        warnings.warn(
+            f"the gates are frozen where they cost {cost:.3g} of the dense {budget.unit}, over the budget {budget}: "
+            "unfreeze() lets shrink choose within it, set_budget(None, None) takes it away",
+            L0PruneWarning,
+            stacklevel=3,
+        )
 
 
 def absorb_(gated: GatedModel, compact: nn.Module) -> None:
