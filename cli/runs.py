@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from l0prune.cli.loading import gated_model_of, load
 from l0prune.cli.request import FinetuneRequest
 from l0prune.cli.trust import data_call, model_call, require_typed
-from l0prune.errors import CheckpointError, RunDirectoryError
+from l0prune.errors import CheckpointError, RunDirectoryError, first_line
+from l0prune.reading import reading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from l0prune.sources.model_spec import LoadedModel
 
 __all__ = ["OpenedRun", "compact_model", "dense_model", "gated_model", "open_finished"]
+
+
+AGAIN = "start the run again"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
 
     run.require_typed(data=False)
     loaded = load(run.request.model, seed=run.request.initial_seed)
-    identity = load_checkpoint(run.directory.checkpoint).trainer.get("identity", {})
-    if identity.get("dense_weights") != weights_digest(loaded.model):
+    with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
+        digest = load_checkpoint(run.directory.checkpoint).trainer["identity"]["dense_weights"]
+    if digest != weights_digest(loaded.model):
         source = run.request.model.weights or run.request.model.spec
         raise CheckpointError(
             f"{source} gives other weights than {run.directory.path} began with; put the original weights back"
@@ -101,13 +106,14 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     gated = gated_model_of(loaded, options)
     if options.budget:
         gated.set_budget(l0prune.Budget.parse(options.budget), 1)
-    try:
-        gated.model.load_state_dict(checkpoint.model)
-        gated.gates.load_state_dict(checkpoint.gates)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{run.directory.checkpoint} does not fit the model ({str(error).splitlines()[0]}); start the run again"
-        ) from error
+    with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
+        try:
+            gated.model.load_state_dict(checkpoint.model)
+            gated.gates.load_state_dict(checkpoint.gates)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{run.directory.checkpoint} does not fit the model ({first_line(error)}); start the run again"
+            ) from error
     return gated.eval()
 
 

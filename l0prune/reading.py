@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from l0prune.errors import FileFormatError, L0PruneError, first_line
+from l0prune.machine import memory_bytes
 
 __all__ = ["bounded_archive", "is_file", "read_json", "reading", "require_bounded", "shortened"]
 
@@ -98,7 +98,7 @@ def require_bounded(
         raise error(
             f"{path} claims {_size(n_bytes)} of content in {_size(stored)} of file, and was not read; copy or download it again."
         )
-    there_is = _memory()
+    there_is = memory_bytes()
     if there_is is not None and n_bytes > there_is:
         raise error(f"{path} holds {_size(n_bytes)}, this machine has {_size(there_is)} of memory; use a larger one.")
 
@@ -185,11 +185,3 @@ def _size(n_bytes: int) -> str:
     units = ("bytes", "KB", "MB", "GB", "TB")
     step = min(len(units) - 1, max(0, (len(str(n_bytes)) - 1) // 3))
     return f"{min(n_bytes, 1 << 90) / 1000**step:.4g} {units[step]}"
-
-
-def _memory() -> int | None:
-    """Bytes of memory of this machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -21,6 +21,7 @@ __all__ = ["mutate_file", "mutated"]
 NUMBERS = [0, 1, -1, 2, 127, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, -(2**63)]
 DEEP = 3000
 LONG = 100_000
+LARGE = 1 << 22  # bytes; beyond them it is only bytes that change
 
 VALUES: list[Any] = [
     *(
@@ -153,7 +154,7 @@ def _replace(rng: random.Random, path: Path) -> str:
 
 def mutated(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
     """A damaged copy: most often along the lines of its format, if it has one that is known."""
-    if rng.random() < 0.7:
+    if rng.random() < 0.7 and len(content) < LARGE:
         for fits, mutation in FORMATS:
             if fits(content):
                 try:
@@ -218,7 +219,7 @@ def _json(rng: random.Random, content: bytes) -> bytes:
     elif action == 5:
         del parent[key]
     elif isinstance(parent, list):
-        parent *= rng.choice((2, 3, 100))
+        parent *= rng.choice((2, 3, 100)) if len(content) < LONG else 2
     else:
         parent[f"{key}{rng.choice(NUMBERS)}"] = copy.deepcopy(parent[key])
     text = json.dumps(holder.get(""), ensure_ascii=rng.random() < 0.9)

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 import l0prune
-from l0prune.bench.alignment import AlignmentReport
-from l0prune.bench.hardware import Environment
 from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup
 from l0prune.cli.options import ModelOptions
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.metrics import MetricsLog, MetricsRecord
+from l0prune.measuring.alignment import AlignmentReport
+from l0prune.measuring.hardware import Environment
 from l0prune.run_directory import RunDirectory
 from l0prune.sources.weights import save_weights
 

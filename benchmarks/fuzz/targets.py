@@ -13,13 +13,13 @@ import torch
 from seeds import small_network
 
 import l0prune
-from l0prune.bench.alignment import _read_cache
 from l0prune.bench.benchmark import _file_facts
 from l0prune.bench.report import BenchReport
 from l0prune.cli.request import FinetuneRequest
 from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.checkpoints import load_checkpoint
 from l0prune.finetuning.metrics import MetricsLog, read_metrics
+from l0prune.measuring.alignment import _read_cache
 from l0prune.onnx.model import OnnxModel
 from l0prune.report.histories import cost_history, gate_history
 from l0prune.run_directory import RunDirectory

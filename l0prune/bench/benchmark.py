@@ -99,7 +99,11 @@ def benchmark(
         raise ConfigError(f"batch_size={batch_size}: the inputs given have {rows} rows. Leave out one of the two.")
     runs = []
     for name, session in sessions.items():
-        feeds = _random_feeds(name, session, rows, seed) if inputs is None else _given_feeds(name, session, inputs)
+        if inputs is None:
+            with reading(models[name], "ONNX model"):
+                feeds = _random_feeds(name, session, rows, seed)
+        else:
+            feeds = _given_feeds(name, session, inputs)
         runs.append(_bound_run(name, session, feeds))
     times = interleave(
         runs,

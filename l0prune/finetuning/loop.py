@@ -40,6 +40,8 @@ from l0prune.reading import reading
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
+AGAIN = "start the run again"
+
 
 def finetune(
     gated: GatedModel,
@@ -137,13 +139,7 @@ def finetune(
             )
             if continuing and directory is not None:
                 checkpoint = load_checkpoint(directory / "checkpoint")
-                with reading(
-                    directory / "checkpoint",
-                    "checkpoint",
-                    error=CheckpointError,
-                    remedy="start the run again",
-                    folder=True,
-                ):
+                with reading(directory, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
                     require_same_run(checkpoint.trainer["identity"], identity)
                     trainer.restore(checkpoint)
                 progress.message(f"resumed after step {trainer.step} of {phases.total}")

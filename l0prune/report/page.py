@@ -84,15 +84,16 @@ def write_report(path: Path | str) -> Path:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=PackageLoader("l0prune.report", "")
     )
-    page = environment.get_template("page.html.jinja").render(
-        title=f"{record.model['spec']}, {record.result['budget'] or record.result['penalty']}",
-        lead=_lead(record),
-        summary=_summary(record.result, bench),
-        notes=_notes(run, record.result, bench),
-        charts=_charts(run, record.result, bench),
-        environment=_environment(record, bench),
-        command=shlex.join(("l0prune", *record.argv[1:])),
-    )
+    with reading(run.record_path, "description of a finished run", remedy="start the run again"):
+        page = environment.get_template("page.html.jinja").render(
+            title=f"{record.model['spec']}, {record.result['budget'] or record.result['penalty']}",
+            lead=_lead(record),
+            summary=_summary(record.result, bench),
+            notes=_notes(run, record.result, bench),
+            charts=_charts(run, record.result, bench),
+            environment=_environment(record, bench),
+            command=shlex.join(("l0prune", *record.argv[1:])),
+        )
     write_whole(run.report, page)
     return run.report
 
