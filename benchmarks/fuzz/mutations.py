@@ -128,7 +128,7 @@ def mutate_file(rng: random.Random, path: Path, others: list[bytes]) -> str:
     content = path.read_bytes()
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         content = mutated(rng, content, others)
-    path.write_bytes(content)
+    path.write_bytes(content[: 2 * LARGE])
     return f"{len(content)} bytes"
 
 
@@ -253,9 +253,9 @@ def _zip(rng: random.Random, content: bytes) -> bytes:
     else:
         members[at] = (name, b"\0" * (1 << rng.choice((10, 20, 26))))
     buffer = io.BytesIO()
-    with zipfile.ZipFile(
-        buffer, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    ) as archive:
+    large = sum(len(data) for _, data in members) > LARGE
+    kind = zipfile.ZIP_DEFLATED if large or rng.random() < 0.3 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", kind, compresslevel=1) as archive:
         for member, data in members:
             archive.writestr(member or "x", data)
     result = buffer.getvalue()

@@ -124,7 +124,8 @@ def fuzz(names: list[str], *, seconds: float, seed: int, out: Path, first: int =
     found: dict[tuple[str, str], int] = {}
     n_cases, spent, slowest = Counter[str](), Counter[str](), Counter[str]()
     read = Reader()
-    with tempfile.TemporaryDirectory(prefix="l0prune-fuzz-") as folder:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="l0prune-fuzz-", dir=memory if memory.is_dir() else None) as folder:
         honest = honest_files(names, Path(folder) / "honest")
         case = Path(folder) / "work" / "case"
         case.parent.mkdir()

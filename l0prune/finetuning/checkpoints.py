@@ -155,7 +155,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_trainer(path: Path) -> dict[str, Any]:
     with reading(path, "trainer state", error=CheckpointError, remedy=REMEDY):
         try:
-            state = read_pickled_tensors(path, error=CheckpointError)
+            with path.open("rb") as file:
+                state = read_pickled_tensors(file, path, error=CheckpointError)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} was refused, and nothing in it was run: it holds more than tensors and plain values; {REMEDY}"

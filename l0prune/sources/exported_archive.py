@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from l0prune.errors import ModelSpecError
 from l0prune.reading import bounded_archive, require_bounded
 from l0prune.sources.allowed_ops import is_allowed
+from l0prune.sources.pickles import read_pickled_tensors
 from l0prune.sources.size_expressions import is_small_arithmetic
 
 __all__ = ["checked_archive", "checked_inputs", "refusal"]
@@ -108,16 +107,12 @@ def _sample_inputs(content: bytes, path: Path) -> Any:
     """Sample inputs, read as tensors only."""
     if not content:
         return None
-    stored = len(content)
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        bounded_archive(io.BytesIO(content), stored, path, error=ModelSpecError).close()
     try:
-        inputs = torch.load(io.BytesIO(content), weights_only=True)
+        return read_pickled_tensors(io.BytesIO(content), path, error=ModelSpecError)
+    except ModelSpecError:
+        raise
     except Exception as error:
         raise refusal(path, "its sample inputs need code to load") from error
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    require_bounded(sum(leaf.numel() * leaf.element_size() for leaf in tensors), stored, path, error=ModelSpecError)
-    return inputs
 
 
 def _rewritten(inputs: Any) -> bytes:

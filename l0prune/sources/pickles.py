@@ -7,7 +7,7 @@ import tarfile
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from l0prune.errors import L0PruneError
 from l0prune.reading import bounded_archive, require_bounded
@@ -60,11 +60,12 @@ def load_arrays(file: Any) -> Any:
     return _ArrayUnpickler(file, encoding="bytes").load()
 
 
-def read_pickled_tensors(path: Path, *, error: type[L0PruneError]) -> Any:
+def read_pickled_tensors(file: IO[bytes], path: Path, *, error: type[L0PruneError]) -> Any:
     """Read what torch.save wrote, if it is tensors and plain values; no code in it is run.
 
     Args:
-        path: The file.
+        file: The file, or a part of one.
+        path: Of the file, for the message.
         error: What to raise where it claims more than its size can hold.
 
     Raises:
@@ -74,17 +75,30 @@ def read_pickled_tensors(path: Path, *, error: type[L0PruneError]) -> Any:
     import torch
     from torch.utils import _pytree as pytree
 
-    stored = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        bounded_archive(path, stored, path, error=error).close()
-    elif tarfile.is_tarfile(path):
+    stored = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_zip = file.read(4) == b"PK\x03\x04"  # as torch decides; what follows has to agree
+    if is_zip:
+        bounded_archive(file, stored, path, error=error).close()
+    elif _is_tar(file):
         raise error(f"{path} is a tar archive, as torch wrote them before 2018; load it with torch and save it again.")
+    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     tensors = [leaf for leaf in pytree.tree_leaves(content) if isinstance(leaf, torch.Tensor)]
     require_bounded(sum(leaf.numel() * leaf.element_size() for leaf in tensors), stored, path, error=error)
     return content
+
+
+def _is_tar(file: IO[bytes]) -> bool:
+    """Whether torch would take a file for a tar archive, and write its members to a temporary folder."""
+    file.seek(0)
+    try:
+        tarfile.open(fileobj=file, mode="r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _empty_array(_kind: object, _shape: object, _type: object) -> Any:

@@ -133,7 +133,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        return read_pickled_tensors(path, error=CheckpointError)
+        with path.open("rb") as file:
+            return read_pickled_tensors(file, path, error=CheckpointError)
     except CheckpointError:
         raise
     except Exception as error:
