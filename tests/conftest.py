@@ -42,14 +42,13 @@ def _seed_torch(item, part):
     torch.manual_seed(crc32(f"{seed} {part} {item.nodeid}".encode()))
 
 
-_pinning = follow.failure_of_rule
-
-
 def _raise(node: Node, error: Exception) -> NoReturn:
     raise error
 
 
-# For users a rule that fails pins what it touches. Here it is a fault to be seen.
+# For users a rule that fails pins what it touches. Here it is a fault to be seen. Sessions may follow one another in a process.
+_pinning = getattr(follow.failure_of_rule, "for_users", follow.failure_of_rule)
+_raise.for_users = _pinning  # type: ignore[attr-defined]
 follow.failure_of_rule = _raise
 
 

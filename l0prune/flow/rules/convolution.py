@@ -19,13 +19,13 @@ INSIDE_GROUP = "channels inside a convolution group stay together"
 
 @register("conv1d", "conv2d", "conv3d")
 def convolution(op: Op) -> Labels:
-    """Weight `(out, in / groups, *kernel)`."""
+    """Weight `(out, in / groups, *kernel)`: it consumes inputs, outputs are its rows; a unit of several groups is one of them."""
     return _convolve(op, op.arg("groups"), transposed=False)
 
 
 @register("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(op: Op) -> Labels:
-    """Weight `(in, out / groups, *kernel)`."""
+    """Weight `(in, out / groups, *kernel)`: the same, with rows for the inputs."""
     return _convolve(op, op.arg("groups"), transposed=True)
 
 
