@@ -33,7 +33,7 @@ def embedding_bag(op: Op) -> list[Labels]:
         op.tracker.pin_all(op.labels(node), LOOKED_UP)
     if any(user.args[1] != 0 for user in op.node.users):
         raise NoRuleError  # which rows were the largest, and the like
-    others = [[None] * value.dim() for value in op.node.meta["val"][1:]]
+    others: list[Labels] = [[None] * value.dim() for value in op.node.meta["val"][1:]]
     return [[None, weight[1]], *others]
 
 
