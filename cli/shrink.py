@@ -96,6 +96,8 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         "align": step,
         "max_abs_diff": record.difference.max_abs,
         "max_rel_diff": record.difference.max_rel,
+        "not_compared": record.not_compared,
+        "draws_random_numbers": record.draws_random_numbers,
         "macs_before": round(macs),
         "macs_after": round(macs * gated.costs("macs").hard(record.values != 0)),
         "params_before": dense_params,
@@ -190,6 +192,12 @@ def print_shrunk(result: dict[str, Any]) -> None:
         f"form {result['form']}.",
         markup=False,
     )
+    if result["draws_random_numbers"]:
+        out.print("The network draws random numbers when it is evaluated; both were given the same.", markup=False)
+    for where, count in result["not_compared"].items():
+        out.print(
+            f"Not compared, because no output reacts to them: {count} units of {where}", markup=False, soft_wrap=True
+        )
     if result["no_onnx_because"]:
         out.print(f"No ONNX file: {result['no_onnx_because']}", markup=False, soft_wrap=True)
     if result["onnx_holds_one_path"]:

@@ -51,7 +51,11 @@ def verify_command(
     no_onnx: bool,
     as_json: bool,
 ) -> None:
-    """Cut random units out of a model, export it, and compare; needs no data."""
+    """Cut random units out of a model, export it, and compare; needs no data.
+
+    Exit code 1 means that the cut is not exact, that no output reacts to it, or that the ONNX file differs or could be written
+    for the dense model only. A model that ONNX cannot hold at all is no error.
+    """
     with working():
         result = verify_model(model, closed=closed, seed=seed, align=align, gate=gate, double=double, onnx=not no_onnx)
     show(result, as_json, lambda: print_verification(result))
@@ -84,6 +88,13 @@ def verify_model(
 def what_differs(result: dict[str, Any]) -> str:
     """Which two networks disagree, and what to do."""
     onnx = result["onnx_max_rel_diff"]
+    if result["why_not"]:
+        return str(result["why_not"])
+    if result["onnx_error"]:
+        return (
+            f"the cut network cannot be exported to ONNX ({result['onnx_error']}); the cut itself is exact to "
+            f"{result['max_rel_diff']:.1e}: try --no-onnx, and report this as a bug"
+        )
     if onnx is None:
         return (
             f"the cut network differs from the gated one by {result['max_rel_diff']:.1e} relative to its largest output; run "
@@ -98,9 +109,9 @@ def what_differs(result: dict[str, Any]) -> str:
 def print_verification(result: dict[str, Any]) -> None:
     """The verdict and its figures."""
     rows = [
-        ("equal", "yes" if result["exact"] else "NO"),
+        ("equal", verdict(result)),
         ("cut against gated, largest relative difference", f"{result['max_rel_diff']:.1e}"),
-        ("ONNX against cut, largest relative difference", difference_text(result["onnx_max_rel_diff"])),
+        ("ONNX against cut, largest relative difference", onnx_text(result)),
         ("gates", str(result["n_gates"])),
         (
             "parameters",
@@ -111,12 +122,27 @@ def print_verification(result: dict[str, Any]) -> None:
         ("form of the cut network", result["form"]),
         ("seconds", seconds_text(result["seconds"])),
     ]
+    if result["draws_random_numbers"]:
+        rows.append(("random numbers", "drawn in evaluation; the same were given to both"))
+    rows += [
+        (f"not compared, no output reacts: {where}", str(count)) for where, count in result["not_compared"].items()
+    ]
     rows += [(f"pinned: {why}", str(count)) for why, count in result["pinned"].items()]
     print_table(console(), result["model"], ("", ""), rows)
 
 
-def difference_text(value: float | None) -> str:
-    """A difference, or that it was not measured."""
+def verdict(result: dict[str, Any]) -> str:
+    """In a word or two."""
+    if not result["conclusive"]:
+        return "inconclusive"
+    return "yes" if result["exact"] else "NO"
+
+
+def onnx_text(result: dict[str, Any]) -> str:
+    """The difference of the ONNX file, or why there is none."""
+    if result["onnx_error"]:
+        return f"none: {result['onnx_error']}"
+    value = result["onnx_max_rel_diff"]
     return "not exported" if value is None else f"{value:.1e}"
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import CaptureError, ConfigError, EquivalenceError, ExportError, NoOnnxError
+from l0prune.errors import CaptureError, ConfigError, EquivalenceError, ExportError
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
@@ -25,7 +25,7 @@ from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import ExampleInputs, split_inputs
-from l0prune.surgery.shrink import shrink, surgery_of
+from l0prune.surgery.shrink import Surgery, shrink, surgery_of
 
 __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
 
@@ -39,11 +39,17 @@ class VerifyReport:
     """What came out of a verification.
 
     Attributes:
-        exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance.
+        exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance, and react to some gate. False as well
+            where the compact model cannot be exported to ONNX although the dense one can.
+        conclusive: Whether the outputs react to any gate: constant ones are equal whatever was cut.
+        not_compared: Units that moved no output, neither at the weights given nor at several that were drawn anew, so that
+            nothing is known of them: the first dimension they are found in -> how many.
+        draws_random_numbers: Whether the model draws random numbers in evaluation mode. Gated and compact were given the same.
+        why_not: What the cut fails on; None if it is exact.
         max_abs_diff: Largest absolute difference between gated and compact outputs.
         max_rel_diff: The same, relative to the largest output.
-        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if not exported, as some models
-            cannot be that torch.export refuses.
+        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if there is none.
+        onnx_error: Why there is none, though it was asked for; it does not change what is said of the cut.
         n_gates: Number of removable units.
         params_before: Parameters of the dense model.
         params_after: Parameters of the compact model.
@@ -61,6 +67,11 @@ class VerifyReport:
     max_abs_diff: float
     max_rel_diff: float
     onnx_max_rel_diff: float | None
+    onnx_error: str | None
+    conclusive: bool
+    not_compared: dict[str, int]
+    draws_random_numbers: bool
+    why_not: str | None
     n_gates: int
     params_before: int
     params_after: int
@@ -105,7 +116,8 @@ def verify(
             values; None closes the same units and gives the open ones any values.
 
     Returns:
-        The report; `exact` is False if the cut disagrees, nothing is raised for that.
+        The report; `exact` is False if the cut disagrees or nothing could be compared, `why_not` says which. Nothing is raised
+        for that, nor for an ONNX exporter that cannot go on: `onnx_error` says what stops it.
 
     Raises:
         ConfigError: an option out of range, or an unknown gate.
@@ -139,9 +151,14 @@ def verify(
     try:
         with _timed(seconds, "shrink"):
             compact = shrink(gated)
-    except EquivalenceError:
+    except EquivalenceError as error:
         return VerifyReport(
             exact=False,
+            onnx_error=None,
+            conclusive=True,
+            not_compared={},
+            draws_random_numbers=False,
+            why_not=str(error),
             max_abs_diff=float("inf"),
             max_rel_diff=float("inf"),
             onnx_max_rel_diff=None,
@@ -152,22 +169,21 @@ def verify(
             **report,  # type: ignore[arg-type]
         )
     record = surgery_of(compact)
-    onnx_diff = None
+    conclusive = flow.n_gates == 0 or sum(record.not_compared.values()) < flow.n_gates
+    exported = _Onnx()
     if onnx:
         with _timed(seconds, "onnx"):
-            try:
-                onnx_diff = _onnx_difference(compact, record.example_args, record.example_kwargs)
-            except ExportError as error:
-                if not double:
-                    raise
-                raise ExportError(
-                    f"{str(error).rstrip('.')}; onnxruntime lacks some operators in float64: leave out --double, or add --no-onnx"
-                ) from error
+            exported = _export(compact, model, record)
     return VerifyReport(
-        exact=onnx_diff is None or onnx_diff <= ONNX_TOLERANCE,
+        exact=conclusive and exported.agrees,
+        conclusive=conclusive,
+        not_compared=record.not_compared,
+        draws_random_numbers=record.draws_random_numbers,
+        why_not=None if conclusive else "the outputs do not react to any gate, so that nothing could be compared",
         max_abs_diff=record.difference.max_abs,
         max_rel_diff=record.difference.max_rel,
-        onnx_max_rel_diff=onnx_diff,
+        onnx_max_rel_diff=exported.max_rel_diff,
+        onnx_error=exported.error,
         params_after=sum(p.numel() for p in compact.parameters()),
         form=record.form,
         seconds=sum(seconds.values()),
@@ -263,14 +279,51 @@ def _double(inputs: ExampleInputs) -> ExampleInputs:
     return {k: convert(v) for k, v in kwargs.items()} if kwargs else tuple(convert(v) for v in args)
 
 
-def _onnx_difference(compact: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+@dataclass(frozen=True)
+class _Onnx:
+    """What came out of the ONNX export of a compact model.
+
+    Attributes:
+        max_rel_diff: Of onnxruntime and torch; None if they were not compared.
+        error: Why they were not, though that was asked for.
+        only_compact: Whether the dense model can be exported where the compact one cannot.
+    """
+
+    max_rel_diff: float | None = None
+    error: str | None = None
+    only_compact: bool = False
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing speaks against the cut."""
+        return not self.only_compact and (self.max_rel_diff is None or self.max_rel_diff <= ONNX_TOLERANCE)
+
+
+def _export(compact: nn.Module, dense: nn.Module, record: Surgery) -> _Onnx:
+    """Export the compact model and compare; where it cannot be exported, see whether the dense one can be."""
     from l0prune.onnx.export import export_onnx
     from l0prune.onnx.model import onnx_difference
 
-    inputs: ExampleInputs = kwargs if kwargs else args
+    inputs: ExampleInputs = record.example_kwargs or record.example_args
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
         try:
-            path = export_onnx(compact, inputs, Path(folder) / "compact.onnx", tolerance=float("inf"))
-        except NoOnnxError:
-            return None
-        return onnx_difference(path, compact, inputs).max_rel
+            export_onnx(compact, inputs, path, tolerance=float("inf"))
+        except ExportError as error:
+            return _without_file(error, dense, inputs, path)
+        if record.draws_random_numbers:
+            return _Onnx(error="the file draws random numbers of its own")
+        return _Onnx(onnx_difference(path, compact, inputs).max_rel)
+
+
+def _without_file(error: ExportError, dense: nn.Module, inputs: ExampleInputs, path: Path) -> _Onnx:
+    from l0prune.onnx.export import export_onnx
+
+    reason = str(error).rstrip(".")
+    if any(parameter.dtype == torch.float64 for parameter in dense.parameters()):
+        reason += "; onnxruntime lacks some operators in float64: leave out --double, or add --no-onnx"
+    try:
+        export_onnx(dense, inputs, path, tolerance=float("inf"))
+    except ExportError:
+        return _Onnx(error=reason)
+    return _Onnx(error=f"{reason}; the dense model can be exported", only_compact=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from l0prune.errors import EquivalenceError
@@ -16,7 +16,10 @@ from l0prune.flow.memory import aliased
 from l0prune.flow.op import op_name
 from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
 
-__all__ = ["drop_dead_branches"]
+__all__ = ["drop_dead_branches", "has_dropped_branches"]
+
+_CONSTANT = "dropped_"
+"""How the names of buffers begin that hold what a dropped branch contributes."""
 
 
 def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
@@ -47,6 +50,11 @@ def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[
     for node in [n for n in graph.graph.nodes if n not in states]:
         _feed_constants(graph, node, constants, dead)
     _remove_unused(graph, states)
+
+
+def has_dropped_branches(model: nn.Module) -> bool:
+    """Whether a compact model holds constants in the place of branches, which its weights no longer show."""
+    return isinstance(model, GraphModule) and any(name.startswith(_CONSTANT) for name in model._buffers)
 
 
 def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> Tensor:
@@ -104,7 +112,7 @@ def _feed_constants(graph: GraphModule, node: Node, constants: dict[Node, Tensor
         return
     writes_into_constant = any(is_write and source in constants for source, is_write in aliased(node))
     for source in fed:
-        name = f"dropped_{source.name}"
+        name = f"{_CONSTANT}{source.name}"
         if not hasattr(graph, name):
             graph.register_buffer(name, constants[source].detach().clone())
         with graph.graph.inserting_before(node):

@@ -1,8 +1,9 @@
-"""Do two models compute the same? Largest differences over all tensor outputs, on random inputs."""
+"""Do two models compute the same? Largest differences over all tensor outputs, and random inputs to find them on."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,21 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import EquivalenceError
-from l0prune.model_call import evaluation_mode, output_tensors
+from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
+from l0prune.surgery.random_numbers import same_random_numbers
 
-__all__ = ["GUESSED", "IN_PLACE_ONLY", "REPORT", "Difference", "compare", "random_like", "require_equal"]
+__all__ = [
+    "GUESSED",
+    "IN_PLACE_ONLY",
+    "REPORT",
+    "Difference",
+    "compare",
+    "copied",
+    "difference_between",
+    "outputs_of",
+    "random_like",
+    "require_equal",
+]
 
 REPORT = "please report the model: this must not happen"
 GUESSED = "its layers were grouped without a graph of the model: name those that are grouped wrongly in ignore"
@@ -52,17 +65,32 @@ def random_like(args: tuple[Any, ...], kwargs: dict[str, Any], *, seed: int) -> 
     return redrawn
 
 
-@torch.no_grad()
+def outputs_of(model: nn.Module, call: ModelCall) -> tuple[list[Tensor], bool]:
+    """What a model computes in evaluation mode, and whether it drew random numbers for it."""
+    device = next((tensor.device for tensor in model.parameters()), None)
+    with evaluation_mode(model), torch.no_grad(), same_random_numbers(device) as numbers:
+        outputs = [tensor.clone() for tensor in output_tensors(copied(call)(model))]
+    return outputs, numbers.drawn
+
+
+def copied(call: ModelCall) -> ModelCall:
+    """The same inputs again: a model may write into them."""
+    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs))
+    return ModelCall(*copied)
+
+
 def compare(reference: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Difference:
-    """Compare in evaluation mode.
+    """Compare two models in evaluation mode on the same inputs, as `difference_between` does, both drawing the same numbers."""
+    call = ModelCall(args, kwargs)
+    return difference_between(outputs_of(reference, call)[0], outputs_of(other, call)[0])
+
+
+def difference_between(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> Difference:
+    """Compare the outputs of two models.
 
     Equal infinities (masked scores) are equal. A shape that differs, or an infinity or NaN in one output only, counts as
-    infinitely far. Where the reference itself yields NaN nothing can be said: both differences are then NaN.
+    infinitely far. Where the expected ones hold NaN nothing can be said: both differences are then NaN.
     """
-    with evaluation_mode(reference):
-        expected = output_tensors(reference(*args, **kwargs))
-    with evaluation_mode(other):
-        actual = output_tensors(other(*args, **kwargs))
     worst = Difference(0.0, 0.0, 0)
     if len(expected) != len(actual):
         return Difference(float("inf"), float("inf"), min(len(expected), len(actual)))
@@ -95,8 +123,17 @@ def _distance(a: Tensor, reference: Tensor) -> tuple[float, float]:
     return absolute, absolute / max(float(reference[finite].abs().max()), 1e-30)
 
 
-def require_equal(difference: Difference, tolerance: float, what: str, *, remedy: str = REPORT) -> None:
+def require_equal(
+    difference: Difference, tolerance: float, what: str, *, where: str = "", remedy: str = REPORT
+) -> None:
     """Raise if two models are further apart than `tolerance` (relative).
+
+    Args:
+        difference: What was found.
+        tolerance: Largest difference allowed.
+        what: The two models.
+        where: What they were compared at, with a space before it, if it is not the obvious.
+        remedy: What to do.
 
     Raises:
         EquivalenceError: with the difference, the tolerance and the output it was found in.
@@ -109,5 +146,5 @@ def require_equal(difference: Difference, tolerance: float, what: str, *, remedy
     if not difference.max_rel <= tolerance:
         raise EquivalenceError(
             f"{what} outputs differ by {difference.max_rel:.1e} relative to the largest (tolerance {tolerance:.0e}) at output "
-            f"{difference.output}; nothing was written. {remedy[0].upper()}{remedy[1:]}"
+            f"{difference.output}{where}; nothing was written. {remedy[0].upper()}{remedy[1:]}"
         )

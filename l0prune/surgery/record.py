@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ class Surgery:
         replayed: Whether `plan` was seen to give this model when it is applied to the class of the dense one. A loaded graph that
             was cut again has no class to try it on.
         no_graph_because: Why no graph of the model was saved; empty where one was, or nothing was saved yet.
+        not_compared: Units that moved no output of the gated model, neither at its own weights nor at several that were drawn
+            anew, so that the comparison says nothing of them: the first dimension they are found in -> how many.
+        draws_random_numbers: Whether the model does so in evaluation mode; it was compared with both drawing the same.
     """
 
     plan: SurgeryPlan
@@ -47,6 +50,8 @@ class Surgery:
     dynamic_batch: bool
     replayed: bool = True
     no_graph_because: str = ""
+    not_compared: dict[str, int] = field(default_factory=dict)
+    draws_random_numbers: bool = False
 
     @property
     def form(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from dataclasses import replace
@@ -10,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -21,18 +19,18 @@ from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.compose import compose
-from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, Difference, require_equal
+from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
 from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.other_values import with_values
 from l0prune.surgery.plan import make_plan, named_tensors
+from l0prune.surgery.precision import COARSE, TOLERANCE
 from l0prune.surgery.record import Surgery, has_surgery, remember_surgery_, surgery_of
 from l0prune.surgery.spare_integers import give_back_spare_integers_
+from l0prune.surgery.trial import Outcome
 from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
 
 __all__ = ["Surgery", "absorb_", "shrink", "surgery_of", "with_values"]
-
-TOLERANCE = {torch.float64: 1e-9}
-"""Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; 1e-4 for the others."""
 
 _REMEDY = "leave form open, or use form='graph'"
 _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-pruning": GUESSED}
@@ -85,26 +83,22 @@ def shrink(
     if form == "graph" and gated.flow.refusal:
         raise ConfigError(f"there is no graph to cut: {gated.flow.refusal}; leave form open")
     ways = "in-place" if gated.flow.refusal else form
-    tolerance = _tolerance(gated)
+    given, traced_call = ModelCall(args, kwargs), ModelCall(*traced)
+    trials = Trials(reference, plan, keep, given=given, traced=traced_call, tolerance=_tolerance(gated))
     compact: nn.Module | None = None
-    difference, failure = Difference(math.inf, math.inf, 0), None
+    outcome: Outcome | None = None
     for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways):
-        trials = Trials(reference, ModelCall(args, kwargs), ModelCall(*traced), elsewhere=used.is_rewritten)
-        leaner = give_back_spare_integers_(compact, used, partial(trials.agree, tolerance=tolerance))
-        difference, failure = trials.difference_or_error(compact)
-        if difference.max_rel <= tolerance:
+        leaner = give_back_spare_integers_(compact, used, partial(trials.agree, used=used))
+        outcome = trials.outcome(compact, used)
+        if outcome.agrees:
             plan = leaner
             break
-    if compact is None:
+    if compact is None or outcome is None:
         remedy = f"and {IN_PLACE_ONLY}" if gated.flow.refusal else "use form='graph' or leave it open"
         raise ConfigError(f"the model cannot be cut in place; {remedy}")
     insisted = form == "in-place" and not gated.flow.refusal
     what_to_do = _REMEDY if insisted else _WHAT_TO_DO[gated.flow.tracer]
-    if failure is not None:
-        raise EquivalenceError(
-            f"the cut {type(gated.model).__name__} does not run ({first_line(failure, named=True)}); {what_to_do}"
-        ) from failure
-    require_equal(difference, tolerance, "shrunk and gated", remedy=what_to_do)
+    _require_agreement(outcome, trials, gated, what_to_do)
     cut, replayed = replace(plan, folds={}), True
     plan = cut
     if has_surgery(gated.model):
@@ -112,7 +106,18 @@ def shrink(
         plan = compose(before.plan, cut, aliases_of(gated.model))
         if not before.replayed or (before.form == "in-place" and isinstance(gated.model, GraphModel)):
             plan, replayed = replace(plan, form="in-place"), False
-    record = Surgery(plan, cut, values, difference, args, kwargs, gated.flow.captured.dynamic_batch, replayed)
+    record = Surgery(
+        plan,
+        cut,
+        values,
+        outcome.difference,
+        args,
+        kwargs,
+        gated.flow.captured.dynamic_batch,
+        replayed,
+        not_compared=trials.not_compared,
+        draws_random_numbers=trials.draws_random_numbers,
+    )
     remember_surgery_(compact, record)
     gated.freeze(torch.from_numpy(values))
     gated.eval()
@@ -130,6 +135,29 @@ def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:
             L0PruneWarning,
             stacklevel=3,
         )
+
+
+def _require_agreement(outcome: Outcome, trials: Trials, gated: GatedModel, remedy: str) -> None:
+    """Raise unless the last compact model computes what the gated one does; say so where the model itself is to blame."""
+    if outcome.agrees:
+        return
+    name = type(gated.model).__name__
+    if not math.isnan(outcome.difference.max_rel) and trials.is_unsteady:
+        raise EquivalenceError(
+            f"{name} gives other outputs when it is called again on the same inputs and with the same random numbers, so that no "
+            "cut of it can be compared: it keeps a state, or a random generator of its own; take that out for evaluation"
+        )
+    if trials.draws_random_numbers:
+        remedy = (
+            f"{name} draws random numbers when it is evaluated; both were given the same, but a cut network may draw fewer: name "
+            "the layers whose outputs are drawn, or multiplied by what is drawn, in ignore"
+        )
+    if outcome.error is not None:
+        raise EquivalenceError(
+            f"the cut {name} does not run ({first_line(outcome.error, named=True)}); {remedy}"
+        ) from outcome.error
+    where = " at weights drawn anew" if outcome.redrawn else ""
+    require_equal(outcome.difference, outcome.tolerance, "shrunk and gated", where=where, remedy=remedy)
 
 
 def absorb_(gated: GatedModel, compact: nn.Module) -> None:
@@ -170,16 +198,6 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
             else:
                 tensor_cut.scatter_(dense[known], value)
     gated.freeze(torch.from_numpy(keep.astype(np.float32)))
-
-
-def with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:
-    """The same weights under other gate values, without touching `gated`."""
-    other = copy.copy(gated)
-    other._modules = dict(gated._modules)
-    other._buffers = dict(gated._buffers)
-    other.gates = copy.deepcopy(gated.gates)
-    other.freeze(torch.from_numpy(values))
-    return other
 
 
 def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -225,4 +243,4 @@ def _tolerance(gated: GatedModel) -> float:
             and any(gates is not None for gates in gated.flow.nodes.get(node.name, []))
         ):
             dtypes.add(value.dtype)
-    return max((TOLERANCE.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
+    return max((TOLERANCE.get(dtype, COARSE) for dtype in dtypes), default=COARSE)
