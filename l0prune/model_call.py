@@ -1,11 +1,12 @@
 """One call of a model: its inputs with their batch, and the tensors that come out."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = [
     "ExampleInputs",
     "ModelCall",
     "call",
+    "copy_of",
     "evaluation_mode",
     "logits_of",
     "output_names",
@@ -25,6 +27,7 @@ __all__ = [
     "split_inputs",
 ]
 
+Model = TypeVar("Model", bound=nn.Module)
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple of positional or a dict of keyword tensors."""
 
@@ -50,6 +53,17 @@ def call(model: Callable[..., Any], inputs: ExampleInputs) -> Any:
     """Call a model, or what stands for one, with inputs in any of the accepted forms."""
     args, kwargs = split_inputs(inputs)
     return model(*args, **kwargs)
+
+
+def copy_of(model: Model) -> Model:
+    """A copy of a model, also of one that torch does not copy.
+
+    It copies no tensors but leaves, and no functions that are compiled by TorchScript: a masked layer keeps the weight it last
+    computed, and the copy has the numbers of that.
+    """
+    held = [value for module in model.modules() for value in vars(module).values()]
+    instead: dict[int, Any] = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, instead | {id(f): f for f in held if isinstance(f, torch.jit.ScriptFunction)})
 
 
 @dataclass(frozen=True)

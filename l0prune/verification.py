@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.measuring.alignment import resolve_alignment
-from l0prune.model_call import ExampleInputs, split_inputs
+from l0prune.model_call import ExampleInputs, copy_of, split_inputs
 from l0prune.surgery.shrink import Surgery, shrink, surgery_of
 
 __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
@@ -125,7 +124,7 @@ def verify(
     """
     if not 0 <= closed < 1:
         raise ConfigError(f"closed is {closed}; expected a share of the units in [0, 1)")
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     if double:
         model, example_inputs = model.double(), _double(example_inputs)
     vary_constants_(model, seed=seed)

@@ -7,6 +7,8 @@ from flow_case import Net, assert_cut_exactly, gated_at, gates, inputs, n_parame
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+import l0prune
+from l0prune.model_call import copy_of
 from l0prune.surgery.shrink import shrink
 
 COMPUTED = "contracted with a computed tensor, not a parameter"
@@ -330,3 +332,20 @@ def test_one_weight_that_is_used_both_ways_is_cut():
     )
 
     assert assert_cut_exactly(net, inputs(5, 3), forms=["in-place", "graph"]).n_gates == WIDTH + OUT
+
+
+def test_a_model_that_holds_what_it_computed_is_copied_verified_and_taught():
+    """After a step of training a masked layer holds the weight of that step, which torch does not copy."""
+    net = LAYERS["convolution"][0]()
+    for layer in (net[0], net[2]):
+        prune.l1_unstructured(layer, "weight", 0.25)
+    x = torch.randn(2, 3, 5, 5)
+    net.train()(x).sum().backward()
+
+    report = l0prune.verify(net, x)
+    copied = copy_of(net)
+
+    assert report.exact
+    assert report.n_gates == WIDTH + OUT
+    assert torch.equal(copied(x), net(x))
+    assert copied[0].weight is not net[0].weight

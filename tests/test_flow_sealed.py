@@ -11,7 +11,7 @@ from l0prune.errors import TraceError
 from l0prune.flow.sealed import SEALED, sealed_modules
 from l0prune.surgery.shrink import shrink
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:.torch.jit:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:.*saved without model.pt2")
 WIDTH = 6
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError
-from l0prune.model_call import logits_of
+from l0prune.model_call import copy_of, logits_of
 
 __all__ = ["distillation_loss", "frozen_copy"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode whose parameters take no gradient; `model` is left as it is."""
-    teacher = copy.deepcopy(model).eval()
+    teacher = copy_of(model).eval()
     for parameter in teacher.parameters():
         parameter.requires_grad = False
         parameter.grad = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from l0prune.errors import ConfigError, first_line
 from l0prune.finetuning.batches import place
 from l0prune.finetuning.stage import Loss
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import call, set_mode
+from l0prune.model_call import call, copy_of, set_mode
 from l0prune.surgery.shrink import shrink, with_values
 
 __all__ = ["rehearse_cut"]
@@ -44,7 +43,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, loss: Loss) -> No
     compact = shrink(half)
     inputs, targets = (place(part, torch.device("cpu"), channels_last=False) for part in (inputs, targets))
     failure = _failure(compact, inputs, targets, loss)
-    if failure is not None and _failure(copy.deepcopy(gated.model), inputs, targets, loss) is None:
+    if failure is not None and _failure(copy_of(gated.model), inputs, targets, loss) is None:
         raise ConfigError(
             f"{type(gated.model).__name__} in training mode has a branch that it has not in evaluation mode, which does not"
             f" fit the network that will be cut ({first_line(failure, named=True)}): switch the branch off, or keep what"

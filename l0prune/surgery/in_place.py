@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l0prune.flow.caches import empty_caches_
 from l0prune.flow.trace import aliases_of
+from l0prune.model_call import copy_of
 from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, named_tensors
 from l0prune.surgery.resized_forward import apply_calls_
@@ -68,22 +69,12 @@ def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
-    compact = copy.deepcopy(model, _not_copied(model))
+    compact = copy_of(model)
     empty_caches_(compact)
     apply_plan_(compact, plan)
     apply_attributes_(compact, plan.attributes)
     apply_calls_(compact, plan.calls)
     return compact
-
-
-def _not_copied(model: nn.Module) -> dict[int, Any]:
-    """What a copy of a model has instead of things that cannot be copied, by their `id`.
-
-    Torch copies no tensors but leaves, and no functions that are compiled by TorchScript.
-    """
-    held = [value for module in model.modules() for value in vars(module).values()]
-    made = {id(tensor): tensor.detach() for tensor in held if isinstance(tensor, Tensor) and not tensor.is_leaf}
-    return made | {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
 
 
 def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
