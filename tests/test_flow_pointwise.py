@@ -56,6 +56,9 @@ ACTIVATIONS = {
     "arctan": lambda y: torch.arctan(y) + torch.arcsinh(y) + torch.fix(y),
     "expit": lambda y: torch.special.expit(y) + torch.special.log1p(y.abs()),
     "isclose": lambda y: torch.isclose(y, y.round()).to(y.dtype),
+    "and": lambda y: ((y > -0.5) & (y < 0.5)).to(y.dtype),
+    "or": lambda y: ((y < -0.5) | (y > 0.5)).to(y.dtype),
+    "xor": lambda y: ((y < -0.5) ^ (y > 0.5)).to(y.dtype),
     "complex": lambda y: torch.complex(y, y).conj().resolve_conj().imag + torch.complex(y, y).real,
     "cosine of sum": lambda y: torch.cos(y + y.exp().clamp(max=3.0)),
 }

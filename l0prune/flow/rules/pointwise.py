@@ -19,7 +19,7 @@ _UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "a
 _ALIASES = ["multiply", "subtract", "divide", "floor_divide", "negative", "absolute", "greater", "greater_equal", "less",
             "less_equal", "not_equal", "arccos", "arcsin", "arctan", "arctan2", "arccosh", "arcsinh", "arctanh", "fix", "isclose",
             "special_expit", "special_erf", "special_erfc", "special_exp2", "special_expm1", "special_log1p", "special_logit",
-            "special_sinc", "special_round"]  # fmt: skip
+            "special_sinc", "special_round", "__and__", "__or__", "__xor__"]  # fmt: skip
 
 
 @register("pointwise", *_UNTAGGED, *_ALIASES)
