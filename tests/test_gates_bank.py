@@ -112,7 +112,7 @@ def test_clamping_keeps_locations_in_bounds():
 
 def test_a_bank_without_gates_works():
     bank = GateBank(0)
-    optimizer = GateOptimizerConfig().build(bank.parameters(), steps=10)
+    optimizer = GateOptimizerConfig().build([bank.log_alpha], steps=10)
     (bank.sample().sum() + bank.open_probability().sum()).backward()
     optimizer.step()
     bank.clamp_()

@@ -64,7 +64,8 @@ def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
 
     Raises:
         BudgetInfeasibleError: if the budget is below what closing every gate can reach.
-        ConfigError: if `align` is neither "auto", None nor a number >= 1.
+        ConfigError: if `align` is neither "auto", None nor a number >= 1; or the weights were trained or averaged without
+            the gates.
     """
     require_alignment(align)
     budget = gated.budget
@@ -73,6 +74,8 @@ def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
     step = 1 if leaves_widths else resolve_alignment(align)
     if not gated.frozen:
         is_open = choose_open(gated, budget, align=step)
+        if not bool(is_open.all()):
+            gated.require_own_gates()
     elif step > 1:
         is_open = _rounded(gated, values, step)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,7 @@ from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.norms import MaskedNorms
+from l0prune.gated.origin import Origin
 from l0prune.gated.substitution import Substitution
 from l0prune.gated.tensors import places_of, require_same_model, tensor_of
 from l0prune.gated.training import GateTraining
@@ -79,15 +80,14 @@ class GatedModel(nn.Module):
 
     In training mode every call draws new gates, one value a gate for the whole batch; in evaluation mode gates take
     their test-time values. State-dict keys are `model.*` and `gates.*`. `parameters()` yields the model's own parameters
-    only: the gates have their own optimizer, stepped by `step()`.
+    only: the gates have their own optimizer, stepped by `step()`. They are among the buffers, which averages of a model take
+    along.
 
     Attributes:
         model: The user's model.
         flow: What was traced.
         gates: The gate bank.
     """
-
-    _index: Tensor
 
     def __init__(
         self,
@@ -115,10 +115,38 @@ class GatedModel(nn.Module):
         indices += [torch.from_numpy(site.gates) for site in flow.norms]
         flat = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
         # -1 (not gated) points at the one that is appended to the gate values.
-        self.register_buffer("_index", torch.where(flat < 0, flow.n_gates, flat), persistent=False)
+        self._index = torch.where(flat < 0, flow.n_gates, flat)  # no buffer: averages of buffers would break it
         self._lengths = [len(index) for index in indices]
         self._n_consumed = sum(self._lengths[: len(flow.consumers)])
         self._places = places_of(model, {consumer.parameter for consumer in flow.consumers})
+        self._origin = Origin(model, gates.log_alpha)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin as a copy."""
+        super().__setstate__(state)
+        self._origin = Origin(self.model, self.gates.log_alpha)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedModel:
+        """Move or convert weights and gates."""
+        is_as_made = not self._origin.weights_moved(self.model)
+        super()._apply(fn, recurse)
+        if is_as_made:
+            self._origin = Origin(self.model, self.gates.log_alpha)
+        return self
+
+    def require_own_gates(self) -> None:
+        """See that gates which are about to be cut have been trained, or averaged, where the weights have.
+
+        Raises:
+            ConfigError: the weights have moved since this model was made or copied, and its gates have not.
+        """
+        if not self._origin.gates_moved(self.gates.log_alpha) and self._origin.weights_moved(self.model):
+            raise ConfigError(
+                "the weights have moved since this gated model was made or copied, its gates have not: an average of"
+                " parameters() must take the buffers along, or have the gates of the model that is trained,"
+                " averaged.gates.load_state_dict(gated.gates.state_dict()); a loop of your own must call gated.step();"
+                " and gates that are to stay as they are must be frozen, gated.freeze()"
+            )
 
     @property
     def n_gates(self) -> int:
@@ -129,15 +157,6 @@ class GatedModel(nn.Module):
     def frozen(self) -> bool:
         """Whether the gates are fixed numbers."""
         return self.gates.frozen
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's parameters; the gates are left out, so that an optimizer over `parameters()` never holds them."""
-        own = f"{prefix}.gates." if prefix else "gates."
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if not name.startswith(own):
-                yield name, parameter
 
     def train(self, mode: bool = True) -> GatedModel:
         """Set the mode; the module of an exported program keeps its own."""
@@ -158,6 +177,7 @@ class GatedModel(nn.Module):
                 " in the forward pass: put checkpoints inside the model that has the gates, or freeze() them"
             )
         z = self.gates()
+        self._index = self._index.to(z.device)
         extended = torch.cat([z, z.new_ones(1)])[self._index]
         weights = self._gated_weights(extended[: self._n_consumed])
         placed = {place: weight for name, weight in weights.items() for place in self._places[name]}

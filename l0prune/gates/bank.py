@@ -1,5 +1,7 @@
 """All gates of a model in one flat vector."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch
@@ -14,6 +16,9 @@ __all__ = ["LOCATION_BOUND", "GateBank"]
 LOCATION_BOUND = 8.0
 """Locations stay within this, unless a bank says otherwise."""
 
+_ROUNDING = 1e-6
+"""How far from 0 or 1 the rounding of an average may be."""
+
 
 class GateBank(nn.Module):
     """One trainable location a gate, sampled in one chain of operations whatever the number of layers.
@@ -21,6 +26,10 @@ class GateBank(nn.Module):
     The state dict holds `log_alpha`, `frozen_values` and `is_frozen`, always with the same shapes, so it loads
     strictly whether the gates are frozen or not. The state of the noise generator is not part of it; save it
     with `get_rng_state` beside the state dict to resume with the same noise.
+
+    All three are buffers, `log_alpha` one that takes a gradient: no optimizer over `parameters()` of a module that has gates
+    somewhere moves them, and what averages or copies a module's buffers takes them along. They are floating-point
+    numbers, so that they survive being averaged, and stay in at least single precision when the module is converted.
 
     Args:
         n_gates: number of gates, >= 0.
@@ -37,6 +46,7 @@ class GateBank(nn.Module):
         ConfigError: if an argument is out of range.
     """
 
+    log_alpha: Tensor
     frozen_values: Tensor
     is_frozen: Tensor
 
@@ -66,10 +76,12 @@ class GateBank(nn.Module):
         self.bound = float(bound)
         self._generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(n_gates, generator=self._generator, dtype=torch.float64)
-        self.log_alpha = nn.Parameter((start + jitter * noise).clamp(-bound, bound).to(torch.float32))
+        locations = (start + jitter * noise).clamp(-bound, bound).to(torch.float32)
+        self.register_buffer("log_alpha", locations.requires_grad_())
         self.register_buffer("frozen_values", torch.ones(n_gates))
-        self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
-        self._frozen = False  # mirrors is_frozen, so that a forward pass never waits for a device
+        self.register_buffer("is_frozen", torch.zeros(()))
+        self._read: tuple[Tensor, int] | None = None
+        self._frozen = False
 
     @property
     def n_gates(self) -> int:
@@ -78,13 +90,36 @@ class GateBank(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether the gates are fixed numbers rather than random variables."""
+        """Whether the gates are fixed numbers rather than random variables.
+
+        Raises:
+            ConfigError: `is_frozen` is neither 0 nor 1, so these gates are an average of random and of fixed ones.
+        """
+        buffer = self.is_frozen
+        if buffer.is_meta:
+            return self._frozen
+        if buffer.device.type == "cpu" or buffer.is_inference():
+            return self._is_frozen(buffer)
+        # Read again only when it may have changed, so that a forward pass does not wait for a device.
+        if self._read is None or self._read[0] is not buffer or self._read[1] != buffer._version:
+            self._frozen = self._is_frozen(buffer)
+            self._read = buffer, buffer._version
         return self._frozen
+
+    @staticmethod
+    def _is_frozen(buffer: Tensor) -> bool:
+        share = buffer.item()
+        if min(abs(share), abs(share - 1)) > _ROUNDING:
+            raise ConfigError(
+                f"these gates are {share:.2g} frozen: freeze() was called while an average was taken of them; freeze the average"
+                " as well, with averaged.freeze(gated.gate_values())"
+            )
+        return share > 0.5
 
     @property
     def threshold(self) -> float:
         """A value of `forward` above this stands for an open unit; 0, unless samples without an exact 0 are drawn."""
-        return self._present.threshold if self.training and not self._frozen else 0.0
+        return self._present.threshold if self.training and not self.frozen else 0.0
 
     def advance(self, progress: float, affordable: Callable[[], int]) -> None:
         """Bring the distribution to a moment of the gate phase.
@@ -102,8 +137,8 @@ class GateBank(nn.Module):
         Args:
             generator: CPU generator of the noise; None is the bank's own, which moves on.
         """
-        if self._frozen:
-            return self.frozen_values
+        if self.frozen:
+            return self._fixed()
         return self._present.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
 
     def values(self, *, estimator: str | None = None) -> Tensor:
@@ -115,8 +150,8 @@ class GateBank(nn.Module):
         Raises:
             ConfigError: if the distribution does not know `estimator`.
         """
-        if self._frozen:
-            return self.frozen_values
+        if self.frozen:
+            return self._fixed()
         return self._present.test_value(self.log_alpha, estimator=estimator)
 
     def forward(self) -> Tensor:
@@ -125,8 +160,8 @@ class GateBank(nn.Module):
 
     def open_probability(self) -> Tensor:
         """`prob_open` of every gate, shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen."""
-        if self._frozen:
-            return (self.frozen_values != 0).to(self.log_alpha.dtype)
+        if self.frozen:
+            return (self._fixed() != 0).to(self.log_alpha.dtype)
         return self._present.prob_open(self.log_alpha)
 
     @torch.no_grad()
@@ -139,7 +174,7 @@ class GateBank(nn.Module):
         """Fix the gates.
 
         Args:
-            values: shape `(n_gates,)`, in [0, 1]; None fixes them at their current test-time values.
+            values: shape `(n_gates,)`, in [0, 1], up to 1e-6 counts as 0; None fixes them at their current test-time values.
 
         Raises:
             ConfigError: if the shape is wrong or a value is not in [0, 1]; the bank is then unchanged.
@@ -155,15 +190,13 @@ class GateBank(nn.Module):
             first = int(outside.nonzero()[0])
             raise ConfigError(f"gate {first} has value {float(fixed[first])}; expected a number in [0, 1]")
         self.frozen_values.copy_(fixed)
-        self.is_frozen.fill_(True)
-        self._frozen = True
+        self.is_frozen.fill_(1.0)
 
     @torch.no_grad()
     def unfreeze(self) -> None:
         """Make the gates random again, at the locations they had."""
         self.frozen_values.fill_(1.0)
-        self.is_frozen.fill_(False)
-        self._frozen = False
+        self.is_frozen.fill_(0.0)
 
     def get_rng_state(self) -> Tensor:
         """State of the noise generator, a uint8 tensor on the CPU, for `set_rng_state`."""
@@ -175,10 +208,29 @@ class GateBank(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"n_gates={self.n_gates}, distribution={self.distribution!r}, frozen={self._frozen}"
+        return f"n_gates={self.n_gates}, distribution={self.distribution!r}, frozen={self.frozen}"
+
+    def _fixed(self) -> Tensor:
+        """The frozen values; what an average has left of closed gates is closed."""
+        return self.frozen_values.where(self.frozen_values > _ROUNDING, 0)
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        """Load, then bring the mirrored flag in line with the loaded buffer."""
+        """Load; locations that were put in the place of others take a gradient as well."""
         super()._load_from_state_dict(*args, **kwargs)
-        if not self.is_frozen.is_meta:
-            self._frozen = bool(self.is_frozen)
+        self.log_alpha.requires_grad_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GateBank:
+        """Move or convert the gates; the locations stay the tensor that an optimizer holds."""
+        del recurse
+        for name, held in dict(self.named_buffers(recurse=False)).items():
+            before = held.detach()
+            after = fn(before)
+            if after.dtype.itemsize < torch.float32.itemsize:
+                after = before.to(after.device)
+            if name != "log_alpha" or held.is_meta != after.is_meta:
+                self._buffers[name] = after.requires_grad_(held.requires_grad)
+                continue
+            gradient, held.grad = held.grad, None
+            held.data = after
+            held.grad = None if gradient is None else gradient.to(after)
+        return self

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from l0prune.errors import ConfigError
 
@@ -49,6 +49,6 @@ class GateOptimizerConfig:
         steps = max(steps, 1)
         return max(0.002, min(60.0 / steps, max(0.05, 30.0 / steps), 0.3))
 
-    def build(self, parameters: Iterable[nn.Parameter], steps: int) -> torch.optim.Adam:
+    def build(self, parameters: Iterable[Tensor], steps: int) -> torch.optim.Adam:
         """The optimizer over `parameters` for a phase of `steps` steps."""
         return torch.optim.Adam(parameters, lr=self.learning_rate(steps), betas=self.betas, weight_decay=0.0)
