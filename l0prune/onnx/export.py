@@ -17,6 +17,7 @@ from torch.export import Dim, ShapesCollection
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.files import draft_folder
+from l0prune.flow.capture import forget_fake_results
 from l0prune.flow.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors
 from l0prune.onnx.model import (
@@ -177,6 +178,8 @@ class _Job:
             )
         except Exception as error:
             raise _TranslationError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
+        finally:
+            forget_fake_results(captured)
         if program is None:
             raise ExportError(f"{name} cannot be exported to ONNX: torch.onnx.export returned nothing.")
         written = program.model.opset_imports.get("")
