@@ -102,38 +102,62 @@ def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captu
     if not (record.example_args or record.example_kwargs):
         return None, record.no_graph_because or "no inputs are known that the model runs on"
     call = _fitting(compact, record)
+    refusals: list[str] = []
+
+    def is_readable(captured: Captured) -> bool:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.export.save(captured.program, draft / PROGRAM)
+        except Exception as error:  # noqa: BLE001 - whatever torch raises about what its format does not hold
+            refusals.append(f"torch.export.save cannot write its graph: {first_line(error, named=True)}")
+            return False
+        refusal = _misread(compact, draft, captured)
+        refusals.extend([refusal] if refusal else [])
+        return refusal is None
+
     try:
-        captured = capture(compact, call.kwargs or call.args)
+        return capture(compact, call.kwargs or call.args, images=True, accept=is_readable), None
     except CaptureError as error:
-        return None, str(error).partition(";")[0]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(captured.program, draft / PROGRAM)
-    except Exception as error:  # noqa: BLE001 - whatever torch raises about what its format does not hold
-        refusal: str | None = f"torch.export.save cannot write its graph: {first_line(error, named=True)}"
-    else:
-        refusal = _misread(compact, draft, call)
-    if refusal is None:
-        return captured, None
-    (draft / PROGRAM).unlink(missing_ok=True)
-    return None, refusal
+        (draft / PROGRAM).unlink(missing_ok=True)
+        return None, refusals[-1] if refusals else str(error).partition(";")[0]
 
 
-def _misread(compact: nn.Module, draft: Path, call: ModelCall) -> str | None:
-    """What is wrong with the graph in a folder, if anything: it must be read by `load`, and compute what the model does."""
+def _misread(compact: nn.Module, draft: Path, captured: Captured) -> str | None:
+    """What is wrong with the graph in a folder: `load` must read it, and at all free sizes it computes what the model does."""
+    call = ModelCall(captured.args, captured.kwargs)
     try:
         module, _, _ = read_graph(draft / PROGRAM)
-        found = compare(compact, GraphModel(module, module.graph).eval(), call.args, call.kwargs).max_rel
+        graph = GraphModel(module, module.graph).eval()
+        found = compare(compact, graph, call.args, call.kwargs).max_rel
     except FileFormatError as error:
-        return str(error).replace(f"{draft}/", "").partition(", which a plain")[0]
+        return str(error).replace(f"{draft}/", "").partition(", which a plain")[0].partition("; write it")[0]
     except Exception as error:  # noqa: BLE001 - whatever torch raises about a graph that it wrote itself
         return f"its graph, read back, does not run: {first_line(error, named=True)}"
-    return (
-        None
-        if not found > _tolerance(compact, call)
-        else f"its graph, read back, gives outputs that differ by {found:.1e}"
-    )
+    tolerance = _tolerance(compact, call)
+    if found > tolerance:
+        return f"its graph, read back, gives outputs that differ by {found:.1e}"
+    others = [other for other in captured.free.others(call) if _runs(compact, other)]
+    if captured.free.lengths and not others:
+        return "it runs at no other sizes"
+    for other in others:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in other.tensors)
+        try:
+            found = compare(compact, graph, other.args, other.kwargs).max_rel
+        except Exception as error:  # noqa: BLE001 - whatever fails inside a graph
+            return f"its graph, read back, does not run at {shapes}: {first_line(error, named=True)}"
+        if found > tolerance:
+            return f"its graph, read back, gives outputs that differ by {found:.1e} at {shapes}"
+    return None
+
+
+def _runs(model: nn.Module, call: ModelCall) -> bool:
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            call(model)
+    except Exception:  # noqa: BLE001 - whatever a model raises at sizes that it does not take
+        return False
+    return True
 
 
 def _tolerance(model: nn.Module, call: ModelCall) -> float:

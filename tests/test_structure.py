@@ -18,15 +18,16 @@ ROOT = Path(__file__).parent.parent
 # A part may import the parts before it, never one after it.
 ORDER = [
     *("errors", "machine", "files", "reading", "plain_data", "user_folders", "pictures", "run_directory", "measuring"),
-    *("models", "model_call", "recomputation", "sources", "flow", "gates", "budget", "gated", "surgery", "finetuning"),
-    *("onnx", "compact", "bench", "verification", "study", "report", "cli"),
+    *("models", "model_call", "recomputation", "input_sizes", "sources", "flow", "gates", "budget", "gated", "surgery"),
+    *("finetuning", "onnx", "compact", "bench", "verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {
     "errors": set(),
     "measuring": {"errors", "machine", "files", "reading", "plain_data", "user_folders"},
     "models": set(),
-    "sources": {"errors", "files", "reading", "plain_data", "models", "model_call"},
+    "input_sizes": {"errors"},
+    "sources": {"errors", "files", "reading", "plain_data", "models", "model_call", "input_sizes"},
     "flow": {"errors", "model_call"},
     "gates": {"errors"},
     "study": {"errors", "pictures", "gates"},

@@ -298,7 +298,7 @@ def test_a_budget_is_kept_although_training_left_more_open(align):
 
 
 def test_a_graph_that_nothing_could_load_again_is_not_saved(tmp_path, monkeypatch):
-    def refuse(model, inputs):
+    def refuse(model, inputs, **options):
         raise CaptureError("torch.export cannot capture it; remove the cause")
 
     compact = shrink(half_open(plain(), inputs(3, 6)), form="graph")

@@ -8,7 +8,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import CaptureError, TraceError, first_line
 from l0prune.flow.caches import without_caches
 from l0prune.flow.data_sizes import note_data_sizes_
-from l0prune.flow.free_sizes import FreeSizes, length_dimensions, shares_batch
+from l0prune.flow.free_sizes import FreeSizes, image_dimensions, length_dimensions, shares_batch
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
 from l0prune.flow.sealed import sealed_modules
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
@@ -60,7 +60,13 @@ class Captured:
         return self.free.has_batch
 
 
-def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
+def capture(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    *,
+    images: bool = False,
+    accept: Callable[[Captured], bool] = lambda captured: True,
+) -> Captured:
     """Export `model` in evaluation mode; the model itself is left as it was.
 
     Batch and lengths (of token sequences, say) stay free where the model allows it; else the batch alone; else nothing.
@@ -69,13 +75,15 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
     Args:
         model: Any module that torch.export can capture.
         inputs: A tensor, a tuple of positional or a dict of keyword tensors.
+        images: Try to leave the sizes of images free as well.
+        accept: Whether an export will do; after one that does not comes one with fewer free sizes.
 
     Returns:
         The exported program.
 
     Raises:
         TraceError: the model does not run on the inputs, or is compiled by TorchScript as a whole.
-        CaptureError: torch.export cannot capture it.
+        CaptureError: torch.export cannot capture it, or no export was accepted.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
@@ -97,7 +105,8 @@ def capture(model: nn.Module, inputs: ExampleInputs) -> Captured:
                 ) from error
             norms, plain = NormCalls(observed=False), False
         with nullcontext() if plain else _plain_outputs(model):
-            return dataclasses.replace(_captured(model, call, norms), sealed=sealed_modules(model))
+            captured = _captured(model, call, norms, images=images, accept=accept)
+            return dataclasses.replace(captured, sealed=sealed_modules(model))
 
 
 @contextmanager
@@ -118,11 +127,13 @@ def without_graph(call: ModelCall) -> Captured:
     return Captured(program, call.args, call.kwargs, call.batch_size or 1, free, NormCalls())
 
 
-def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
-    """The freest export that works."""
+def _captured(
+    model: nn.Module, call: ModelCall, norms: NormCalls, *, images: bool, accept: Callable[[Captured], bool]
+) -> Captured:
+    """The freest export that works and is accepted."""
     has_batch = shares_batch(call)
     wide = call.with_batch(2) if has_batch and call.batch_size == 1 else call
-    for free_dims in _attempts(wide) if has_batch else ():
+    for free_dims in _attempts(wide, images=images) if has_batch else ():
         try:
             program = _export(model, wide, free_dims)
             free = FreeSizes.of(program, wide)
@@ -130,7 +141,9 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
             continue
         if free.has_batch:
             note_data_sizes_(program, wide.args, wide.kwargs)
-            return Captured(program, wide.args, wide.kwargs, wide.batch_size or 1, free, norms)
+            captured = Captured(program, wide.args, wide.kwargs, wide.batch_size or 1, free, norms)
+            if accept(captured):
+                return captured
     try:
         program = _export(model, call, {})
     except Exception as error:
@@ -140,16 +153,27 @@ def _captured(model: nn.Module, call: ModelCall, norms: NormCalls) -> Captured:
         ) from error
     note_data_sizes_(program, call.args, call.kwargs)
     batch_size = call.batch_size if has_batch else None
-    return Captured(program, call.args, call.kwargs, batch_size or 1, FreeSizes.of(program, call), norms)
+    captured = Captured(program, call.args, call.kwargs, batch_size or 1, FreeSizes.of(program, call), norms)
+    if not accept(captured):
+        raise CaptureError(f"no export of {type(model).__name__} will do")
+    return captured
 
 
-def _attempts(call: ModelCall) -> Iterator[dict[int, tuple[int, ...]]]:
-    """Dimensions to leave free, by `id` of the tensor: batch and lengths, then the batch alone."""
+def _attempts(call: ModelCall, *, images: bool) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Dimensions to leave free, by `id` of the tensor: batch, lengths and images; batch and lengths; the batch alone."""
     batch: dict[int, tuple[int, ...]] = {id(tensor): (0,) for tensor in call.batched}
     lengths = length_dimensions(call)
+    sides = image_dimensions(call) if images else {}
+    if sides:
+        freest = {key: (*lengths.get(key, ()), *sides.get(key, ())) for key in [*lengths, *sides]}
+        yield _joined(batch, {key: tuple(dict.fromkeys(dims)) for key, dims in freest.items()})
     if lengths:
-        yield {key: batch.get(key, ()) + lengths.get(key, ()) for key in [*batch, *lengths]}
+        yield _joined(batch, lengths)
     yield batch
+
+
+def _joined(one: dict[int, tuple[int, ...]], other: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    return {key: one.get(key, ()) + other.get(key, ()) for key in [*one, *other]}
 
 
 def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, ...]]) -> ExportedProgram:

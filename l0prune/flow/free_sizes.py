@@ -16,7 +16,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from l0prune.flow.op import varies
 from l0prune.model_call import ModelCall
 
-__all__ = ["FreeSizes", "length_dimensions", "shares_batch"]
+__all__ = ["FreeSizes", "image_dimensions", "length_dimensions", "other_images", "shares_batch"]
 
 _LONGER = (8, 4, 2)
 """Times the lengths of the example at which compact models are compared: that far a limit in their code shows."""
@@ -42,6 +42,35 @@ def length_dimensions(call: ModelCall) -> dict[int, tuple[int, ...]]:
         if dims:
             found[id(tensor)] = dims
     return found
+
+
+def image_dimensions(call: ModelCall) -> dict[int, tuple[int, ...]]:
+    """Heights, widths and depths of a call's images, by `id` of the tensor, that may be free as well."""
+    return {
+        id(tensor): tuple(dim for dim in range(2, tensor.ndim) if tensor.shape[dim] > 1)
+        for tensor in call.tensors
+        if _is_number(tensor) and tensor.ndim > 3
+    }
+
+
+def other_images(call: ModelCall) -> Iterator[ModelCall]:
+    """The call with images of other sizes: half, narrower, and a little larger; a model may refuse them."""
+    dims = image_dimensions(call)
+    for scale, more in (((0.5, 0.5), 0), ((1.0, 0.75), 0), ((1.0, 1.0), 1)):
+
+        def resized(leaf: Any, scale: tuple[float, float] = scale, more: int = more) -> Any:
+            for place, dim in enumerate(dims.get(id(leaf), ())):
+                size = max(2, round(leaf.shape[dim] * scale[place % 2])) + more * (1 + place)
+                leaf = _resized(leaf, dim, size)
+            return leaf
+
+        if dims:
+            yield ModelCall(*pytree.tree_map(resized, (call.args, call.kwargs)))
+
+
+def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """The tensor cut off, or begun again at its end."""
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def shares_batch(call: ModelCall) -> bool:
@@ -137,6 +166,21 @@ class FreeSizes:
         if self.has_batch:
             yield call
 
+    def others(self, call: ModelCall) -> Iterator[ModelCall]:
+        """The call with other values of all free sizes: half with a row more, three quarters and a little more of one row."""
+        given = call.batch_size or 1
+        for rows, scale, more in ((given + 1, 0.5, 0), (1, 0.75, 0), (1, 1.0, 1)):
+            sizes = {
+                symbol: min(max(round(self.example[symbol] * scale) + more * (1 + place), low), high)
+                for place, (symbol, (low, high)) in enumerate(self.lengths.items())
+                if symbol in self.example
+            }
+            if any(size != self.example[symbol] for symbol, size in sizes.items()):
+                other = self.with_lengths(call, sizes)
+                yield other.with_batch(rows) if self.has_batch else other
+        if self.has_batch and not self.lengths:
+            yield call.with_batch(given + 1)
+
     def longer(self, call: ModelCall) -> Iterator[ModelCall]:
         """The call with longer lengths, the longest first, as far as the program accepts that; a model may still refuse them."""
         for scale in _LONGER:
@@ -157,8 +201,7 @@ class FreeSizes:
                 return leaf
             for dim, expression in enumerate(next(shapes)):
                 if expression.free_symbols and expression.free_symbols <= values.keys():
-                    positions = torch.arange(int(expression.subs(values)), device=leaf.device)
-                    leaf = leaf.index_select(dim, positions % leaf.shape[dim])
+                    leaf = _resized(leaf, dim, int(expression.subs(values)))
             return leaf
 
         args, kwargs = pytree.tree_map(resized, (call.args, call.kwargs))

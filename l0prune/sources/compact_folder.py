@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from l0prune.errors import ConfigError, FileFormatError, ModelSpecError, first_line
 from l0prune.plain_data import from_plain
 from l0prune.reading import read_json, reading
-from l0prune.sources.exported import load_example_inputs, load_exported_program
+from l0prune.sources.exported import load_example_inputs, load_exported_program, module_of
 from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["MANIFEST", "PLAN", "PROGRAM", "WEIGHTS", "CompactFolder", "is_compact_folder", "manifest_of", "read_graph"]
@@ -137,7 +137,7 @@ def read_graph(path: Path) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]
     except ModelSpecError as error:
         raise FileFormatError(f"{error} Or run shrink again.") from error
     args, kwargs = program.example_inputs or ((), {})
-    return program.module(check_guards=False), tuple(args), dict(kwargs)
+    return module_of(program), tuple(args), dict(kwargs)
 
 
 def manifest_of(

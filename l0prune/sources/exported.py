@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import ModelSpecError
+from l0prune.input_sizes import InputSizes, check_inputs_
 from l0prune.reading import reading
 from l0prune.sources.exported_archive import checked_archive, checked_inputs, refusal
 from l0prune.sources.exported_graph import forbidden
 
-__all__ = ["load_example_inputs", "load_exported", "load_exported_program", "plain_inputs"]
+__all__ = ["load_example_inputs", "load_exported", "load_exported_program", "module_of", "plain_inputs"]
 
 KIND = "exported program"
 MODES = {"training", "train", "use_input_stats"}  # arguments that say whether an op is in training mode
@@ -40,12 +41,19 @@ def load_exported(path: str | Path) -> tuple[nn.Module, tuple[Tensor, ...] | dic
     """
     with _reading(path):
         program = _load(Path(path))
-        module = program.module(check_guards=False)
+        module = module_of(program)
         _evaluate_(module)
         inputs = plain_inputs(program.example_inputs)
     for method in ("train", "eval"):  # torch forbids both on this module; here they set the flags and nothing else
         module.__dict__.pop(method, None)
     return module, inputs
+
+
+def module_of(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The module of a program; in place of the code that a file may bring for it, it looks at the sizes of its inputs."""
+    module: torch.fx.GraphModule = program.module(check_guards=False)  # type: ignore[assignment]
+    check_inputs_(module, InputSizes.of(program, module))
+    return module
 
 
 def load_exported_program(path: str | Path) -> torch.export.ExportedProgram:

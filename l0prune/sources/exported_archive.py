@@ -28,6 +28,8 @@ PLAIN = ("archive_format", "archive_version", ".data/version", ".format_version"
 IGNORED = re.compile(r"\.data/.*|extra/.*")
 
 NAME = re.compile(r"[A-Za-z0-9_.@/+\-]*")  # no quotes, brackets, spaces or line ends: such text cannot become code
+TENSOR_NAMES = {"parameter_name", "buffer_name", "buffer_mutated", "tensor_constant_name", "fqn", "config"}
+"""Where names of tensors stand, or are keys. They come into code between double quotes, and a module may have any name."""
 OUTPUT_CLASS = re.compile(r"transformers\.[\w.]*Output\w*")
 PYTREE_TYPE = re.compile(rf"builtins\.(tuple|list|dict)|collections\.OrderedDict|{OUTPUT_CLASS.pattern}")
 SPECS = {"in_spec", "out_spec"}  # how inputs and outputs nest
@@ -129,7 +131,7 @@ def _checked(value: Any, path: Path, key: str = "") -> Any:
         if value.keys() & {"as_custom_obj", "as_operator", "custom_obj"}:
             raise refusal(path, "it holds custom objects")
         for name in value:
-            _check_text(name, "name", path)
+            _check_text(name, key if key in TENSOR_NAMES else "name", path)
         return {name: _emptied(item) if name in DROPPED else _checked(item, path, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_checked(item, path, key) for item in value]
@@ -158,18 +160,24 @@ def _emptied(value: Any) -> Any:
 
 
 def _check_text(text: str, key: str, path: Path) -> None:
-    if key == "expr_str":
+    if key in TENSOR_NAMES:
+        fine = text.isprintable() and not set(text) & {'"', "\\"} and not _has_dunder(text)
+    elif key == "expr_str":
         fine = is_small_arithmetic(text)
     elif key in SPECS:
-        fine = not text or all(_is_container(node) for node in _nodes(json.loads(text)))
+        fine = not text or all(_is_container(node, free=key == "out_spec") for node in _nodes(json.loads(text)))
     elif key == "target":
         fine = is_allowed(text)
     elif key in FREE_TEXT:
         fine = text.isprintable()
     else:
-        fine = NAME.fullmatch(text) is not None and not any(part.startswith("__") for part in text.split("."))
+        fine = NAME.fullmatch(text) is not None and not _has_dunder(text)
     if not fine:
         raise refusal(path, f"{key or 'a value'} {text[:60]!r}")
+
+
+def _has_dunder(text: str) -> bool:
+    return any(part.startswith("__") for part in text.split("."))
 
 
 def _nodes(spec: Any) -> Iterator[Any]:
@@ -182,11 +190,14 @@ def _nodes(spec: Any) -> Iterator[Any]:
         yield from _nodes(spec.get("children_spec"))
 
 
-def _is_container(node: Any) -> bool:
+def _is_container(node: Any, *, free: bool) -> bool:
+    """Whether a part of a pytree is a sequence or a mapping; `free` keys are no names in code, so any text or number will do."""
     kind, context = node.get("type"), node.get("context")
     if kind is not None and PYTREE_TYPE.fullmatch(kind) is None:
         return False
     keys = json.loads(context) if context else None
+    if free and isinstance(keys, list):
+        return all(isinstance(key, str | int | float) for key in keys)
     return keys is None or all(isinstance(key, str) and NAME.fullmatch(key) for key in keys)
 
 

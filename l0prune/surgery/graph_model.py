@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import PythonCode
 
 from l0prune.flow.op import op_name
+from l0prune.input_sizes import check_inputs_, input_sizes_of
 
 __all__ = ["GraphModel"]
 
@@ -24,7 +27,8 @@ class GraphModel(GraphModule):
     """A GraphModule whose `train()` and `eval()` work: `training` arguments of the ops follow the mode.
 
     Batch statistics are only switched on where the norm has running statistics to fall back on in evaluation mode; ops
-    that were captured in training mode stay in it. Buffers that are not persistent in `root` stay so, constants of the
+    that were captured in training mode stay in it. Inputs of other sizes than the graph was captured for are an error, as far as
+    `root` says what they are. Buffers that are not persistent in `root` stay so, constants of the
     code are no part of the state dict, and copies keep the attributes of the original.
 
     Args:
@@ -32,12 +36,17 @@ class GraphModel(GraphModule):
         graph: The graph.
     """
 
+    checks_inputs = True
+
     def __init__(self, root: nn.Module, graph: Graph) -> None:
         for node in list(graph.nodes):
             if node.op == "call_function" and op_name(node.target) == "_assert_tensor_metadata":
                 graph.erase_node(node)  # the type and device at capture: wrong once converted, or under autocast
         super().__init__(root, graph)
         _keep_transient(root, self)
+        sizes = input_sizes_of(root)
+        if sizes is not None:
+            check_inputs_(self, sizes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         """A copy with everything, also what GraphModule's own copies leave behind."""
@@ -47,6 +56,22 @@ class GraphModel(GraphModule):
             if name not in copied.__dict__:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
         return copied
+
+    def recompile(self) -> PythonCode:
+        """Make the forward pass of the graph anew; it looks at the sizes of its inputs first, also while it is exported."""
+        code = super().recompile()
+        kind = type(self)
+        generated = kind.forward
+
+        @functools.wraps(generated)
+        def forward(self: GraphModel, *args: Any, **kwargs: Any) -> Any:
+            sizes = input_sizes_of(self)
+            if sizes is not None:
+                sizes.check(args, kwargs)
+            return generated(self, *args, **kwargs)
+
+        kind.forward = forward  # type: ignore[method-assign]
+        return code
 
     def train(self, mode: bool = True) -> GraphModel:
         """Set the mode of every module and of every op that depends on it."""

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.flow.op import node_shape, op_name
+from l0prune.input_sizes import InputSizes, check_inputs_
 from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.plan import SurgeryPlan
@@ -41,6 +42,7 @@ def cut_in_graph(
     """
     module = flow.captured.program.module(check_guards=False)
     graph = GraphModel(module, module.graph)
+    check_inputs_(graph, InputSizes.of(flow.captured.program, module))
     _replace_tensors(graph, flow, tensors, plan)
     rewriter = _Rewriter(flow, keep, graph)
     for node in list(graph.graph.nodes):

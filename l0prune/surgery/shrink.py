@@ -21,6 +21,7 @@ from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
+from l0prune.surgery.free_images import free_images_
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.other_values import with_values
 from l0prune.surgery.plan import make_plan, named_tensors
@@ -92,6 +93,8 @@ def shrink(
         leaner = give_back_spare_integers_(compact, used, partial(trials.agree, used=used))
         outcome = trials.outcome(compact, used)
         if outcome.agrees:
+            if used.form == "graph":
+                free_images_(compact, reference, traced_call, tolerance=_tolerance(gated))
             plan = leaner
             break
     if compact is None or outcome is None:
