@@ -96,6 +96,6 @@ def test_a_report_survives_json_and_refuses_unknown_keys(measured):
 def test_an_alignment_is_auto_a_number_or_nothing(cache, counted, measured):
     assert resolve_alignment("auto") == measured[0].alignment
     assert [resolve_alignment(align) for align in (None, 4, "8")] == [1, 4, 8]
-    for wrong in ("wide", 0, "-4", "1.5"):
+    for wrong in ("wide", 0, "-4", "1.5", 2.5, True, [], "²"):
         with pytest.raises(ConfigError, match=r"expected 'auto' or a whole number"):
             resolve_alignment(wrong)
