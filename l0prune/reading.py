@@ -13,7 +13,7 @@ from typing import IO, Any
 from l0prune.errors import FileFormatError, L0PruneError, first_line
 from l0prune.machine import memory_bytes
 
-__all__ = ["bounded_archive", "is_file", "read_json", "reading", "require_bounded", "shortened"]
+__all__ = ["bounded_archive", "is_file", "is_there", "read_json", "reading", "require_bounded", "shortened"]
 
 LONGEST = 280
 """Characters of a message about a file, its path not counted."""
@@ -154,6 +154,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path; no for names that nothing can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
@@ -177,7 +185,7 @@ def _require_kind(path: Path, kind: str, error: type[L0PruneError], *, folder: b
 
 
 def _a(kind: str) -> str:
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
+    return f"{'an' if kind[0].lower() in 'aeio' or kind.startswith('npz') else 'a'} {kind}"
 
 
 def _size(n_bytes: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from l0prune.errors import FileFormatError, RunDirectoryError
 from l0prune.files import clear_abandoned, remove, write_whole
 from l0prune.plain_data import read_fields
-from l0prune.reading import read_json, reading, shortened
+from l0prune.reading import is_there, read_json, reading, shortened
 
 __all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
 
@@ -248,7 +248,7 @@ class RunDirectory:
             RunDirectoryError: if there is no run.json.
             FileFormatError: if it cannot be understood.
         """
-        if not _is_there(self.record_path):
+        if not is_there(self.record_path):
             raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out of a finetune")
         kind, remedy = "description of a run", "start the run again"
         with reading(self.record_path, kind, remedy=remedy):
@@ -289,13 +289,6 @@ def installed_versions() -> dict[str, str]:
     """Versions of the packages a result depends on; what is not installed is left out."""
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in RECORDED_PACKAGES}
     return {name: distribution.version for name, distribution in found.items() if distribution is not None}
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def _dump(record: RunRecord) -> str:

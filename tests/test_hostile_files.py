@@ -186,6 +186,17 @@ def test_images_that_would_fill_memory_start_programs_or_never_end(tmp_path):
     refusal(again, "a/0.png is a pipe, device or socket")
 
 
+def test_names_that_no_file_can_have_are_refused_like_missing_ones(tmp_path):
+    for name in ("n" * 5000, "a\0b"):
+        for spec in (f"npz:{tmp_path}/{name}", f"mnist:{tmp_path}/{name}", f"folder:{tmp_path}/{name}"):
+            refusal(lambda spec=spec: load_data(spec))
+        refusal(lambda name=name: read_state_dict(tmp_path / f"{name}.pt"))
+        refusal(lambda name=name: load_exported(tmp_path / f"{name}.pt2"))
+        refusal(lambda name=name: RunDirectory(tmp_path / name).read())
+        refusal(lambda name=name: l0prune.load(tmp_path / name))
+        refusal(lambda name=name: l0prune.benchmark({"a": tmp_path / f"{name}.onnx"}))
+
+
 def test_weights_that_claim_more_than_they_have(tmp_path):
     torch.save({"w": torch.zeros(1).expand(10**12)}, tmp_path / "w.pt")
     refusal(lambda: read_state_dict(tmp_path / "w.pt"), "w.pt", "claims 4 TB")

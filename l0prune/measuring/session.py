@@ -7,7 +7,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
 from l0prune.machine import require_threads
-from l0prune.reading import reading
+from l0prune.reading import is_file, reading
 
 __all__ = ["open_session"]
 
@@ -30,7 +30,7 @@ def open_session(model: Path | bytes, *, threads: int = 1) -> onnxruntime.Infere
     """
     require_threads(threads)
     name = "the ONNX model" if isinstance(model, bytes) else str(model)
-    if isinstance(model, Path) and not model.is_file():
+    if isinstance(model, Path) and not is_file(model):
         raise ConfigError(f"{name}: no such file. Give the path of an ONNX model.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l0prune.errors import DataError
+from l0prune.reading import is_there
 from l0prune.sources import readers
 from l0prune.sources.factories import call_factory
 
@@ -96,7 +97,7 @@ def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSo
         if not rest:
             raise DataError(f"{spec!r}: give the path after the colon, as in {kind}:path/to/data.")
         path = Path(rest).expanduser()
-        if not path.exists():
+        if not is_there(path):
             raise DataError(f"{spec!r}: no such {'file' if kind == 'npz' else 'folder'}: {path}.")
         arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
         return _from_arrays(arrays, spec)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, ModelSpecError
-from l0prune.reading import read_json, reading
+from l0prune.reading import is_file, read_json, reading
 from l0prune.sources.factories import describe
 from l0prune.sources.preprocessing import Preprocessing
 
@@ -96,7 +96,7 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
     transformers = _optional("transformers", "hf")
     path = Path(directory)
     spec = f"hf:{directory}"
-    if not (path / "config.json").is_file():
+    if not is_file(path / "config.json"):
         raise ModelSpecError(f"{spec!r}: expected a folder with config.json and *.safetensors; download it first.")
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(f"{spec!r}: no *.safetensors in the folder; pickled weights are not read. Convert them.")
