@@ -23,6 +23,7 @@ from l0prune.model_call import call, evaluation_mode
 __all__ = [
     "require_converging",
     "require_finite",
+    "require_precision",
     "require_same_run",
     "require_trainable",
     "try_batch",
@@ -40,6 +41,20 @@ def require_finite(model: nn.Module) -> None:
     name = _not_finite(model.state_dict())
     if name is not None:
         raise CheckpointError(f"{name!r} holds NaN or infinity before training: load sound weights")
+
+
+def require_precision(model: nn.Module) -> None:
+    """See that the weights can take steps.
+
+    Raises:
+        ConfigError: names the first weight in float16: its gradients underflow, and a step is lost in its rounding.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            raise ConfigError(
+                f"{name!r} is in float16, in which gradients underflow: convert the model with float() before it is traced; for"
+                " the speed of half precision set mixed_precision"
+            )
 
 
 def require_converging(tensors: Mapping[str, Any], *, step: int, option: str, lr: float) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode
 from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.shrink import inputs_for
 
 __all__ = ["FeatureReader", "FeatureSite", "block_names", "feature_loss", "feature_sites"]
 
@@ -90,9 +90,7 @@ def feature_sites(gated: GatedModel, compact: nn.Module) -> tuple[FeatureSite, .
         for name in block_names(gated.model)
         if name in nodes
     ]
-    device = next((parameter.device for parameter in gated.model.parameters()), torch.device("cpu"))
-    captured = gated.flow.captured
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (captured.args, captured.kwargs))
+    args, kwargs = inputs_for(gated, None)
     with evaluation_mode(gated):
         _, dense = FeatureReader(gated, sites, within=gated.model)(*args, **kwargs)
     with evaluation_mode(compact):

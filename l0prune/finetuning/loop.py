@@ -16,6 +16,7 @@ from l0prune.finetuning.batches import Batches, count_batches, count_samples
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.checks import (
     require_finite,
+    require_precision,
     require_same_run,
     require_trainable,
     try_batch,
@@ -101,10 +102,16 @@ def finetune(
     directory = None if out is None else Path(out)
     steps_per_epoch = count_batches(train_batches)
     phases = plan_phases(config, steps_per_epoch)
+    if not any(parameter.requires_grad for parameter in gated.parameters()):
+        phases = phases.of_gates_alone()
+        progress.message(
+            "no weight takes a gradient: the gates alone are trained, and nothing is recovered after the cut"
+        )
     if isinstance(goal, Penalty) and goal.n_samples is None:
         goal = replace(goal, n_samples=count_samples(train_batches))
     continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
     _require_free(directory, resume=resume)
+    require_precision(gated.model)
     require_finite(gated.model)
     if not continuing:
         require_trainable(gated, goal)

@@ -42,12 +42,12 @@ def build_optimizer(
     """The configured optimizer over a model's parameters.
 
     Args:
-        model: Its `named_parameters()` are trained.
+        model: Its `named_parameters()` that take a gradient are trained; there may be none.
         config: Kind, momentum and weight decay.
         lr: Learning rate of the first step, >= 0.
         elsewhere: Parameters whose decay is a part of the loss.
     """
-    groups = decay_groups(model.named_parameters(), config.decay, elsewhere=elsewhere)
+    groups = decay_groups(model.named_parameters(), config.decay, elsewhere=elsewhere) or [{"params": []}]
     if config.optimizer != "sgd":
         return (torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam)(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)

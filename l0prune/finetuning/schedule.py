@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
@@ -48,6 +48,10 @@ class Phases:
     def total(self) -> int:
         """Steps of the whole run."""
         return self.cut_at + self.recovery
+
+    def of_gates_alone(self) -> Phases:
+        """The run of a network whose weights are not trained: there is nothing for them to do before, or to recover after."""
+        return replace(self, warmup=0, settle=0, recovery=0)
 
     def name_at(self, step: int) -> str:
         """Phase of the step after `step` finished ones: "warmup", "gate", "settle" or "recovery"."""

@@ -92,7 +92,8 @@ class Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses, objective = self._losses(inputs, targets, weight)
-        self._runtime.scaler.scale(objective).backward()
+        if objective.requires_grad:
+            self._runtime.scaler.scale(objective).backward()
         self._runtime.average_gradients_(self._parameters)
         self._update()
         return losses
@@ -148,25 +149,29 @@ class Stage:
     def _update(self) -> None:
         """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
         scaler = self._runtime.scaler
-        scaler.unscale_(self.optimizer)
-        self._clip(self._parameters)
-        if self.gated is not None:
-            self._unscale_gates(self.gated, scaler.get_scale())
-        scaler.step(self.optimizer)
-        scaler.update()
+        scale = scaler.get_scale()
+        if self._parameters:
+            scaler.unscale_(self.optimizer)
+            self._clip(self._parameters)
+            scaler.step(self.optimizer)
+            scaler.update()
+        if self.gated is not None and not self._unscale_gates(self.gated, scale) and not self._parameters:
+            scaler.update(scale / 2)  # no weight tells the scaler of the overflow
         if self.gated is not None:
             self.gated.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     @staticmethod
-    def _unscale_gates(gated: GatedModel, scale: float) -> None:
-        """Bring the gates' gradient back to its own scale; drop it where it overflowed."""
+    def _unscale_gates(gated: GatedModel, scale: float) -> bool:
+        """Bring the gates' gradient back to its own scale; drop it, and return False, where it overflowed."""
         log_alpha = gated.gates.log_alpha
         if scale == 1.0 or log_alpha.grad is None:
-            return
+            return True
         log_alpha.grad /= scale
         if not bool(torch.isfinite(log_alpha.grad).all()):
             log_alpha.grad = None
+            return False
+        return True
 
 
 class LossWindow:

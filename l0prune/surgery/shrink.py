@@ -32,7 +32,7 @@ from l0prune.surgery.trial import Outcome
 from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
 
-__all__ = ["Surgery", "absorb_", "shrink", "surgery_of", "with_values"]
+__all__ = ["Surgery", "absorb_", "inputs_for", "shrink", "surgery_of", "with_values"]
 
 _REMEDY = "leave form open, or use form='graph'"
 _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-pruning": GUESSED}
@@ -80,8 +80,8 @@ def shrink(
     reference = with_values(gated, values)
     keep = values != 0
     plan = make_plan(gated.flow, gated.model, values, keep)
-    args, kwargs = _inputs(gated, example_inputs)
-    traced = _inputs(gated, None)
+    args, kwargs = inputs_for(gated, example_inputs)
+    traced = inputs_for(gated, None)
     if form == "graph" and gated.flow.refusal:
         raise ConfigError(f"there is no graph to cut: {gated.flow.refusal}; leave form open")
     ways = "in-place" if gated.flow.refusal else form
@@ -204,7 +204,8 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
     gated.freeze(torch.from_numpy(keep.astype(np.float32)))
 
 
-def _inputs(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_for(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs, those of the trace for None, as (args, kwargs) on the device and in the precision that the model has now."""
     if example_inputs is not None:
         args, kwargs = split_inputs(example_inputs)
     else:
