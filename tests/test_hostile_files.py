@@ -341,6 +341,9 @@ def test_a_compact_folder_with_a_damaged_plan_names_it(tmp_path):
         manifest["files"]["surgery.json"] = hashlib.sha256((folder / "surgery.json").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
         refusal(lambda: l0prune.load(folder), "surgery.json")
+    with (folder / "surgery.json").open("wb") as sparse:
+        sparse.truncate(1 << 42)
+    refusal(lambda: l0prune.load(folder), "surgery.json", "memory")
     for value in (None, 1, [], {"surgery.json": 3}):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": value}))
         refusal(lambda: l0prune.load(folder), "manifest.json")

@@ -78,7 +78,11 @@ class CompactFolder:
         for name in (WEIGHTS, PLAN) if _REFUSAL in manifest else (WEIGHTS, PLAN, PROGRAM):
             if not (folder / name).is_file():
                 raise FileFormatError(f"{folder / name} is missing; run shrink again")
-            if _sha256(folder / name) != manifest["files"].get(name):
+            with reading(
+                folder / name, KIND, remedy=REMEDY
+            ):  # which refuses files larger than the memory, before they are hashed
+                found = _sha256(folder / name)
+            if found != manifest["files"].get(name):
                 raise FileFormatError(
                     f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
                 )
