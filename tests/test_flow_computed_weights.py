@@ -93,6 +93,11 @@ CUT = {
         {"a": (2, 3, WIDTH), "b": (2, OUT, 3)},
         {"a": 2},
     ),
+    "a product for each input": (
+        lambda net: (net.a @ net.b)[..., 0].t(),
+        {"a": (WIDTH, OUT, 2), "b": (WIDTH, 2, 1)},
+        {"a": 0},
+    ),
     "a mixture": (
         lambda net: (net.s.softmax(0).view(3, 1, 1) * net.a).sum(0),
         {"a": (3, OUT, WIDTH), "s": (3,)},
@@ -190,6 +195,20 @@ def test_norms_of_a_computed_weight_are_those_of_what_is_open():
     )
 
     assert assert_cut_exactly(layer, inputs(2, 3, 5, 5), seeds=range(2)).n_gates == WIDTH + OUT
+
+
+def test_dimensions_of_a_parameter_that_are_summed_over_alone_are_units():
+    net = Net(
+        lambda net, x: net.tail(net.up(x).relu() * net.p.square().sum((1, 2))),
+        up=nn.Linear(3, 4),
+        p=nn.Parameter(torch.empty(4, 5, 6)),
+        tail=nn.Linear(4, 2),
+    )
+
+    flow = assert_cut_exactly(net, inputs(7, 3), forms=["in-place", "graph"], seeds=range(2))
+
+    assert flow.n_gates == 4 + 5 + 6
+    assert {(c.parameter, c.dim) for c in flow.consumers} == {("p", 1), ("p", 2), ("tail.weight", 1)}
 
 
 def test_a_sum_over_kernels_of_activations_is_no_sum_of_zeros():

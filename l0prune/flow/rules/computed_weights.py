@@ -166,7 +166,7 @@ def _matrix_product(op: Op, node: Node, dim: int) -> Places:
 def _linear(op: Op, node: Node, dim: int) -> Places:
     """Outputs of a layer without a bias, or any other dimension of its input."""
     x, weight = node.args[:2]
-    if len(node.args) > 2 and node.args[2] is not None:
+    if argument_of(node, "bias") is not None:
         return None
     return places_that_zero(op, weight, 0) if dim == len(node_shape(node)) - 1 else places_that_zero(op, x, dim)
 
@@ -230,17 +230,13 @@ def _is_finite_beside(op: Op, node: Node, zeroed: Any, other: Any, dim: int) -> 
 
 
 def _made_of(op: Op, node: Node, parameters: set[str]) -> bool:
-    seen: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            origin = op.origin(node)
-            if origin is not None and origin.parameter in parameters:
-                return True
-            waiting += node.all_input_nodes
-    return False
+    """Whether a tensor is computed of one of the parameters, among other things."""
+    reached, new = {node}, {node}
+    while new:
+        new = {source for found in new for source in found.all_input_nodes} - reached
+        reached |= new
+    origins = [op.origin(found) for found in reached]
+    return any(origin is not None and origin.parameter in parameters for origin in origins)
 
 
 def _together(parts: Any) -> Places:
