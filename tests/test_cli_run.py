@@ -392,3 +392,12 @@ def test_a_network_that_has_learned_is_not_doubted():
     result = json_of("eval", "digits_resnet", "--weights", "bundled", "--data", "digits")
 
     assert result["doubts"] is None
+
+
+def test_the_files_of_a_run_have_the_modes_of_the_users_other_files(run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    usual = {"file": (tmp_path / "file").stat().st_mode, "folder": (tmp_path / "folder").stat().st_mode}
+
+    for path in run.rglob("*"):
+        assert path.stat().st_mode == usual["folder" if path.is_dir() else "file"], path

@@ -123,8 +123,12 @@ def _from_arrays(arrays: Mapping[str, Any], spec: str) -> DataSource:
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(f"{spec}: no {', '.join(missing)}; found {found}, expected {', '.join(ARRAYS)}.")
-    classes = {"n_classes": arrays.get("n_classes"), "class_names": tuple(arrays.get("class_names", ()))}
-    return DataSource(**{name: arrays[name] for name in ARRAYS}, **classes, name=spec)
+    return DataSource(
+        **{name: arrays[name] for name in ARRAYS},
+        n_classes=arrays.get("n_classes"),
+        class_names=tuple(arrays.get("class_names", ())),
+        name=spec,
+    )
 
 
 def _from_factory(spec: str) -> DataSource:
