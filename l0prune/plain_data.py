@@ -80,7 +80,7 @@ def from_plain(kind: Any, value: Any, where: str, *, remedy: str = "", finite: b
             return value
         return read_fields(cast(type, kind), value, where, remedy=remedy, finite=finite)
     elif origin in (tuple, list, Sequence) and isinstance(value, list | tuple):
-        if origin is tuple and inner[1:] == (...,) and inner[0] in (int, str) and set(map(type, value)) <= {inner[0]}:
+        if origin is tuple and _are_whole_numbers(inner, value):
             return tuple(value)
         items = inner if origin is tuple and inner[1:] != (...,) else inner[:1] * len(value)
         if len(items) == len(value):
@@ -94,6 +94,12 @@ def from_plain(kind: Any, value: Any, where: str, *, remedy: str = "", finite: b
     elif _is_plain(kind, value, finite=finite):
         return kind(value) if kind in (float, Path) else value
     raise FileFormatError(f"{where} is {_found(value)}, expected {_text(kind)}{_then(remedy)}")
+
+
+def _are_whole_numbers(kinds: tuple[Any, ...], values: Sequence[Any]) -> bool:
+    """Whether these are as many whole numbers as should be there: the many small tuples of plans and histograms, at once."""
+    fits = kinds == (int, ...) or (set(kinds) == {int} and len(kinds) == len(values))
+    return fits and set(map(type, values)) == {int} and max(values) < LARGEST and min(values) > -LARGEST
 
 
 def _is_plain(kind: Any, value: Any, *, finite: bool) -> bool:
