@@ -67,7 +67,8 @@ def bench_command(
 ) -> None:
     """Time a run's ONNX files, or those named, in onnxruntime.
 
-    The first file is the baseline of the speedup.
+    The first file is the baseline of the speedup. Sizes that a file leaves free, other than the batch, are those of the inputs
+    it was exported with.
     """
     options = BenchOptions(
         threads=threads,

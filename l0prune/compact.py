@@ -117,7 +117,7 @@ def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captu
         return refusal is None
 
     try:
-        return capture(compact, call.kwargs or call.args, images=True, accept=is_readable), None
+        return capture(compact, call, images=True, accept=is_readable), None
     except CaptureError as error:
         (draft / PROGRAM).unlink(missing_ok=True)
         return None, refusals[-1] if refusals else str(error).partition(";")[0]

@@ -1,18 +1,19 @@
 """One call of a model: its inputs with their batch, and the tensors that come out."""
 
 import copy
-import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError, TraceError
+from l0prune.tensor_names import named_tensors, unique
 
 __all__ = [
     "ExampleInputs",
@@ -20,39 +21,97 @@ __all__ = [
     "call",
     "copy_of",
     "evaluation_mode",
+    "fresh",
     "logits_of",
     "output_names",
     "output_tensors",
+    "plain_mappings",
     "set_mode",
+    "signature_of",
     "split_inputs",
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
-ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""A tensor, a tuple of positional or a dict of keyword tensors."""
+ExampleInputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall"
+"""A tensor, a tuple of positional arguments, a dict of keyword arguments, or the dict that a model takes as its only argument."""
 
 
-def split_inputs(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def split_inputs(
+    inputs: ExampleInputs, model: Callable[..., Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs in any of the accepted forms, as (args, kwargs).
+
+    Args:
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        model: What is to be called. A dict is its one positional argument if none of the keys names an argument of its forward
+            pass, and the forward pass can be called with one; without a model it holds keyword arguments.
 
     Raises:
         TraceError: if `inputs` is of another type.
     """
+    if isinstance(inputs, ModelCall):
+        return inputs.args, inputs.kwargs
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        plain = plain_mappings(inputs)
+        return ((plain,), {}) if model is not None and _takes_one_mapping(model, plain) else ((), plain)
     if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
+        return tuple(plain_mappings(value) for value in inputs), {}
     raise TraceError(
         f"example_inputs is a {type(inputs).__name__}; pass a tensor, a tuple of positional or a dict of keyword tensors"
     )
 
 
 def call(model: Callable[..., Any], inputs: ExampleInputs) -> Any:
-    """Call a model, or what stands for one, with inputs in any of the accepted forms."""
-    args, kwargs = split_inputs(inputs)
-    return model(*args, **kwargs)
+    """Call a model, or what stands for one, with inputs in any of the accepted forms; the model gets containers of its own."""
+    return ModelCall.of(inputs, model)(model)
+
+
+def fresh(values: Any) -> Any:
+    """The same tensors in new lists and dicts, which a model may change without anybody else seeing it."""
+    return pytree.tree_map(lambda leaf: leaf, values)
+
+
+def signature_of(model: Callable[..., Any]) -> inspect.Signature | None:
+    """What a forward pass takes; for a module that stands for another one, by `__signature__` or around it, what that takes."""
+    known = getattr(model, "__signature__", None)
+    if isinstance(known, inspect.Signature):
+        return known
+    try:
+        found = inspect.signature(getattr(model, "forward", model))
+    except (TypeError, ValueError):  # compiled code
+        return None
+    kinds = {parameter.kind for parameter in found.parameters.values()}
+    children = list(model.children()) if isinstance(model, nn.Module) else []
+    if kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} and len(children) == 1:
+        return signature_of(children[0])
+    return found
+
+
+def _takes_one_mapping(model: Callable[..., Any], inputs: Mapping[Any, Any]) -> bool:
+    signature = signature_of(model)
+    if signature is None or any(key in signature.parameters for key in inputs):
+        return False
+    return not _binds(signature, **{str(key): value for key, value in inputs.items()}) and _binds(signature, inputs)
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def plain_mappings(value: Any) -> Any:
+    """Mappings that torch does not look into, such as the output of a tokenizer, as dicts."""
+    if isinstance(value, Mapping):
+        known = type(value) in pytree.SUPPORTED_NODES
+        return (
+            value if known and type(value) is not dict else {key: plain_mappings(part) for key, part in value.items()}
+        )
+    return type(value)(map(plain_mappings, value)) if type(value) in (list, tuple) else value
 
 
 def copy_of(model: Model) -> Model:
@@ -79,17 +138,18 @@ class ModelCall:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, inputs: ExampleInputs) -> "ModelCall":
-        """From a tensor, a tuple of positional or a dict of keyword tensors.
+    def of(cls, inputs: ExampleInputs, model: Callable[..., Any] | None = None) -> "ModelCall":
+        """From inputs in any of the accepted forms, for a model.
 
         Raises:
             TraceError: if `inputs` is none of these.
         """
-        return cls(*split_inputs(inputs))
+        return cls(*split_inputs(inputs, model))
 
-    def __call__(self, model: nn.Module) -> Any:
-        """The model's output."""
-        return model(*self.args, **self.kwargs)
+    def __call__(self, model: Callable[..., Any]) -> Any:
+        """The model's output; the model gets containers of its own."""
+        args, kwargs = fresh((self.args, self.kwargs))
+        return model(*args, **kwargs)
 
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "ModelCall":
         """The same call with its tensors elsewhere; `dtype` is for floating-point ones."""
@@ -108,8 +168,9 @@ class ModelCall:
 
     @property
     def batch_size(self) -> int | None:
-        """First dimension of the first tensor that has one."""
-        return next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), None)
+        """The first dimension that most tensors have; the first tensor decides where several are as frequent."""
+        sizes = Counter(tensor.shape[0] for tensor in self.tensors if tensor.ndim)
+        return max(sizes, key=lambda size: sizes[size], default=None)
 
     @property
     def batched(self) -> list[Tensor]:
@@ -134,30 +195,54 @@ class ModelCall:
         return ModelCall(args, kwargs)
 
     def input_names(self, model: nn.Module) -> list[str]:
-        """One name per tensor: its argument's own, numbered where an argument holds several."""
-        parameters = inspect.signature(model.forward).parameters.values()
+        """One name per tensor: its argument's own, numbered where an argument holds several; in a dict its key."""
+        signature = signature_of(model)
+        parameters = () if signature is None else signature.parameters.values()
         positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         positional += [f"input_{index}" for index in range(len(positional), len(self.args))]
-        names: list[str] = []
-        for name, value in [*zip(positional, self.args, strict=False), *self.kwargs.items()]:
-            count = sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
-            names += [name] if count == 1 else [f"{name}_{index}" for index in range(count)]
-        return names
+        values = [*zip(positional, self.args, strict=False), *self.kwargs.items()]
+        names = unique(found for name, value in values for found, _ in named_tensors(value, name))
+        return names if len(names) == len(self.tensors) else [f"input_{index}" for index in range(len(self.tensors))]
+
+    def unknown_types(self) -> list[str]:
+        """Types of arguments that torch neither takes as a value nor looks into."""
+        known = (
+            Tensor,
+            int,
+            float,
+            complex,
+            bool,
+            str,
+            bytes,
+            type(None),
+            torch.dtype,
+            torch.device,
+            torch.memory_format,
+        )
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, known)]
+
+    def fixed_values(self, model: nn.Module) -> dict[str, str]:
+        """Arguments that hold no tensor, by name, as they are written; those that are None are left out."""
+        signature = signature_of(model)
+        names = [] if signature is None else list(signature.parameters)
+        names += [f"input_{index}" for index in range(len(names), len(self.args))]
+        given = [*zip(names, self.args, strict=False), *self.kwargs.items()]
+        return {
+            name: repr(value)
+            for name, value in given
+            if value is not None and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+        }
 
 
 def output_tensors(output: Any) -> list[Tensor]:
     """The tensors of a model's output in order: a tensor, or nested sequences, mappings and dataclasses of them."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in output_tensors(value)]
-    if isinstance(output, list | tuple):
-        return [tensor for value in output for tensor in output_tensors(value)]
-    if dataclasses.is_dataclass(output):
-        return [
-            tensor for field in dataclasses.fields(output) for tensor in output_tensors(getattr(output, field.name))
-        ]
-    return []
+    return [tensor for _, tensor in named_tensors(output, "output")]
+
+
+def output_names(output: Any) -> list[str]:
+    """A name for each of `output_tensors`: its key or field where it has one, else `output`, `output_0` ..."""
+    return unique(name for name, _ in named_tensors(output, "output"))
 
 
 def logits_of(output: Any) -> Tensor:
@@ -179,20 +264,6 @@ def logits_of(output: Any) -> Tensor:
         f"there are no logits in an output of type {type(output).__name__}: return a tensor, an object with `logits`, or a"
         " sequence that starts with a tensor; to train on a loss of your own without them, set distillation=0"
     )
-
-
-def output_names(output: Any) -> list[str]:
-    """A name for each of `output_tensors`: its key or field where it has one, else `output`, `output_0` ..."""
-    n_tensors = len(output_tensors(output))
-    named: dict[str, Any] = {}
-    if isinstance(output, Mapping):
-        named = {str(key): value for key, value in output.items()}
-    elif dataclasses.is_dataclass(output):
-        named = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    names = [name for name, value in named.items() if isinstance(value, Tensor)]
-    if len(names) == n_tensors:
-        return names
-    return ["output"] if n_tensors == 1 else [f"output_{index}" for index in range(n_tensors)]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.measuring.alignment import resolve_alignment
-from l0prune.model_call import ExampleInputs, copy_of, split_inputs
+from l0prune.model_call import ExampleInputs, ModelCall, copy_of
 from l0prune.surgery.shrink import Surgery, shrink, surgery_of
 
 __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
@@ -124,12 +124,12 @@ def verify(
     """
     if not 0 <= closed < 1:
         raise ConfigError(f"closed is {closed}; expected a share of the units in [0, 1)")
-    model = copy_of(model).eval()
+    model, call = copy_of(model).eval(), ModelCall.of(example_inputs, model)
     if double:
-        model, example_inputs = model.double(), _double(example_inputs)
+        model, call = model.double(), call.to(dtype=torch.float64)
     vary_constants_(model, seed=seed)
     seconds: dict[str, float] = {}
-    flow = _traced(model, example_inputs, seconds)
+    flow = _traced(model, call, seconds)
     gated = inject(model, flow, gate=gate or "hard-concrete", seed=seed).eval()
     values = torch.from_numpy(
         random_decision(flow, closed=closed, seed=seed, align=resolve_alignment(align), costs=gated.costs("macs"))
@@ -191,7 +191,7 @@ def verify(
     )
 
 
-def _traced(model: nn.Module, example_inputs: ExampleInputs, seconds: dict[str, float]) -> ChannelFlow:
+def _traced(model: nn.Module, example_inputs: ModelCall, seconds: dict[str, float]) -> ChannelFlow:
     refusal: CaptureError | None = None
     with _timed(seconds, "export"):
         try:
@@ -270,14 +270,6 @@ def vary_constants_(model: nn.Module, *, seed: int) -> None:
                 tensor.mul_(0.5 + noise)
 
 
-def _double(inputs: ExampleInputs) -> ExampleInputs:
-    def convert(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    args, kwargs = split_inputs(inputs)
-    return {k: convert(v) for k, v in kwargs.items()} if kwargs else tuple(convert(v) for v in args)
-
-
 @dataclass(frozen=True)
 class _Onnx:
     """What came out of the ONNX export of a compact model.
@@ -303,11 +295,11 @@ def _export(compact: nn.Module, dense: nn.Module, record: Surgery) -> _Onnx:
     from l0prune.onnx.export import export_onnx
     from l0prune.onnx.model import onnx_difference
 
-    inputs: ExampleInputs = record.example_kwargs or record.example_args
+    inputs = ModelCall(record.example_args, record.example_kwargs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
-            export_onnx(compact, inputs, path, tolerance=float("inf"))
+            export_onnx(compact, inputs, path, dynamic_size=False, tolerance=float("inf"))
         except ExportError as error:
             return _without_file(error, dense, inputs, path)
         if record.draws_random_numbers:
@@ -315,14 +307,14 @@ def _export(compact: nn.Module, dense: nn.Module, record: Surgery) -> _Onnx:
         return _Onnx(onnx_difference(path, compact, inputs).max_rel)
 
 
-def _without_file(error: ExportError, dense: nn.Module, inputs: ExampleInputs, path: Path) -> _Onnx:
+def _without_file(error: ExportError, dense: nn.Module, inputs: ModelCall, path: Path) -> _Onnx:
     from l0prune.onnx.export import export_onnx
 
     reason = str(error).rstrip(".")
     if any(parameter.dtype == torch.float64 for parameter in dense.parameters()):
         reason += "; onnxruntime lacks some operators in float64: leave out --double, or add --no-onnx"
     try:
-        export_onnx(dense, inputs, path, tolerance=float("inf"))
+        export_onnx(dense, inputs, path, dynamic_size=False, tolerance=float("inf"))
     except ExportError:
         return _Onnx(error=reason)
     return _Onnx(error=f"{reason}; the dense model can be exported", only_compact=True)

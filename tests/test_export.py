@@ -83,7 +83,11 @@ def test_the_file_names_its_batch_and_says_nothing_of_this_machine(conv_file):
     assert model.graph.input[0].name == "x"
     assert model.graph.output[0].name == "output"
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"l0prune.dynamic_batch": "true"}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "l0prune.dynamic_batch": "true",
+        "l0prune.example.height": "8",
+        "l0prune.example.width": "8",
+    }
     assert b".py" not in path.read_bytes()
 
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 # A part may import the parts before it, never one after it.
 ORDER = [
     *("errors", "machine", "files", "reading", "plain_data", "user_folders", "pictures", "run_directory", "measuring"),
-    *("models", "model_call", "recomputation", "input_sizes", "sources", "flow", "gates", "budget", "gated", "surgery"),
-    *("finetuning", "onnx", "compact", "bench", "verification", "study", "report", "cli"),
+    *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "flow", "gates", "budget"),
+    *("gated", "surgery", "finetuning", "onnx", "compact", "bench", "verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {

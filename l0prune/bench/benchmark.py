@@ -19,7 +19,7 @@ from l0prune.machine import memory_bytes, require_threads
 from l0prune.measuring.hardware import Environment
 from l0prune.measuring.session import open_session
 from l0prune.measuring.timing import PairedTimes, interleave, median_ratio
-from l0prune.onnx.model import EXAMPLE_KEY
+from l0prune.onnx.model import EXAMPLE_KEY, LARGEST_KEY
 from l0prune.reading import reading
 
 __all__ = [
@@ -71,8 +71,8 @@ def benchmark(
     Args:
         models: Name -> ONNX file; the first is the baseline.
         inputs: One array, a tuple in the order of the model's inputs, or a dict by input name; the same for all models.
-            None makes them at random from each model's own input shapes and types: normal values, ids from 1 to 9,
-            masks of ones.
+            None makes them at random from each model's own input shapes and types, other free sizes than the batch as in the
+            example that `export_onnx` was given: normal values, ids from 1 to 9 or the example's largest, masks of ones.
         threads: Threads within one operator, from 1 to as many as this machine has processors, or 64.
         batch_size: Rows of the inputs made at random, default 1; with `inputs` given, it must be theirs.
         warmup_s: Seconds of untimed runs of each model, at least three runs.
@@ -258,24 +258,31 @@ def _random_feeds(name: str, session: onnxruntime.InferenceSession, rows: int, s
     rng = np.random.default_rng(seed)
     feeds = {}
     known = session.get_modelmeta().custom_metadata_map
+    _require_batch(name, session, rows)
     for node in session.get_inputs():
-        shape = [
-            rows if index == 0 and isinstance(size, str) else int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size
-            for index, size in enumerate(node.shape)
-        ]
-        if shape and isinstance(shape[0], int) and shape[0] != rows:
-            raise ConfigError(
-                f"model {name!r}: input {node.name!r} has a fixed batch of {shape[0]}, found batch_size={rows}. "
-                f"Benchmark with batch_size={shape[0]}, or export with dynamic_batch=True."
-            )
+        shape = [int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in node.shape]
+        if shape and isinstance(shape[0], str):
+            shape[0] = rows
         unknown = [size for size in shape if not isinstance(size, int)]
         if unknown:
             raise ConfigError(
                 f"model {name!r}: input {node.name!r} has the free dimension {unknown[0]!r}. Pass inputs."
             )
         _require_room(name, node.name, shape)
-        feeds[node.name] = _random_array(name, node, shape, rng)
+        largest = int(known.get(f"{LARGEST_KEY}{node.name}", 9))
+        feeds[node.name] = _random_array(name, node, shape, rng, largest=largest)
     return feeds
+
+
+def _require_batch(name: str, session: onnxruntime.InferenceSession, rows: int) -> None:
+    """See that a model takes so many rows; one that names a first dimension takes any."""
+    first = {node.name: node.shape[0] for node in session.get_inputs() if node.shape}
+    if first and rows not in first.values() and not any(isinstance(size, str) for size in first.values()):
+        key, size = next(iter(first.items()))
+        raise ConfigError(
+            f"model {name!r}: input {key!r} has a fixed batch of {size}, found batch_size={rows}. "
+            f"Benchmark with batch_size={size}, or export with dynamic_batch=True."
+        )
 
 
 def _require_room(name: str, input_name: str, shape: list[int]) -> None:
@@ -292,14 +299,16 @@ def _require_room(name: str, input_name: str, shape: list[int]) -> None:
         )
 
 
-def _random_array(name: str, node: Any, shape: list[int], rng: np.random.Generator) -> np.ndarray:
+def _random_array(name: str, node: Any, shape: list[int], rng: np.random.Generator, *, largest: int) -> np.ndarray:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
         raise ConfigError(f"model {name!r}: input {node.name!r} is a {node.type}; pass inputs for it.")
     if "mask" in node.name or dtype is np.bool_:
         return np.ones(shape, dtype=dtype)
     if np.issubdtype(dtype, np.integer):
-        return rng.integers(0 if "type" in node.name else 1, 1 if "type" in node.name else 10, size=shape).astype(dtype)
+        if "type" in node.name or largest < 1:
+            return np.zeros(shape, dtype=dtype)
+        return rng.integers(1, min(largest, 9) + 1, size=shape).astype(dtype)
     return rng.normal(size=shape).astype(dtype)
 
 

@@ -45,10 +45,9 @@ def benchmark_modules(
         ConfigError: no models, a number out of range, or a model that does not run on the inputs.
     """
     require_counts(models, "module", threads=threads, batch_size=batch_size, min_samples=min_samples)
-    call = ModelCall.of(inputs).with_batch(batch_size)
     with _threads(threads), torch.inference_mode():
         times = interleave(
-            [_run(name, model.eval(), call) for name, model in models.items()],
+            [_run(name, model.eval(), inputs, batch_size) for name, model in models.items()],
             one_thread=threads == 1,
             warmup_s=warmup_s,
             min_samples=min_samples,
@@ -62,8 +61,9 @@ def benchmark_modules(
     return report_of(times, facts, environment, seed=seed, runtime=f"torch {torch.__version__}")
 
 
-def _run(name: str, model: nn.Module, call: ModelCall) -> Callable[[], object]:
+def _run(name: str, model: nn.Module, inputs: ExampleInputs, batch_size: int) -> Callable[[], object]:
     """One run; tried before it is returned."""
+    call = ModelCall.of(inputs, model).with_batch(batch_size)
     try:
         call(model)
     except (RuntimeError, IndexError, ValueError) as error:

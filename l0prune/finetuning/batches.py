@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import DataError
+from l0prune.model_call import plain_mappings
 
 __all__ = [
     "Batches",
@@ -122,7 +123,7 @@ def set_epoch(batches: Batches, epoch: int) -> None:
 def checked_pair(batch: Any) -> tuple[Any, Any]:
     """Inputs and targets of a batch."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
+        return plain_mappings(batch[0]), batch[1]
     found = f"a sequence of {len(batch)}" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
     raise DataError(f"a batch is {found}: expected a pair (inputs, targets)")
 

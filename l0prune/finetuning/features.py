@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import evaluation_mode
+from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.shrink import inputs_for
 
@@ -130,7 +130,7 @@ class FeatureReader:
         with ExitStack() as stack:
             for name, module in self._modules.items():
                 stack.callback(module.register_forward_hook(partial(self._keep, name, seen)).remove)
-            output = self._model(*args, **kwargs)
+            output = ModelCall(args, kwargs)(self._model)
         return output, dict(self._found)
 
     def _keep(self, name: str, seen: set[str], _module: nn.Module, _inputs: Any, output: Any) -> None:

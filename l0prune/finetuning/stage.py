@@ -118,7 +118,7 @@ class Stage:
 
     def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
         """All losses, and the scalar to differentiate."""
-        args, kwargs = split_inputs(inputs)
+        args, kwargs = split_inputs(inputs, self.model)
         taught: Any = None
         wanted: dict[str, Tensor] = {}
         with self._runtime.autocast():

@@ -23,6 +23,7 @@ from l0prune.errors import CaptureError, TraceError, first_line
 from l0prune.flow.caches import without_caches
 from l0prune.flow.data_sizes import note_data_sizes_
 from l0prune.flow.free_sizes import FreeSizes, image_dimensions, length_dimensions, shares_batch
+from l0prune.flow.kept_by_forward import forgetful, replaced_forward
 from l0prune.flow.norm_calls import NormCalls, RecordNorms
 from l0prune.flow.sealed import sealed_modules
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
@@ -89,7 +90,7 @@ def capture(
         raise TraceError(
             "the model is compiled by TorchScript, which stays as it is: pass the module that it was made of"
         )
-    call = ModelCall.of(inputs)
+    call = ModelCall.of(inputs, model)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -104,7 +105,7 @@ def capture(
                     "pass inputs (or --input-shape) that fit the model"
                 ) from error
             norms, plain = NormCalls(observed=False), False
-        with nullcontext() if plain else _plain_outputs(model):
+        with nullcontext() if plain else _plain_outputs(model), forgetful(model, call):
             captured = _captured(model, call, norms, images=images, accept=accept)
             return dataclasses.replace(captured, sealed=sealed_modules(model))
 
@@ -227,7 +228,9 @@ def _drop_unused_(program: ExportedProgram) -> None:
 
 
 def _plain(output: Any) -> Any:
-    """The output with dataclasses that torch.export does not know as dicts of their fields; itself if there is none."""
+    """The output with dataclasses that torch.export does not know as dicts, and None for strings, which its files do not hold."""
+    if isinstance(output, str):
+        return None
     if dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES:
         return {field.name: _plain(getattr(output, field.name)) for field in dataclasses.fields(output)}
     if type(output) in (list, tuple):
@@ -243,17 +246,10 @@ def _plain(output: Any) -> Any:
 def _plain_outputs(model: nn.Module) -> Iterator[None]:
     """For a while, `model` returns dicts where it returns dataclasses."""
     forward = model.forward
-    own = vars(model).get("forward")
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
         return _plain(forward(*args, **kwargs))
 
-    model.forward = plain  # type: ignore[method-assign]
-    try:
+    with replaced_forward(model, plain):
         yield
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own

@@ -114,8 +114,8 @@ class FreeSizes:
     example: dict[sympy.Symbol, int]
 
     @classmethod
-    def of(cls, program: ExportedProgram, call: ModelCall) -> FreeSizes:
-        """Read off the inputs of `program`, which was exported with the tensors of `call`."""
+    def of(cls, program: ExportedProgram, call: ModelCall, *, with_batch: bool = True) -> FreeSizes:
+        """Read off the inputs of `program`, exported with the tensors of `call`; all are lengths if there is no batch."""
         inputs = set(program.graph_signature.user_inputs)
         values = [
             node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
@@ -135,7 +135,7 @@ class FreeSizes:
             for shape, tensor in zip(shapes, given, strict=True)
             if tensor.ndim and tensor.shape[0] == call.batch_size
         ]
-        batch = frozenset().union(*rows) if all(rows) else frozenset()
+        batch = frozenset().union(*rows) if with_batch and all(rows) else frozenset()
         lengths = {symbol: _range(program, symbol) for symbol in sorted(everything - batch, key=str)}
         return cls(shapes, batch, lengths, example)
 

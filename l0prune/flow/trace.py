@@ -82,7 +82,7 @@ def trace_refused(
     """
     reason = str(refusal).partition(";")[0]
     try:
-        captured = record(model, ModelCall.of(example_inputs))
+        captured = record(model, ModelCall.of(example_inputs, model))
     except TraceError as error:
         unrecorded = error
     else:
@@ -103,7 +103,7 @@ def trace_modules(
     """
     from l0prune.flow.fallback import follow_modules
 
-    call, aliases = ModelCall.of(example_inputs), aliases_of(model)
+    call, aliases = ModelCall.of(example_inputs, model), aliases_of(model)
     followed = follow_modules(model, call, aliases=aliases, ignore=ignore)
     parameters = frozenset(name for name, _ in model.named_parameters())
     tensors = [*model.named_parameters(), *model.named_buffers()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -25,7 +26,7 @@ from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
-from l0prune.model_call import set_mode
+from l0prune.model_call import set_mode, signature_of
 from l0prune.recomputation import in_backward_pass, kept_for_backward
 
 __all__ = ["GatedModel", "inject"]
@@ -152,6 +153,11 @@ class GatedModel(nn.Module):
     def n_gates(self) -> int:
         """Number of gates."""
         return self.gates.n_gates
+
+    @property
+    def __signature__(self) -> inspect.Signature | None:
+        """What the model's own forward pass takes."""
+        return signature_of(self.model)
 
     @property
     def frozen(self) -> bool:

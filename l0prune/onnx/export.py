@@ -1,28 +1,34 @@
 """Export to ONNX: quiet, with free batch and lengths where the model allows it, checked before the file appears."""
 
 import io
+import json
 import logging
-import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import onnx
+import sympy  # type: ignore[import-untyped]
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ShapesCollection
+from torch import nn
+from torch.export import ExportedProgram
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.files import draft_folder
+from l0prune.flow.caches import without_caches
 from l0prune.flow.capture import forget_fake_results
-from l0prune.flow.free_sizes import FreeSizes, length_dimensions
-from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors
+from l0prune.flow.free_sizes import FreeSizes
+from l0prune.flow.kept_by_forward import forgetful
+from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
 from l0prune.onnx.model import (
     DYNAMIC_BATCH_KEY,
     EXAMPLE_KEY,
+    FIXED_KEY,
+    LARGEST_KEY,
     OnnxDifference,
     OnnxModel,
     compare_outputs,
@@ -30,13 +36,23 @@ from l0prune.onnx.model import (
 )
 from l0prune.onnx.plain_outputs import with_plain_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
+from l0prune.onnx.sizes import (
+    SIZE_TOLERANCE,
+    Freedom,
+    freedoms,
+    goes_one_way,
+    outputs_or_none,
+    renamed,
+    size_names,
+    taken_sizes,
+    trials,
+    without_refused,
+)
+from l0prune.tensor_names import unique
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
 
-_BATCH = "batch"
-_LENGTH = "length"
-_CHECKED_BATCHES = (1, 2, 5)
-_CHECKED_LENGTHS = (1.0, 0.5, 1.5)  # of the example's
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -47,16 +63,19 @@ def export_onnx(
     path: Path | str,
     *,
     dynamic_batch: bool = True,
+    dynamic_size: bool = True,
     tolerance: float = 1e-4,
     opset: int | None = None,
 ) -> Path:
     """Write a model as an ONNX file that computes what torch computes.
 
     The file is written under a temporary name, checked with `onnx.checker`, run in onnxruntime against torch at batch
-    sizes 1, 2 and 5 and as many lengths (a static file: at its own), and only then moved to `path`. A failure leaves
-    nothing behind, and an existing file as it was. Free sizes are called `batch`, `length`, `length_2` ... The metadata
-    property "l0prune.dynamic_batch" says whether the batch is free ("true") or fixed ("false"), as
-    `OnnxModel(path).static_batch` reads it; "l0prune.example.length" says how long the example was.
+    sizes 1, 2 and 5 and at several of the other free sizes (a static file: at its own), and only then moved to `path`. A
+    failure leaves nothing behind, and an existing file as it was. Free sizes are called `batch`; `height`, `width` and
+    `depth` of images and videos; `length`, `length_2` ... A size is free only if torch itself takes another one, and the
+    file agrees with torch at each that is tried. The metadata property "l0prune.dynamic_batch" says whether the batch is
+    free ("true") or fixed ("false"), as `OnnxModel(path).static_batch` reads it; "l0prune.example.height" what it was in
+    the example; "l0prune.fixed" holds arguments that are no tensors, whose values are part of the file.
 
     A model that torch.export refuses, or whose graph its exporter cannot translate (attention over five dimensions in torch
     2.13), is compiled by TorchScript, so that its conditions stay in the file; or, if it cannot be, recorded on the path of
@@ -65,11 +84,13 @@ def export_onnx(
 
     Args:
         model: Any module; it is exported in evaluation mode, and its mode restored.
-        example_inputs: One tensor, positional tensors, or a dict of keyword tensors. Their first dimension is
-            the batch; a batch of 1 is doubled for the capture, which would otherwise take it for a constant.
+        example_inputs: One tensor, positional arguments, or a dict (of keyword arguments, or the argument of a model that
+            takes one). Their first dimension is the batch; a batch of 1 is doubled for the capture, which would otherwise
+            take it for a constant.
         path: The file to write; its directory must exist.
         dynamic_batch: Make the batch free where the model allows it, and with it lengths such as that of a token
-            sequence; where it does not, and with False, the file accepts the sizes of `example_inputs` only.
+            sequence; with False, the file accepts the sizes of `example_inputs` only.
+        dynamic_size: Make heights and widths free as well.
         tolerance: Largest difference allowed, relative to the largest magnitude of each torch output, > 0.
         opset: ONNX operator set; None takes torch's own.
 
@@ -86,18 +107,13 @@ def export_onnx(
         raise ConfigError(f"{path}: the directory {path.parent} does not exist. Create it first.")
     if not tolerance > 0:
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
-    call = ModelCall.of(example_inputs)
+    call = ModelCall.of(example_inputs, model)
     with _quiet(), evaluation_mode(model), torch.no_grad():
         job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
-        if dynamic_batch and call.batch_size is not None:
-            # Not every model allows it; what is wrong with the model itself shows again at the end.
-            if length_dimensions(call):
-                with suppress(ExportError):
-                    return job.write(batch=True, lengths=True)
-            with suppress(ExportError):
-                return job.write(batch=True, lengths=False)
         try:
-            return job.write(batch=False, lengths=False)
+            with forgetful(job.model, call):
+                written = dynamic_batch and job.write_free(images=dynamic_size)
+                return path if written else job.write(*job.capture(Freedom()))
         except (NoOnnxError, _TranslationError) as refusal:
             return job.write_scripted(model, refusal, free_batch=dynamic_batch)
 
@@ -117,15 +133,37 @@ class _Job:
     tolerance: float
     opset: int | None
 
-    def write(self, *, batch: bool, lengths: bool) -> Path:
-        """Convert with these sizes free, check, and move to the final name."""
-        program, free = self.convert(batch=batch, lengths=lengths)
-        _label(program.model, free)
+    def write_free(self, *, images: bool) -> bool:
+        """Write the file with as many free sizes as the model allows; says whether it allows any.
+
+        What is wrong with the model itself shows again when it is written with none.
+        """
+        failed: set[Freedom] = set()
+        for wanted in freedoms(self.model, self.call, images=images):
+            try:
+                program, free, taken = self.capture(wanted)
+                found = wanted.found_in(free)
+                if found in failed or found == Freedom():
+                    continue
+                failed.add(found)
+                if not goes_one_way(program, self.model, self.call, free, taken):
+                    forget_fake_results(program)
+                    continue
+                self.write(program, free, taken)
+            except ExportError:
+                continue
+            return True
+        return False
+
+    def write(self, captured: ExportedProgram, free: FreeSizes, taken: dict[sympy.Symbol, int]) -> Path:
+        """Translate, check, and move to the final name."""
+        program = self.translate(captured)
+        _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
         with self.draft() as draft:
             program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
             try:
                 onnx.checker.check_model(str(draft))
-                self.check_numbers(draft, free)
+                self.check_numbers(draft, free, taken)
             except (onnx.checker.ValidationError, L0PruneError) as error:
                 reason = first_line(error).replace(str(draft), str(self.path))
                 raise ExportError(reason if str(self.path) in reason else f"{self.path}: {reason}") from error
@@ -135,6 +173,12 @@ class _Job:
         """By TorchScript, because of `refusal`."""
         captured = isinstance(refusal, _TranslationError)
         kind = ExportError if captured else NoOnnxError
+        hiding = self.call.unknown_types()
+        if hiding:
+            raise NoOnnxError(
+                f"{type(model).__name__} is called with a {hiding[0]}, whose tensors cannot become inputs of a file: register it "
+                "with torch.export.register_dataclass, or pass its tensors in tuples and dicts"
+            ) from refusal
         if _weight_bytes(model) > _INLINE_BYTES:
             raise kind(f"{refusal}. TorchScript is left alone beyond 2 GB.") from refusal
         with self.draft() as draft:
@@ -156,24 +200,37 @@ class _Job:
             for written in files:
                 written.replace(self.path.parent / written.name)
 
-    def convert(self, *, batch: bool, lengths: bool) -> tuple[torch.onnx.ONNXProgram, FreeSizes]:
-        """Capture the model and translate it."""
-        name, call = type(self.model).__name__, self.call
-        if batch and call.batch_size == 1:
-            call = call.with_batch(2)
-        shapes = _dynamic_shapes(self.model, call, lengths=lengths) if batch else None
+    def capture(self, wanted: Freedom) -> tuple[ExportedProgram, FreeSizes, dict[sympy.Symbol, int]]:
+        """The program with these sizes free that torch takes other values of; the sizes; and one such value of each."""
+        call = self.call.with_batch(2) if wanted.batch and self.call.batch_size == 1 else self.call
+        name = type(self.model).__name__
         try:
-            with redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there before it raises
-                captured = torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+            with without_caches(self.model), redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there
+                program = torch.export.export(
+                    self.model, call.args, call.kwargs, dynamic_shapes=wanted.shapes(self.model, call), strict=False
+                )
         except Exception as error:
             raise NoOnnxError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
+        free = FreeSizes.of(program, call, with_batch=wanted.batch)
+        taken = taken_sizes(self.model, call, free)
+        found = wanted.found_in(free)
+        narrower = without_refused(found, free, taken)
+        if narrower != found:
+            forget_fake_results(program)
+            return self.capture(narrower)
+        return program, free, taken
+
+    def translate(self, captured: ExportedProgram) -> torch.onnx.ONNXProgram:
+        """The program as ONNX."""
+        name = type(self.model).__name__
+        names = self.input_names
         try:
             program = torch.onnx.export(
                 captured,
                 dynamo=True,
                 verbose=False,
-                input_names=call.input_names(self.model),
-                output_names=self.output_names,
+                input_names=names,
+                output_names=unique(self.output_names, names, prefix="output_"),
                 opset_version=self.opset,
             )
         except Exception as error:
@@ -185,65 +242,58 @@ class _Job:
         written = program.model.opset_imports.get("")
         if self.opset is not None and written != self.opset:
             raise ExportError(f"{name} cannot be exported with opset {self.opset}: the exporter wrote opset {written}.")
-        return program, FreeSizes.of(captured, call)
+        return program
 
-    def check_numbers(self, draft: Path, free: FreeSizes) -> None:
-        """Compare the file with torch at several batch sizes and lengths."""
+    @cached_property
+    def input_names(self) -> list[str]:
+        """A name for every tensor that goes in."""
+        return self.call.input_names(self.model)
+
+    def largest_numbers(self) -> dict[str, int]:
+        """The largest whole number that goes in as part of a tensor, by the name of the input."""
+        named = zip(self.input_names, self.call.tensors, strict=True)
+        return {name: int(value.max()) for name, value in named if value.numel() and value.dtype in _WHOLE}
+
+    def check_numbers(self, draft: Path, free: FreeSizes, taken: dict[sympy.Symbol, int]) -> None:
+        """Compare the file with torch at several batch sizes and other sizes."""
         onnx_model = OnnxModel(draft)
-        for batch, scale in zip(_CHECKED_BATCHES, _CHECKED_LENGTHS, strict=True):
-            call = self.call.with_batch(batch) if free.has_batch else self.call
-            longer = free.with_lengths(call, free.scaled_lengths(scale))
+        for trial in trials(free, taken):
+            call = trial.call(self.call, free)
+            expected = outputs_or_none(self.model, call)
+            if (
+                expected is None and trial.sizes
+            ):  # longer than the model's table of positions, or no multiple of what it wants
+                call = replace(trial, sizes={}).call(self.call, free)
+                expected = outputs_or_none(self.model, call)
+            if expected is None:
+                raise ExportError(f"{draft}: the torch model fails at batch size {call.batch_size}.")
+            tolerance = min(self.tolerance, SIZE_TOLERANCE) if trial.sizes else self.tolerance
             try:
-                expected = output_tensors(longer(self.model))
-            except (RuntimeError, IndexError):  # longer than the model's table of positions
-                longer, expected = call, self.outputs(call, draft)
-            found = compare_outputs(expected, onnx_model, longer)
-            if not found.max_rel <= self.tolerance:
+                found = compare_outputs(expected, onnx_model, call, self.input_names)
+            except ConfigError:
+                if trial.may_refuse:
+                    continue
+                raise
+            if not found.max_rel <= tolerance:
                 raise ExportError(
                     f"{draft}: ONNX and torch outputs differ by {found.max_rel:.1e} relative "
-                    f"(tolerance {self.tolerance:.1e}) at output {found.output} at batch size {longer.batch_size}; "
+                    f"(tolerance {tolerance:.1e}) at output {found.output} at batch size {call.batch_size}; "
                     "nothing was written."
                 )
-            if not free.has_batch:
-                return
-
-    def outputs(self, call: ModelCall, draft: Path) -> list[Tensor]:
-        """What torch computes."""
-        try:
-            return output_tensors(call(self.model))
-        except RuntimeError as error:
-            raise ExportError(
-                f"{draft}: the torch model fails at batch size {call.batch_size}: {first_line(error)}"
-            ) from error
-
-
-def _dynamic_shapes(model: nn.Module, call: ModelCall, *, lengths: bool) -> Any:
-    """The batch dimension of every tensor that shares it, and what may be lengths, as torch.export wants it."""
-    dimension, shapes = Dim(_BATCH), ShapesCollection()
-    maybe = length_dimensions(call) if lengths else {}
-    batched = {id(tensor) for tensor in call.batched}
-    for tensor in call.tensors:
-        own: dict[int, Any] = dict.fromkeys(maybe.get(id(tensor), ()), Dim.AUTO)
-        if id(tensor) in batched:
-            own[0] = dimension
-        if own:
-            shapes[tensor] = own
-    return shapes.dynamic_shapes(model, call.args, call.kwargs)
 
 
 def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _label(model: Any, free: FreeSizes) -> None:
-    """Name the free sizes, say how long they were, and drop notes on this machine's source files."""
+def _label(model: Any, free: FreeSizes, fixed: dict[str, str], largest: dict[str, int]) -> None:
+    """Name the free sizes, say what the example was and what is fixed, and drop notes on this machine's source files."""
+    names = size_names(free)
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
-    names = {str(symbol): _BATCH for symbol in free.batch}
-    names |= {str(symbol): _LENGTH if i == 0 else f"{_LENGTH}_{i + 1}" for i, symbol in enumerate(free.lengths)}
     for value in values:
         value.metadata_props.clear()
         if names and value.shape is not None:
-            value.shape = type(value.shape)([_renamed(size, names) for size in value.shape])
+            value.shape = type(value.shape)([renamed(size, names) for size in value.shape])
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -254,11 +304,9 @@ def _label(model: Any, free: FreeSizes) -> None:
     for symbol in free.lengths:
         if symbol in free.example:
             model.metadata_props[f"{EXAMPLE_KEY}{names[str(symbol)]}"] = str(free.example[symbol])
-
-
-def _renamed(size: Any, names: dict[str, str]) -> Any:
-    name = getattr(size, "value", None)
-    return size if not isinstance(name, str) else re.sub(r"\b\w+\b", lambda match: names.get(match[0], match[0]), name)
+    model.metadata_props.update({f"{LARGEST_KEY}{name}": str(number) for name, number in largest.items()})
+    if fixed:
+        model.metadata_props[FIXED_KEY] = json.dumps(fixed)
 
 
 @contextmanager

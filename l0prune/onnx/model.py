@@ -1,8 +1,10 @@
 """An ONNX file as something that can be called like a torch model, and how far it is from one."""
 
+import json
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from torch import Tensor, nn
 from l0prune.errors import ConfigError, ExportError, first_line
 from l0prune.measuring.session import open_session
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output_tensors, split_inputs
+from l0prune.tensor_names import named_tensors
 
 __all__ = [
     "DYNAMIC_BATCH_KEY",
     "EXAMPLE_KEY",
+    "FIXED_KEY",
+    "LARGEST_KEY",
     "PATHS_KEY",
     "OnnxDifference",
     "OnnxModel",
@@ -30,6 +35,12 @@ DYNAMIC_BATCH_KEY = "l0prune.dynamic_batch"
 
 EXAMPLE_KEY = "l0prune.example."
 """Metadata property, followed by the name of a free dimension: its size in the inputs the file was exported with."""
+
+FIXED_KEY = "l0prune.fixed"
+"""Metadata property: the arguments that are no tensors, a JSON object of their names and of them as they are written."""
+
+LARGEST_KEY = "l0prune.largest."
+"""Metadata property, followed by the name of an input of whole numbers: the largest in the example."""
 
 PATHS_KEY = "l0prune.paths"
 """Metadata property of a file made by TorchScript: "all" paths of the model are in it, or "one"."""
@@ -109,11 +120,26 @@ class OnnxModel:
         if len(args) == 1 and not kwargs and isinstance(args[0], list | tuple | Mapping):
             args, kwargs = split_inputs(args[0])
         tensors = output_tensors(args)
-        named = dict(zip(self.input_names, tensors, strict=False)) | dict(kwargs)
-        if set(named) != set(self.input_names) or len(tensors) + len(kwargs) != len(self.input_names):
+        by_name = [pair for name, value in kwargs.items() for pair in self._named(name, value)]
+        named = dict(zip(self.input_names, tensors, strict=False)) | dict(by_name)
+        if set(named) != set(self.input_names) or len(tensors) + len(by_name) != len(self.input_names):
             given = f"{len(tensors)} positional" + (f" and {', '.join(kwargs)}" if kwargs else "")
             raise ConfigError(f"{self.path}: expected the inputs {', '.join(self.input_names)}, found {given}.")
         return {name: value.detach().cpu().numpy() for name, value in named.items()}
+
+    def _named(self, name: str, value: Any) -> list[tuple[str, Tensor]]:
+        """The tensors of a keyword argument; one without tensors has to be what the file was exported with."""
+        tensors = list(named_tensors(value, name))
+        if not tensors and self._fixed.get(name, "None") != repr(value):
+            raise ConfigError(
+                f"{self.path}: {name}={value!r}, but the file was exported with {name}={self._fixed.get(name, 'None')}."
+            )
+        return tensors
+
+    @cached_property
+    def _fixed(self) -> dict[str, str]:
+        known: dict[str, str] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(FIXED_KEY, "{}"))
+        return known
 
     def _run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
@@ -136,15 +162,20 @@ def onnx_difference(path: Path | str, model: nn.Module, inputs: ExampleInputs, *
         ExportError: if the number or the shapes of the outputs differ.
         ConfigError, FileFormatError: as `OnnxModel`.
     """
-    call = ModelCall.of(inputs)
+    call = ModelCall.of(inputs, model)
     with evaluation_mode(model), torch.no_grad():
         expected = output_tensors(call(model))
-    return compare_outputs(expected, OnnxModel(path, threads=threads), call)
+    return compare_outputs(expected, OnnxModel(path, threads=threads), call, call.input_names(model))
 
 
-def compare_outputs(expected: Sequence[Tensor], onnx_model: OnnxModel, call: ModelCall) -> OnnxDifference:
-    """`onnx_difference` where torch's outputs are known already."""
-    found = output_tensors(onnx_model(*call.args, **call.kwargs))
+def compare_outputs(
+    expected: Sequence[Tensor], onnx_model: OnnxModel, call: ModelCall, input_names: Sequence[str]
+) -> OnnxDifference:
+    """`onnx_difference` where torch's outputs are known already, and the names of the tensors of `call` in the file."""
+    named = dict(zip(input_names, call.tensors, strict=True))
+    known = {name: value for name, value in named.items() if name in onnx_model.input_names}
+    by_name = len(known) == len(onnx_model.input_names)
+    found = output_tensors(onnx_model(**known) if by_name else onnx_model(*call.tensors))
     if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
         shapes = [[list(t.shape) for t in tensors] for tensors in (expected, found)]
         raise ExportError(f"{onnx_model.path}: torch's outputs have shapes {shapes[0]}, the ONNX file's {shapes[1]}.")

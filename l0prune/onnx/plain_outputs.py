@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l0prune.errors import ExportError, first_line
 from l0prune.model_call import ModelCall, output_names, output_tensors
@@ -30,8 +31,7 @@ def with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, li
             raise ExportError(f"{name}: output {index} is bfloat16, which onnxruntime's CPU lacks. Use model.float().")
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights?")
-    values = list(output.values()) if isinstance(output, dict) else output
-    plain = isinstance(output, Tensor) or len(tensors) == len(values if isinstance(values, list | tuple) else ())
+    plain = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output))
     return (model if plain else _PlainOutputs(model), output_names(output))
 
 

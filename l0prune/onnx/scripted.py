@@ -127,7 +127,7 @@ class ScriptedOnnx:
                 if number == 0:
                     raise
                 continue  # noise may be no input that the model is made for
-            found = compare_outputs(expected, onnx_model, call)
+            found = compare_outputs(expected, onnx_model, call, self.call.input_names(self.model))
             tolerance = min(self.tolerance, _LARGEST_TOLERANCE)
             if not found.max_rel <= tolerance:
                 where = "the example" if number == 0 else "other inputs, which take another path"

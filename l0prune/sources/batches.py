@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import ConfigError, DataError
+from l0prune.model_call import ModelCall
 from l0prune.sources.augmentation import Augmentation, crop_and_flip
 from l0prune.sources.datasets import Array, Inputs, count
 from l0prune.sources.model_spec import LoadedModel
@@ -246,13 +247,18 @@ def make_batches(
 
 
 def _check_arrays(loaded: LoadedModel, x: Inputs) -> None:
-    expected = loaded.example_inputs
+    given = loaded.example_inputs
+    expected = (
+        given
+        if not isinstance(given, dict)
+        else {key: value for key, value in given.items() if isinstance(value, Tensor)}
+    )
     if isinstance(x, dict):
         if isinstance(expected, dict) and set(x) != set(expected):
             raise DataError(f"the data holds {', '.join(x)}; {loaded.spec!r} takes {', '.join(expected)}.")
         pairs = [(name, x[name], expected[name]) for name in x] if isinstance(expected, dict) else []
     else:
-        tensors = list(expected.values()) if isinstance(expected, dict) else list(expected)
+        tensors = ModelCall.of(expected).tensors
         if len(tensors) > 1:
             raise DataError(f"the data holds one array, {loaded.spec!r} takes {len(tensors)} inputs.")
         pairs = [("x", x, tensors[0])]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from l0prune.errors import CheckpointError, ModelSpecError
 from l0prune.reading import is_file, read_json, reading
@@ -28,7 +28,7 @@ __all__ = [
     "for_channels",
 ]
 
-ExampleInputs = tuple[Tensor, ...] | dict[str, Tensor]
+ExampleInputs = tuple[Any, ...] | dict[str, Any]
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LAYERS = 1000  # as many as any configuration may ask for
 _COUNT = re.compile(r"(^|_)(layers?|depths?)$")

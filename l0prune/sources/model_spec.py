@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from l0prune import models
 from l0prune.errors import ConfigError, ModelSpecError
+from l0prune.model_call import ModelCall
 from l0prune.sources import libraries
 from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
 from l0prune.sources.exported import load_exported
@@ -48,9 +49,7 @@ class LoadedModel:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the first input without the batch."""
-        tensors = self.example_inputs
-        first = next(iter(tensors.values())) if isinstance(tensors, Mapping) else tensors[0]
-        return tuple(first.shape[1:])
+        return tuple(ModelCall.of(self.example_inputs).tensors[0].shape[1:])
 
 
 def load_model(
@@ -202,8 +201,7 @@ def _from_factory(spec: str, arguments: dict[str, Any]) -> Built:
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
     inputs = tuple(inputs) if isinstance(inputs, list) else inputs
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
-    if inputs is not None and (not isinstance(values, tuple | list) or not values or not _all_tensors(values)):
+    if inputs is not None and (not isinstance(inputs, Mapping | tuple) or not _has_batch(inputs)):
         raise ModelSpecError(
             f"{spec!r}: example inputs are a {type(inputs).__name__}, expected a tensor, a tuple of tensors or a dict "
             "of tensors."
@@ -211,8 +209,10 @@ def _from_factory(spec: str, arguments: dict[str, Any]) -> Built:
     return Built(model, dict(inputs) if isinstance(inputs, Mapping) else inputs)
 
 
-def _all_tensors(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Tensor) and value.ndim > 0 for value in values)
+def _has_batch(inputs: tuple[Any, ...] | Mapping[Any, Any]) -> bool:
+    """Whether there is a tensor with rows, and none without."""
+    tensors = ModelCall.of(inputs).tensors
+    return bool(tensors) and all(tensor.ndim > 0 for tensor in tensors)
 
 
 def _preprocessing(
@@ -242,8 +242,7 @@ def _preprocessing(
 
 def _single_shape(built: Built) -> tuple[int, ...]:
     """Shape without the batch where there is one input and it holds floats, else ()."""
-    inputs = built.example_inputs
-    tensors = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs or ())
+    tensors = [] if built.example_inputs is None else ModelCall.of(built.example_inputs).tensors
     return tuple(tensors[0].shape[1:]) if len(tensors) == 1 and tensors[0].is_floating_point() else ()
 
 

@@ -36,7 +36,7 @@ def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Itera
     """
     yield from _cut(base, plan)
     try:
-        flow = trace(base, call.kwargs or call.args)
+        flow = trace(base, call)
     except L0PruneError:
         return
     keep = _kept_units(flow, plan)

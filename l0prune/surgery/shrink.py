@@ -207,7 +207,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
 def inputs_for(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs, those of the trace for None, as (args, kwargs) on the device and in the precision that the model has now."""
     if example_inputs is not None:
-        args, kwargs = split_inputs(example_inputs)
+        args, kwargs = split_inputs(example_inputs, gated.model)
     else:
         captured = gated.flow.captured
         args, kwargs = captured.args, captured.kwargs
