@@ -277,3 +277,13 @@ def test_units_that_choose_or_weigh_the_rows_of_bags_stay(name):
     flow = traced(net, inputs(2, 5, 3))
 
     assert gates(flow, "up.weight", 0) is None
+
+
+def test_features_stay_of_bags_that_are_asked_which_rows_were_the_largest():
+    def bags(net, i):
+        found = torch.embedding_bag(net.table, i, torch.tensor([0, 2]), mode=2)
+        return net.tail(found[0]), found[3]
+
+    net = Net(bags, table=nn.Parameter(torch.empty(9, 6)), tail=nn.Linear(6, 2))
+
+    assert traced(net, torch.tensor([3, 1, 4, 1, 5])).n_gates == 0
