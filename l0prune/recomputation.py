@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
@@ -77,6 +76,8 @@ def kept_for_backward(setting: Setting) -> Iterator[None]:
 class CountedCalls(TorchFunctionMode):
     """A mode that knows calls by their number; in a recomputation it goes on counting from where the region began.
 
+    While a recomputation records no gradients, calls are those of a backward formula, which the mode must leave alone.
+
     Attributes:
         calls: Kind -> number of calls so far.
         is_again: Whether this is a recomputation.
@@ -84,21 +85,16 @@ class CountedCalls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: Counter[str] = Counter()
+        self.calls: dict[str, int] = {}
         self.is_again = False
 
     def again(self: Counted, node: BackwardCFunction | None = None) -> Counted:
         """As in `Setting`."""
         del node
         other = copy.copy(self)
-        other.calls = self.calls.copy()
+        other.calls = dict(self.calls)
         other.is_again = True
         return other
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether calls are those of a backward formula, not of the forward pass: only the latter records gradients."""
-        return self.is_again and not torch.is_grad_enabled()
 
 
 @cache

@@ -125,6 +125,21 @@ def test_a_checkpoint_around_a_gated_model_with_frozen_gates_is_as_good_as_none(
     assert_same(*found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, "not reentrant"])
+def test_a_compiled_gated_model_has_the_same_gradients(kind):
+    torch.compiler.reset()
+    gated, x = gated_net(kind and KINDS[kind])
+    gated.model.eval()  # compiled dropout draws other numbers
+    compiled = torch.compile(gated, backend="aot_eager")
+    compiled(x).square().sum().backward()
+
+    plain, again = gated_net()
+    plain.model.eval()
+    plain(again).square().sum().backward()
+    assert_same([gated.gates.log_alpha.grad, x.grad], [plain.gates.log_alpha.grad, again.grad])
+
+
 class Rescaled(torch.autograd.Function):
     """Not a checkpoint; its backward formula has a mean of its own."""
 

@@ -116,7 +116,7 @@ class MaskedNorms(CountedCalls):
     ) -> Any:
         """Replace the calls that have a mask."""
         kwargs = kwargs or {}
-        if self.is_idle:
+        if self.is_again and not torch.is_grad_enabled():
             return func(*args, **kwargs)
         kind = KIND_OF.get(func)
         statistic = statistic_kind(func, args, kwargs) if kind is None else None
@@ -135,7 +135,7 @@ class MaskedNorms(CountedCalls):
         """Leave the block; see that as many norms were called as were traced."""
         super().__exit__(kind, *rest)
         for name in {name for name, _ in self._by_order} if kind is None and not self.is_again else ():
-            found, expected = self.calls[name], self._n_others.get(name, 0)
+            found, expected = self.calls.get(name, 0), self._n_others.get(name, 0)
             if found != expected:
                 raise TraceError(
                     f"the forward pass calls {name} without a weight {found} times, the traced one {expected} times, so they "
@@ -145,8 +145,8 @@ class MaskedNorms(CountedCalls):
     def _mask(self, kind: str, weight: Tensor | None) -> Mask | None:
         if weight is not None and id(weight) in self._by_weight:
             return self._by_weight[id(weight)]
-        order = self.calls[kind]
-        self.calls[kind] += 1
+        order = self.calls.get(kind, 0)
+        self.calls[kind] = order + 1
         return self._by_order.get((kind, order))
 
 

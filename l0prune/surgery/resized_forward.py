@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from l0prune.recomputation import CountedCalls, kept_for_backward
@@ -67,9 +68,10 @@ class _GiveSizes(CountedCalls):
     ) -> Any:
         """Make the call, with its own sizes or those of the plan."""
         kwargs = kwargs or {}
-        if func not in KIND_OF or self.is_idle:
+        if func not in KIND_OF or (self.is_again and not torch.is_grad_enabled()):
             return func(*args, **kwargs)
         call = SizedCall(func, args, kwargs)
-        rows = self._sizes.get((call.kind, self.calls[call.kind]))
-        self.calls[call.kind] += 1
+        number = self.calls.get(call.kind, 0)
+        self.calls[call.kind] = number + 1
+        rows = self._sizes.get((call.kind, number))
         return call.make() if rows is None else call.with_sizes(rows).make()
