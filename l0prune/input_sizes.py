@@ -46,7 +46,7 @@ class InputSizes:
         """Read off the inputs of a program, and off its module how their arguments are called."""
         names = tuple(module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
         values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-        leaves = []
+        leaves: list[Any] = []
         for spec in program.graph_signature.input_specs:
             if spec.kind.name != "USER_INPUT":
                 continue
@@ -75,7 +75,7 @@ class InputSizes:
             ConfigError: names the first that has another.
         """
         given = self._given(args, kwargs)
-        if given is None or torch.jit.is_tracing():
+        if given is None or torch._C._is_tracing():
             return  # the call itself says what is wrong with it
         seen: dict[sympy.Symbol, tuple[Any, str]] = {}
         for (name, value), expected in zip(given, self.leaves, strict=True):

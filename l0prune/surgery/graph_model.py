@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
 from l0prune.flow.op import op_name
 from l0prune.input_sizes import check_inputs_, input_sizes_of
+from l0prune.surgery.graph_precision import convert_types_, precision_of, require_convertible
+from l0prune.surgery.pickled_graph import GraphData
 
 __all__ = ["GraphModel"]
 
@@ -56,6 +59,28 @@ class GraphModel(GraphModule):
             if name not in copied.__dict__:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
         return copied
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphModel:
+        """Convert or move the tensors; what the graph says of their precision follows.
+
+        Raises:
+            ConfigError: a lower precision, of which the graph does not tell where it is meant to hold.
+        """
+        old = precision_of(self)
+        new = None if old is None else fn(torch.zeros(1, dtype=old)).dtype
+        if old is None or new is None or new == old or not new.is_floating_point:
+            super()._apply(fn, recurse)
+            return self
+        require_convertible(self.graph, old, new)
+        super()._apply(fn, recurse)
+        convert_types_(self.graph, old, new)
+        self.recompile()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its graph as data; FX would trace the code it wrote."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
+        return _unpickled, (state, GraphData.of(self.graph, (_SWITCHED,)))
 
     def recompile(self) -> PythonCode:
         """Make the forward pass of the graph anew; it looks at the sizes of its inputs first, also while it is exported."""
@@ -106,6 +131,16 @@ class GraphModel(GraphModule):
                 with graph.inserting_after(node):
                     graph.call_function(report, (nodes[node.name], node))
         return GraphModule(self, graph)
+
+
+def _unpickled(state: dict[str, Any], graph: GraphData) -> GraphModel:
+    root = nn.Module()
+    root.__dict__.update(state)
+    model = GraphModel(root, graph.build())
+    for name, value in state.items():
+        if name not in model.__dict__:
+            model.__dict__[name] = value
+    return model
 
 
 def _keep_transient(source: nn.Module, target: nn.Module) -> None:

@@ -19,6 +19,7 @@ from l0prune.flow.op import node_shape, op_name
 from l0prune.input_sizes import InputSizes, check_inputs_
 from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.graph_precision import captured_precision, convert_types_, precision_of, require_convertible
 from l0prune.surgery.plan import SurgeryPlan
 
 __all__ = ["cut_in_graph"]
@@ -43,7 +44,12 @@ def cut_in_graph(
     module = flow.captured.program.module(check_guards=False)
     graph = GraphModel(module, module.graph)
     check_inputs_(graph, InputSizes.of(flow.captured.program, module))
+    captured = captured_precision(flow.captured.program)
     _replace_tensors(graph, flow, tensors, plan)
+    now = precision_of(graph)
+    if captured is not None and now is not None and now != captured:
+        require_convertible(graph.graph, captured, now)
+        convert_types_(graph.graph, captured, now)
     rewriter = _Rewriter(flow, keep, graph)
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
