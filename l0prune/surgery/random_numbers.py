@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def _sources(
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     for generator in generators:
-        yield generator.get_state, generator.set_state, lambda generator=generator: generator.manual_seed(_SEED)
+        yield generator.get_state, generator.set_state, partial(generator.manual_seed, _SEED)
     yield random.getstate, random.setstate, lambda: random.seed(_SEED)
     yield np.random.get_state, np.random.set_state, lambda: np.random.seed(_SEED)
 

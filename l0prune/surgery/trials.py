@@ -117,7 +117,7 @@ class Trials:
         """Units that moved no output in any trial, so that the comparison says nothing of them: where -> how many."""
         silent = np.flatnonzero(~self._reaction[1])
         names = self._reference.flow.gate_names if len(silent) else []
-        return dict(Counter(names[gate] for gate in silent))
+        return dict(Counter(names[int(gate)] for gate in silent))
 
     def _further(self, used: SurgeryPlan) -> Iterator[Trial]:
         """All but the first; those that most often tell come before the others."""
