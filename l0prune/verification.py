@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.budget.selection import align_open
-from l0prune.errors import CaptureError, ConfigError, EquivalenceError, ExportError
+from l0prune.errors import CaptureError, ConfigError, EquivalenceError
 from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
@@ -24,13 +22,12 @@ from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import ExampleInputs, ModelCall, copy_of
-from l0prune.surgery.shrink import Surgery, shrink, surgery_of
+from l0prune.surgery.shrink import shrink, surgery_of
+
+if TYPE_CHECKING:
+    from l0prune.onnx.verdict import OnnxVerdict
 
 __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
-
-
-ONNX_TOLERANCE = 1e-4
-"""Largest relative difference allowed between onnxruntime and torch."""
 
 
 @dataclass(frozen=True)
@@ -169,20 +166,22 @@ def verify(
         )
     record = surgery_of(compact)
     conclusive = flow.n_gates == 0 or sum(record.not_compared.values()) < flow.n_gates
-    exported = _Onnx()
+    exported: OnnxVerdict | None = None
     if onnx:
+        from l0prune.onnx.verdict import verify_onnx
+
         with _timed(seconds, "onnx"):
-            exported = _export(compact, model, record)
+            exported = verify_onnx(compact, model, record)
     return VerifyReport(
-        exact=conclusive and exported.agrees,
+        exact=conclusive and (exported is None or exported.agrees),
         conclusive=conclusive,
         not_compared=record.not_compared,
         draws_random_numbers=record.draws_random_numbers,
         why_not=None if conclusive else "the outputs do not react to any gate, so that nothing could be compared",
         max_abs_diff=record.difference.max_abs,
         max_rel_diff=record.difference.max_rel,
-        onnx_max_rel_diff=exported.max_rel_diff,
-        onnx_error=exported.error,
+        onnx_max_rel_diff=None if exported is None else exported.max_rel_diff,
+        onnx_error=None if exported is None else exported.error,
         params_after=sum(p.numel() for p in compact.parameters()),
         form=record.form,
         seconds=sum(seconds.values()),
@@ -268,53 +267,3 @@ def vary_constants_(model: nn.Module, *, seed: int) -> None:
                 tensor.copy_((noise - 0.5) * 0.6)
             else:
                 tensor.mul_(0.5 + noise)
-
-
-@dataclass(frozen=True)
-class _Onnx:
-    """What came out of the ONNX export of a compact model.
-
-    Attributes:
-        max_rel_diff: Of onnxruntime and torch; None if they were not compared.
-        error: Why they were not, though that was asked for.
-        only_compact: Whether the dense model can be exported where the compact one cannot.
-    """
-
-    max_rel_diff: float | None = None
-    error: str | None = None
-    only_compact: bool = False
-
-    @property
-    def agrees(self) -> bool:
-        """Whether nothing speaks against the cut."""
-        return not self.only_compact and (self.max_rel_diff is None or self.max_rel_diff <= ONNX_TOLERANCE)
-
-
-def _export(compact: nn.Module, dense: nn.Module, record: Surgery) -> _Onnx:
-    """Export the compact model and compare; where it cannot be exported, see whether the dense one can be."""
-    from l0prune.onnx.export import export_onnx
-    from l0prune.onnx.model import onnx_difference
-
-    inputs = ModelCall(record.example_args, record.example_kwargs)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            export_onnx(compact, inputs, path, dynamic_size=False, tolerance=float("inf"))
-        except ExportError as error:
-            return _without_file(error, dense, inputs, path)
-        if record.draws_random_numbers:
-            return _Onnx(error="the file draws random numbers of its own")
-        return _Onnx(onnx_difference(path, compact, inputs).max_rel)
-
-
-def _without_file(error: ExportError, dense: nn.Module, inputs: ModelCall, path: Path) -> _Onnx:
-    from l0prune.onnx.export import export_onnx
-
-    reason = str(error).rstrip(".")
-    if any(parameter.dtype == torch.float64 for parameter in dense.parameters()):
-        reason += "; onnxruntime lacks some operators in float64: leave out --double, or add --no-onnx"
-    try:
-        export_onnx(dense, inputs, path, dynamic_size=False, tolerance=float("inf"))
-    except ExportError:
-        return _Onnx(error=reason)
-    return _Onnx(error=f"{reason}; the dense model can be exported", only_compact=True)
