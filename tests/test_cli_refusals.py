@@ -393,10 +393,14 @@ def test_a_module_to_ignore_that_is_not_there(tmp_path):
     finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "no module or parameter")
 
 
-def test_a_convolution_in_float64_has_no_onnx_check():
-    refused(["verify", "tiny_task:network", "--double"], "onnxruntime lacks some operators in float64", "--no-onnx")
-
-    assert CliRunner().invoke(cli, ["verify", "tiny_task:network", "--double", "--no-onnx"]).exit_code == 0
+def test_a_convolution_in_float64_has_no_onnx_check_and_its_cut_is_exact_all_the_same():
+    for options in ([], ["--no-onnx"]):
+        result = CliRunner().invoke(cli, ["verify", "tiny_task:network", "--double", "--json", *options])
+        verdict = json.loads(result.stdout)
+        assert result.exit_code == 0, result.stderr
+        assert verdict["exact"]
+        assert verdict["onnx_max_rel_diff"] is None
+        assert bool(verdict["onnx_error"]) == (not options)
 
 
 def test_a_demo_does_not_replace_a_run(run):
