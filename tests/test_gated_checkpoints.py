@@ -126,10 +126,9 @@ def test_a_checkpoint_around_a_gated_model_with_frozen_gates_is_as_good_as_none(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [None, "not reentrant"])
-def test_a_compiled_gated_model_has_the_same_gradients(kind):
+def test_a_compiled_gated_model_has_the_same_gradients():
     torch.compiler.reset()
-    gated, x = gated_net(kind and KINDS[kind])
+    gated, x = gated_net()
     gated.model.eval()  # compiled dropout draws other numbers
     compiled = torch.compile(gated, backend="aot_eager")
     compiled(x).square().sum().backward()
