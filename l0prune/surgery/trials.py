@@ -24,7 +24,7 @@ from l0prune.surgery.trial import Outcome, Trial
 
 __all__ = ["Trials"]
 
-_NEGATIVE = (0.25, 0.0, 0.0)
+_NEGATIVE = (0.0, 0.25, 0.0)
 """For every draw of weights, the share of negative numbers in vectors: activation functions shut some units, or few."""
 
 _ALWAYS = 2
@@ -157,7 +157,7 @@ class Trials:
         """How many draws of weights it takes until every unit has moved an output, and the units that have."""
         found: Units = np.zeros(self._reference.n_gates, dtype=bool)
         last = self._first
-        for draw in (1, 0, 2):  # the one that shuts few units before the one that shuts some
+        for draw in range(len(_NEGATIVE)):
             for trial in self._on_known_paths(draw) if self._reference.flow.refusal else self._on_noise(draw, None):
                 found = found if found.all() else found | trial.reacting()
                 last = trial
