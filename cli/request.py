@@ -1,7 +1,7 @@
 """What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,12 +185,10 @@ class FinetuneRequest:
         Raises:
             FileFormatError: if a part has unknown keys or values of another kind.
         """
-        odd = sorted(set(record.config) - {field.name for field in fields(FinetuneOptions)})
-        if odd or set(record.data) != {"spec"} or not isinstance(record.data["spec"], str):
-            raise FileFormatError(
-                f"run.json has unknown keys in its configuration: {', '.join(odd) or 'data'}; start the run again"
-            )
-        options = read_fields(FinetuneOptions, record.config, "run.json, config", remedy="start the run again")
+        remedy = "start the run again"
+        if set(record.data) != {"spec"} or not isinstance(record.data["spec"], str):
+            raise FileFormatError(f"run.json, data, is no specification; {remedy}")
+        options = read_fields(FinetuneOptions, record.config, "run.json, config", remedy=remedy)
         return cls(ModelOptions.from_json(record.model), record.data["spec"], options)
 
     def require_same(self, given: "FinetuneRequest", explicit: set[str]) -> None:

@@ -12,17 +12,19 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import l0prune
 from l0prune.bench.report import BenchReport
-from l0prune.errors import L0PruneError
+from l0prune.cli.request import FinetuneRequest
+from l0prune.errors import CheckpointError, FileFormatError, L0PruneError
 from l0prune.finetuning.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from l0prune.finetuning.metrics import read_metrics
-from l0prune.run_directory import RunDirectory
+from l0prune.run_directory import RunDirectory, RunRecord
 from l0prune.sources.datasets import load_data
 from l0prune.sources.exported import load_exported
-from l0prune.sources.weights import read_state_dict
+from l0prune.sources.weights import load_weights_, read_state_dict
 from l0prune.surgery.plan import SurgeryPlan
 
 MOST_MEMORY = 100 << 20
@@ -195,6 +197,23 @@ def test_names_that_no_file_can_have_are_refused_like_missing_ones(tmp_path):
         refusal(lambda name=name: RunDirectory(tmp_path / name).read())
         refusal(lambda name=name: l0prune.load(tmp_path / name))
         refusal(lambda name=name: l0prune.benchmark({"a": tmp_path / f"{name}.onnx"}))
+
+
+@pytest.mark.parametrize("name", ["[" * 5000, "a\nb", "\x1b[31mred"])
+def test_names_of_tensors_and_options_do_not_make_a_message_long_or_broken(tmp_path, name):
+    weights = tmp_path / "w.safetensors"
+    save_file({name: torch.zeros(2)}, weights)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights_(nn.Linear(2, 2), weights)
+    of_weights = str(caught.value)
+
+    record = RunRecord(argv=("finetune",), config={name: 1}, seed=0, model={}, data={"spec": "digits"})
+    with pytest.raises(FileFormatError) as caught:
+        FinetuneRequest.from_record(record)
+
+    for text in (of_weights, str(caught.value)):
+        assert text.isprintable()
+        assert len(text) < 300 + len(str(weights))
 
 
 def test_weights_that_claim_more_than_they_have(tmp_path):

@@ -78,8 +78,13 @@ def load_weights_(model: nn.Module, path: str | Path, *, precision: bool = False
     Warns:
         L0PruneWarning: where the model's type is narrower, so that values are rounded.
     """
+    with reading(path, "weights file", error=CheckpointError):
+        _load_(model, Path(path), precision=precision)
+
+
+def _load_(model: nn.Module, path: Path, *, precision: bool) -> None:
     expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    found = _read(Path(path))
+    found = _read(path)
     if not found.keys() <= expected.keys():
         found = _without_prefix(found)
     problems = _mismatches(expected, found)
@@ -224,7 +229,7 @@ def _check_casts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pa
             f"{path}: {len(rounded)} of {len(found)} tensors are rounded from {_type(stored)} to the model's {_type(kept)}:"
             f" {_some(rounded)}",
             L0PruneWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
