@@ -292,6 +292,8 @@ def print_result(result: dict[str, Any]) -> None:
     print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
     if result["doubts"]:
         console().print(result["doubts"], markup=False, soft_wrap=True)
+    if result["not_in_place_because"]:
+        console().print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
     console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
 
 

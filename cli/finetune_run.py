@@ -241,7 +241,10 @@ def noting_the_end(run: "RunDirectory") -> "Iterator[None]":
 
 def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     """What a finished run is remembered by, plain JSON values."""
+    from l0prune.surgery.record import surgery_of
+
     macs = prepared.gated.flow.dense_cost("macs")
+    record = surgery_of(result.compact)
     metric = prepared.task.metric
     return {
         **result.to_json(),
@@ -254,6 +257,8 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "macs_after": round(macs * prepared.gated.hard_cost("macs")),
         "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),
         "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
+        "form": record.form,
+        "not_in_place_because": record.not_in_place_because,
     }
 
 

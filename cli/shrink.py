@@ -93,6 +93,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
     return {
         "run": str(path),
         "form": record.form,
+        "not_in_place_because": record.not_in_place_because,
         "align": step,
         "max_abs_diff": record.difference.max_abs,
         "max_rel_diff": record.difference.max_rel,
@@ -192,6 +193,8 @@ def print_shrunk(result: dict[str, Any]) -> None:
         f"form {result['form']}.",
         markup=False,
     )
+    if result["not_in_place_because"]:
+        out.print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
     if result["draws_random_numbers"]:
         out.print("The network draws random numbers when it is evaluated; both were given the same.", markup=False)
     for where, count in result["not_compared"].items():

@@ -119,7 +119,7 @@ def print_verification(result: dict[str, Any]) -> None:
             f" ({ratio(result['params_after'], result['params_before'])})",
         ),
         ("parameters in reach of a gate", f"{result['prunable_fraction']:.1%}"),
-        ("form of the cut network", result["form"]),
+        ("form of the cut network", form_text(result)),
         ("seconds", seconds_text(result["seconds"])),
     ]
     if result["draws_random_numbers"]:
@@ -136,6 +136,12 @@ def verdict(result: dict[str, Any]) -> str:
     if not result["conclusive"]:
         return "inconclusive"
     return "yes" if result["exact"] else "NO"
+
+
+def form_text(result: dict[str, Any]) -> str:
+    """Whether the class was kept, and why not."""
+    because = result["not_in_place_because"]
+    return f"{result['form']}: {because}" if because else str(result["form"])
 
 
 def onnx_text(result: dict[str, Any]) -> str:

@@ -79,7 +79,9 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
             "max_rel_diff": record.difference.max_rel,
             "dynamic_batch": captured is not None and captured.dynamic_batch,
         }
-        manifest = manifest_of(draft, contents, refusal=refusal, preprocessing=preprocessing)
+        manifest = manifest_of(
+            draft, contents, refusal=refusal, preprocessing=preprocessing, class_lost=record.not_in_place_because
+        )
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         old = folder / "old"
         if os.path.lexists(target):
@@ -225,8 +227,10 @@ def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     else:
         plan.check(base)
         if plan.form == "graph":
+            because = folder.not_in_place_because
             raise PlanMismatchError(
-                f"{folder.path} was cut in its graph, because its class has sizes in its code; load it without base="
+                f"{folder.path} was cut in its graph, not in its class"
+                f"{because and f' ({because})'}; load it without base="
             )
         args, kwargs = folder.example_inputs()
         model, plan = _in_class(folder, base, plan, ModelCall(args, kwargs))
@@ -234,7 +238,16 @@ def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     difference = Difference(math.nan, folder.manifest["max_rel_diff"], 0)
     free_batch = folder.manifest["dynamic_batch"]
     record = Surgery(
-        plan, None, np.zeros(0), difference, args, kwargs, free_batch, replayed, folder.no_graph_because or ""
+        plan,
+        None,
+        np.zeros(0),
+        difference,
+        args,
+        kwargs,
+        free_batch,
+        replayed,
+        folder.no_graph_because or "",
+        not_in_place_because="" if base is not None else folder.not_in_place_because,
     )
     remember_surgery_(model, record)
     return model.eval()

@@ -53,6 +53,7 @@ class VerifyReport:
         macs_after: The same of the compact model.
         prunable_fraction: Share of the parameters some gate can remove, in [0, 1].
         form: "in-place" or "graph".
+        not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
         pinned: Reason -> number of units that could not be gated.
         unknown_ops: Ops without a rule -> number of uses that touched units.
         seconds: Wall time in all.
@@ -75,6 +76,7 @@ class VerifyReport:
     macs_after: float
     prunable_fraction: float
     form: str
+    not_in_place_because: str
     pinned: dict[str, int]
     unknown_ops: dict[str, int]
     seconds: float
@@ -160,6 +162,7 @@ def verify(
             onnx_max_rel_diff=None,
             params_after=n_before,
             form="graph",
+            not_in_place_because="no cut of it is exact",
             seconds=sum(seconds.values()),
             stage_seconds=seconds,
             **report,  # type: ignore[arg-type]
@@ -184,6 +187,7 @@ def verify(
         onnx_error=None if exported is None else exported.error,
         params_after=sum(p.numel() for p in compact.parameters()),
         form=record.form,
+        not_in_place_because=record.not_in_place_because,
         seconds=sum(seconds.values()),
         stage_seconds=seconds,
         **report,  # type: ignore[arg-type]

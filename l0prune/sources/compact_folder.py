@@ -23,7 +23,8 @@ VERSION = 1
 KIND, REMEDY = "part of a compact model", "run shrink again"
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
 _KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
-_REFUSAL, _IMAGES = "no_graph_because", "preprocessing"
+_REFUSAL, _IMAGES, _CLASS_LOST = "no_graph_because", "preprocessing", "not_in_place_because"
+_OPTIONAL = {_REFUSAL, _IMAGES, _CLASS_LOST}
 
 
 def is_compact_folder(path: str | Path) -> bool:
@@ -69,10 +70,11 @@ class CompactFolder:
                 f"{folder / MANIFEST} has version {manifest.get('version')!r}; this l0prune reads version {VERSION}; "
                 "run shrink again"
             )
-        if set(manifest) - {_REFUSAL, _IMAGES} != _KEYS or not isinstance(manifest["files"], dict):
-            odd = ", ".join(sorted((set(manifest) - {_REFUSAL, _IMAGES}) ^ _KEYS)) or "files"
+        if set(manifest) - _OPTIONAL != _KEYS or not isinstance(manifest["files"], dict):
+            odd = ", ".join(sorted((set(manifest) - _OPTIONAL) ^ _KEYS)) or "files"
             raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
-        kinds = {"form": str, "max_rel_diff": float, "dynamic_batch": bool, "files": dict[str, str], _REFUSAL: str}
+        kinds = {"form": str, "max_rel_diff": float, "dynamic_batch": bool, "files": dict[str, str]}
+        kinds |= {_REFUSAL: str, _CLASS_LOST: str}
         for key in kinds.keys() & manifest.keys():
             from_plain(kinds[key], manifest[key], f"{folder / MANIFEST}, {key}", remedy=REMEDY)
         for name in (WEIGHTS, PLAN) if _REFUSAL in manifest else (WEIGHTS, PLAN, PROGRAM):
@@ -92,6 +94,12 @@ class CompactFolder:
     def no_graph_because(self) -> str | None:
         """Why there is no graph, so that the model is loaded with its dense model as `base`; None if there is one."""
         return self.manifest.get(_REFUSAL)
+
+    @property
+    def not_in_place_because(self) -> str:
+        """Why the model lost its class when it was cut; empty if it kept it."""
+        reason: str = self.manifest.get(_CLASS_LOST, "")
+        return reason
 
     @property
     def plan(self) -> Any:
@@ -145,7 +153,12 @@ def read_graph(path: Path) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]
 
 
 def manifest_of(
-    folder: Path, contents: Mapping[str, Any], *, refusal: str | None, preprocessing: Preprocessing | None
+    folder: Path,
+    contents: Mapping[str, Any],
+    *,
+    refusal: str | None,
+    preprocessing: Preprocessing | None,
+    class_lost: str = "",
 ) -> dict[str, Any]:
     """The manifest of the files that lie in a folder.
 
@@ -154,6 +167,7 @@ def manifest_of(
         contents: What it says beside format, version and files.
         refusal: Why there is no graph.
         preprocessing: How images become the model's input.
+        class_lost: Why the model has not kept its class.
     """
     manifest = {"format": FORMAT, "version": VERSION, **contents}
     manifest["files"] = {name: _sha256(folder / name) for name in (WEIGHTS, PLAN, PROGRAM) if (folder / name).exists()}
@@ -161,6 +175,8 @@ def manifest_of(
         manifest[_REFUSAL] = refusal
     if preprocessing is not None:
         manifest[_IMAGES] = preprocessing.to_json()
+    if class_lost:
+        manifest[_CLASS_LOST] = class_lost
     return manifest
 
 

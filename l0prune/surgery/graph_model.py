@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
+from l0prune.errors import ConfigError
 from l0prune.flow.op import op_name
 from l0prune.input_sizes import check_inputs_, input_sizes_of
 from l0prune.surgery.graph_precision import convert_types_, precision_of, require_convertible
@@ -81,6 +82,18 @@ class GraphModel(GraphModule):
         """Pickled with its graph as data; FX would trace the code it wrote."""
         state = {name: value for name, value in self.__dict__.items() if name != "_graph"}
         return _unpickled, (state, GraphData.of(self.graph, (_SWITCHED,)))
+
+    def __prepare_scriptable__(self) -> GraphModel:
+        """Asked for by `torch.jit.script`, which compiles the source of a class: a graph has none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "torch.jit.script compiles the code of a class, and a model in graph form has none: use torch.jit.trace, "
+            "torch.export or l0prune.export_onnx. load(directory, base=dense) gives a model its class, unless it was lost in the "
+            "cut: compact.surgery.not_in_place_because says why"
+        )
 
     def recompile(self) -> PythonCode:
         """Make the forward pass of the graph anew; it looks at the sizes of its inputs first, also while it is exported."""

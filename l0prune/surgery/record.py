@@ -39,6 +39,7 @@ class Surgery:
         not_compared: Units that moved no output of the gated model, neither at its own weights nor at several that were drawn
             anew, so that the comparison says nothing of them: the first dimension they are found in -> how many.
         draws_random_numbers: Whether the model does so in evaluation mode; it was compared with both drawing the same.
+        not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
     """
 
     plan: SurgeryPlan
@@ -52,6 +53,7 @@ class Surgery:
     no_graph_because: str = ""
     not_compared: dict[str, int] = field(default_factory=dict)
     draws_random_numbers: bool = False
+    not_in_place_because: str = ""
 
     @property
     def form(self) -> str:

@@ -19,6 +19,7 @@ from l0prune.flow.trace import aliases_of
 from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
+from l0prune.surgery.class_lost import WhyNotInPlace
 from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
 from l0prune.surgery.free_images import free_images_
@@ -34,6 +35,7 @@ from l0prune.surgery.ways import ways_to_cut
 
 __all__ = ["Surgery", "absorb_", "inputs_for", "shrink", "surgery_of", "with_values"]
 
+_LOADED = "it was cut again after it had been loaded without its class (base=)"
 _REMEDY = "leave form open, or use form='graph'"
 _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-pruning": GUESSED}
 
@@ -89,7 +91,8 @@ def shrink(
     trials = Trials(reference, plan, keep, given=given, traced=traced_call, tolerance=_tolerance(gated))
     compact: nn.Module | None = None
     outcome: Outcome | None = None
-    for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways):
+    why_not = WhyNotInPlace()
+    for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways, refused=why_not.add):
         leaner = give_back_spare_integers_(compact, used, partial(trials.agree, used=used))
         outcome = trials.outcome(compact, used)
         if outcome.agrees:
@@ -97,6 +100,8 @@ def shrink(
                 free_images_(compact, reference, traced_call, tolerance=_tolerance(gated))
             plan = leaner
             break
+        if used.form == "in-place":
+            why_not.add_outcome(outcome, compact)
     if compact is None or outcome is None:
         remedy = f"and {IN_PLACE_ONLY}" if gated.flow.refusal else "use form='graph' or leave it open"
         raise ConfigError(f"the model cannot be cut in place; {remedy}")
@@ -105,11 +110,14 @@ def shrink(
     _require_agreement(outcome, trials, gated, what_to_do)
     cut, replayed = replace(plan, folds={}), True
     plan = cut
+    reason = why_not.reason if plan.form == "graph" else ""
     if has_surgery(gated.model):
         before = surgery_of(gated.model)
         plan = compose(before.plan, cut, aliases_of(gated.model))
         if not before.replayed or (before.form == "in-place" and isinstance(gated.model, GraphModel)):
             plan, replayed = replace(plan, form="in-place"), False
+        if plan.form == "graph" or not replayed:
+            reason = before.not_in_place_because or (_LOADED if isinstance(gated.model, GraphModel) else reason)
     record = Surgery(
         plan,
         cut,
@@ -121,6 +129,7 @@ def shrink(
         replayed,
         not_compared=trials.not_compared,
         draws_random_numbers=trials.draws_random_numbers,
+        not_in_place_because=reason,
     )
     remember_surgery_(compact, record)
     gated.freeze(torch.from_numpy(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from l0prune.errors import first_line
 from l0prune.gated.model import GatedModel
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.find_calls import CallFinder
@@ -24,7 +25,13 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def ways_to_cut(
-    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs, *, form: str | None
+    gated: GatedModel,
+    plan: SurgeryPlan,
+    keep: npt.NDArray[np.bool_],
+    inputs: Inputs,
+    *,
+    form: str | None,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     """Compact models to verify, each with the plan it was cut by.
 
@@ -37,16 +44,26 @@ def ways_to_cut(
         keep: Units that stay, shape `(n_gates,)`.
         inputs: Positional and keyword inputs that the model was traced with.
         form: "in-place" or "graph" for these ways only; None for all.
+        refused: Is told why there is no model cut in place.
     """
-    if form != "graph" and not _has_empty_dimension(plan):
-        yield from _in_place(gated, plan, keep, inputs)
+    empty = _empty_dimension(plan)
+    if form == "graph":
+        refused("form='graph' was asked for")
+    elif empty:
+        refused(f"{empty} is closed entirely, and only a graph can do without a branch")
+    else:
+        yield from _in_place(gated, plan, keep, inputs, refused)
     if form != "in-place":
         used = replace(plan, attributes=(), calls=(), form="graph")
         yield cut_in_graph(gated.flow, named_tensors(gated.model), used, keep), used
 
 
 def _in_place(
-    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs
+    gated: GatedModel,
+    plan: SurgeryPlan,
+    keep: npt.NDArray[np.bool_],
+    inputs: Inputs,
+    refused: Callable[[str], None],
 ) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     plan = replace(plan, form="in-place")
     tried: list[tuple[AttributeChange, ...]] = []
@@ -54,19 +71,22 @@ def _in_place(
         attributes = find_attributes(gated.flow, gated.model, keep, guess=guess)
         if attributes not in tried:
             tried.append(attributes)
-            yield from _cut(gated, replace(plan, attributes=attributes))
+            yield from _cut(gated, replace(plan, attributes=attributes), refused)
     certain = find_attributes(gated.flow, gated.model, keep, guess=None)
     for attributes in dict.fromkeys((tried[0], tried[-1], certain)):
         used = _with_calls(gated, replace(plan, attributes=attributes), keep, inputs)
         if used is not None and (used.calls or used.attributes not in tried):
-            yield from _cut(gated, used)
+            yield from _cut(gated, used, refused)
 
 
-def _cut(gated: GatedModel, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+def _cut(
+    gated: GatedModel, plan: SurgeryPlan, refused: Callable[[str], None]
+) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     """The model cut in place; nothing if its class cannot be."""
     try:
         compact = cut_in_place(gated.model, plan)
-    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
+    except Exception as error:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
+        refused(f"{type(gated.model).__name__} cannot be copied and cut: {first_line(error, named=True)}")
         return
     yield compact, plan
 
@@ -120,6 +140,7 @@ def _n_sizes(calls: Iterable[CallChange]) -> int:
     return sum(len(call.sizes) for call in calls)
 
 
-def _has_empty_dimension(plan: SurgeryPlan) -> bool:
-    """A residual branch is closed entirely: only the graph can do without its layers."""
-    return any(not runs for cut in plan.tensors.values() for runs in cut.kept.values())
+def _empty_dimension(plan: SurgeryPlan) -> str:
+    """A dimension of which nothing stays, as a residual branch is closed entirely; empty where there is none."""
+    empty = (f"{name}[{dim}]" for name, cut in plan.tensors.items() for dim, runs in cut.kept.items() if not runs)
+    return next(empty, "")
