@@ -122,7 +122,7 @@ def simulate(
         config: of the constraint.
     """
     bank = GateBank(network.n_gates, seed=seed)
-    optimizer = GateOptimizerConfig(lr=gate_lr).build(bank.parameters(), steps)
+    optimizer = GateOptimizerConfig(lr=gate_lr).build([bank.log_alpha], steps)
     constraint = Constraint(keep, steps, config)
     generator = torch.Generator().manual_seed(seed + 1)
     weight = torch.tensor(network.importance * TASK_LOSS, dtype=torch.float32)

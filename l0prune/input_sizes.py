@@ -184,4 +184,5 @@ def _expression(size: int | torch.SymInt) -> Any:
 
 
 def _range(bounds: Any) -> tuple[int, int | None]:
-    return int(bounds.lower), int(bounds.upper) if bounds.upper.is_Integer else None
+    """Numbers that data decide have no limits at all."""
+    return int(bounds.lower) if bounds.lower.is_Integer else 0, int(bounds.upper) if bounds.upper.is_Integer else None
