@@ -18,8 +18,10 @@ from l0prune.files import draft_folder
 from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.reading import reading
 from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
+from l0prune.surgery.dense_class import dense_model
 from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.into_class import filled, in_class, library_of, tolerance_of
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.record import Surgery, remember_surgery_, surgery_of
 
@@ -29,16 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["has_graph", "load", "save"]
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest relative difference allowed between a model and what is read back of it, by the coarsest dtype; 2e-2 for the others."""
-
 
 def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocessing | None = None) -> Path:
     """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
 
     The files are written to a temporary folder, read back and compared with the model; then the folder takes the place of
-    `directory`. A model of which no graph can be saved has no `model.pt2`: a warning and the manifest say why, and it is loaded
-    with its dense model as `base`.
+    `directory`. Where timm, torchvision, transformers or l0prune itself can build the dense model again, the manifest says
+    how, and `load` gives back that class. A model of which no graph can be saved has no `model.pt2`: the manifest says why, and a
+    warning, if it can only be loaded with its dense model as `base`.
 
     Args:
         compact: From `l0prune.shrink` or `l0prune.load`, perhaps trained further.
@@ -67,6 +67,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
         captured, refusal = _save_graph(compact, record, draft)
+        library = library_of(compact, record, _fitting(compact, record), draft / WEIGHTS)
         if refusal is not None and record.form == "graph":
             raise CheckpointError(
                 f"{target}: nothing could load the model again: it was cut in its graph, and {refusal}; keep the dense model"
@@ -80,7 +81,12 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
             "dynamic_batch": captured is not None and captured.dynamic_batch,
         }
         manifest = manifest_of(
-            draft, contents, refusal=refusal, preprocessing=preprocessing, class_lost=record.not_in_place_because
+            draft,
+            contents,
+            refusal=refusal,
+            preprocessing=preprocessing,
+            class_lost=record.not_in_place_because,
+            library=library,
         )
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         old = folder / "old"
@@ -92,7 +98,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
             if os.path.lexists(old):
                 old.replace(target)
             raise
-    for complaint in _not_saved(compact, refusal):
+    for complaint in _not_saved(compact, refusal, has_class=library is not None):
         warnings.warn(f"{target}: {complaint}", L0PruneWarning, stacklevel=2)
     return target
 
@@ -136,7 +142,7 @@ def _misread(compact: nn.Module, draft: Path, captured: Captured) -> str | None:
         return str(error).replace(f"{draft}/", "").partition(", which a plain")[0].partition("; write it")[0]
     except Exception as error:  # noqa: BLE001 - whatever torch raises about a graph that it wrote itself
         return f"its graph, read back, does not run: {first_line(error, named=True)}"
-    tolerance = _tolerance(compact, call)
+    tolerance = tolerance_of(compact, call)
     if found > tolerance:
         return f"its graph, read back, gives outputs that differ by {found:.1e}"
     others = [other for other in captured.free.others(call) if _runs(compact, other)]
@@ -162,11 +168,6 @@ def _runs(model: nn.Module, call: ModelCall) -> bool:
     return True
 
 
-def _tolerance(model: nn.Module, call: ModelCall) -> float:
-    dtypes = {t.dtype for t in [*model.parameters(), *call.tensors] if t.is_floating_point()}
-    return max((_TOLERANCE.get(dtype, 2e-2) for dtype in dtypes), default=0.0)
-
-
 def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
     """The call that the model was verified with, where it lives now, and in the precision it has been converted to since."""
     call = ModelCall(record.example_args, record.example_kwargs)
@@ -183,10 +184,10 @@ def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
     return moved
 
 
-def _not_saved(compact: nn.Module, refusal: str | None) -> list[str]:
+def _not_saved(compact: nn.Module, refusal: str | None, *, has_class: bool) -> list[str]:
     """What a loaded model will lack."""
     complaints = []
-    if refusal is not None:
+    if refusal is not None and not has_class:
         complaints.append(f"saved without {PROGRAM}, because {refusal}; load it with its dense model, base=model")
     extra = [name for name, value in compact.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
@@ -200,7 +201,8 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
     Args:
         directory: The folder.
         base: A dense model of the class and sizes the compact one came from; it is cut in place (on a copy) and given the
-            saved weights, so the result has its class. None gives a module of the saved graph.
+            saved weights, so the result has its class. None gives the class of the library that the dense model is of, if
+            `save` wrote down which and the library that is installed builds it; else a module of the saved graph.
 
     Returns:
         The model in evaluation mode, with the same state-dict keys either way. It can be trained, saved and pruned again.
@@ -215,16 +217,8 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
 
 def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     plan = SurgeryPlan.from_json(folder.plan, source=str(folder.path / PLAN))
-    if base is None:
-        if folder.no_graph_because is not None:
-            raise PlanMismatchError(
-                f"{folder.path} has no {PROGRAM}, because {folder.no_graph_because}; pass the dense model as base="
-            )
-        module, args, kwargs = folder.graph()
-        model: nn.Module = GraphModel(module, module.graph)
-        _tie_(model)
-        model = _filled(model, folder)
-    else:
+    found = _of_library(folder, plan) if base is None else None
+    if base is not None:
         plan.check(base)
         if plan.form == "graph":
             because = folder.not_in_place_because
@@ -232,62 +226,69 @@ def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
                 f"{folder.path} was cut in its graph, not in its class"
                 f"{because and f' ({because})'}; load it without base="
             )
-        args, kwargs = folder.example_inputs()
-        model, plan = _in_class(folder, base, plan, ModelCall(args, kwargs))
-    replayed = base is not None or folder.manifest["form"] == plan.form
-    difference = Difference(math.nan, folder.manifest["max_rel_diff"], 0)
-    free_batch = folder.manifest["dynamic_batch"]
+        call = ModelCall(*folder.example_inputs())
+        model, plan = in_class(base, plan, folder, call)
+    elif found is not None:
+        model, plan, call = found
+    else:
+        if folder.no_graph_because is not None:
+            raise PlanMismatchError(
+                f"{folder.path} has no {PROGRAM}, because {folder.no_graph_because}; pass the dense model as base="
+            )
+        model, call = _graph(folder)
+    replayed = not isinstance(model, GraphModel) or folder.manifest["form"] == plan.form
     record = Surgery(
         plan,
         None,
         np.zeros(0),
-        difference,
-        args,
-        kwargs,
-        free_batch,
+        Difference(math.nan, folder.manifest["max_rel_diff"], 0),
+        call.args,
+        call.kwargs,
+        folder.manifest["dynamic_batch"],
         replayed,
         folder.no_graph_because or "",
-        not_in_place_because="" if base is not None else folder.not_in_place_because,
+        not_in_place_because=folder.not_in_place_because if isinstance(model, GraphModel) else "",
+        origins=() if folder.library is None else (folder.library,),
     )
     remember_surgery_(model, record)
     return model.eval()
 
 
-def _in_class(
-    folder: CompactFolder, base: nn.Module, plan: SurgeryPlan, call: ModelCall
-) -> tuple[nn.Module, SurgeryPlan]:
-    """A copy of `base`, cut and with the saved weights, and the plan by which it was cut."""
-    from l0prune.surgery.in_place import cut_in_place
-    from l0prune.surgery.replay import ways_to_replay
-
-    if folder.manifest["form"] == plan.form:
-        return _filled(cut_in_place(base, plan), folder), plan
-    module, _, _ = folder.graph()
-    graph = _filled(GraphModel(module, module.graph), folder)
-    for model, used in ways_to_replay(base, plan, call):
-        try:
-            filled = _filled(model, folder)
-            found = compare(graph, filled, call.args, call.kwargs)
-        except Exception:  # noqa: BLE001 - whatever a class raises whose layers do not fit together
-            continue
-        if found.max_rel <= _tolerance(graph, call):
-            return filled, used
-    raise PlanMismatchError(
-        f"{folder.path} was cut in its graph after it had been loaded without its class, and the {type(base).__name__} cannot be"
-        " cut in the same way; load it without base="
-    )
+def _graph(folder: CompactFolder) -> tuple[nn.Module, ModelCall]:
+    """The saved graph with the saved weights, and its example inputs."""
+    module, args, kwargs = folder.graph()
+    model = GraphModel(module, module.graph)
+    _tie_(model)
+    return filled(model, folder.weights), ModelCall(args, kwargs)
 
 
-def _filled(model: nn.Module, folder: CompactFolder) -> nn.Module:
-    """The model with the saved weights, in their precision."""
-    from l0prune.sources.weights import load_weights_
-
-    load_weights_(model, folder.weights, precision=True)
-    return model.eval()
+def _of_library(folder: CompactFolder, plan: SurgeryPlan) -> tuple[nn.Module, SurgeryPlan, ModelCall] | None:
+    """The model in the class of its library, its plan and example inputs; None, with a warning, if that fails."""
+    origin = folder.library
+    if origin is None:
+        return None
+    try:
+        call = ModelCall(*folder.example_inputs())
+        base = dense_model(origin, plan, folder.weights)
+        model, used = in_class(base, plan, folder, call, compared=folder.no_graph_because is None)
+    except Exception as error:
+        why = f"{folder.path} is not loaded as {origin.kind}:{origin.name}: {first_line(error).rstrip('.')}"
+        if folder.no_graph_because is not None:
+            raise PlanMismatchError(f"{why}; it has no {PROGRAM}, so pass the dense model as base=") from error
+        warnings.warn(f"{why}; it comes as the module of its graph", L0PruneWarning, stacklevel=4)
+        return None
+    if folder.no_graph_because is not None and not origin.is_of_this_version:
+        warnings.warn(
+            f"{folder.path} was made with {origin.kind} {origin.version}, another version is installed, and it has no graph to"
+            " compare with: compare its outputs yourself",
+            L0PruneWarning,
+            stacklevel=4,
+        )
+    return model, used, call
 
 
 def has_graph(directory: str | Path) -> bool:
-    """Whether a folder that `save` wrote can be loaded without its dense model as `base`.
+    """Whether a folder that `save` wrote can be loaded without any dense model, from its graph.
 
     Raises:
         FileFormatError: as `load`.

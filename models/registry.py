@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-__all__ = ["ModelEntry", "entry", "names", "register"]
+__all__ = ["BUILT_AS", "ModelEntry", "entry", "names", "register"]
 
 Factory = Callable[..., nn.Module]
+BUILT_AS = "_l0prune_built_as"
+"""Attribute of a model that a registered factory built: the name and the keyword arguments."""
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -43,7 +47,7 @@ def register(
     std: tuple[float, ...],
     checkpoint: str | None = None,
 ) -> Callable[[Factory], Factory]:
-    """Decorator: make a factory known under its function name.
+    """Decorator: make a factory known under its function name; what it builds remembers that.
 
     Args:
         input_shape: (channels, height, width) of an example input.
@@ -55,8 +59,15 @@ def register(
     def add(factory: Factory) -> Factory:
         name = factory.__name__
         path = CHECKPOINTS / checkpoint if checkpoint else None
-        _ENTRIES[name] = ModelEntry(name, factory, input_shape, mean, std, path)
-        return factory
+
+        @wraps(factory)
+        def remembered(**arguments: Any) -> nn.Module:
+            model = factory(**arguments)
+            object.__setattr__(model, BUILT_AS, (name, arguments))
+            return model
+
+        _ENTRIES[name] = ModelEntry(name, remembered, input_shape, mean, std, path)
+        return remembered
 
     return add
 

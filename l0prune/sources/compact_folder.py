@@ -14,6 +14,7 @@ from l0prune.errors import ConfigError, FileFormatError, ModelSpecError, first_l
 from l0prune.plain_data import from_plain
 from l0prune.reading import read_json, reading
 from l0prune.sources.exported import load_example_inputs, load_exported_program, module_of
+from l0prune.sources.library_models import LibraryModel
 from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["MANIFEST", "PLAN", "PROGRAM", "WEIGHTS", "CompactFolder", "is_compact_folder", "manifest_of", "read_graph"]
@@ -23,8 +24,8 @@ VERSION = 1
 KIND, REMEDY = "part of a compact model", "run shrink again"
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
 _KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
-_REFUSAL, _IMAGES, _CLASS_LOST = "no_graph_because", "preprocessing", "not_in_place_because"
-_OPTIONAL = {_REFUSAL, _IMAGES, _CLASS_LOST}
+_REFUSAL, _IMAGES, _CLASS_LOST, _LIBRARY = "no_graph_because", "preprocessing", "not_in_place_because", "library"
+_OPTIONAL = {_REFUSAL, _IMAGES, _CLASS_LOST, _LIBRARY}
 
 
 def is_compact_folder(path: str | Path) -> bool:
@@ -77,6 +78,8 @@ class CompactFolder:
         kinds |= {_REFUSAL: str, _CLASS_LOST: str}
         for key in kinds.keys() & manifest.keys():
             from_plain(kinds[key], manifest[key], f"{folder / MANIFEST}, {key}", remedy=REMEDY)
+        if _LIBRARY in manifest:
+            LibraryModel.from_json(manifest[_LIBRARY], f"{folder / MANIFEST}, {_LIBRARY}", remedy=REMEDY)
         for name in (WEIGHTS, PLAN) if _REFUSAL in manifest else (WEIGHTS, PLAN, PROGRAM):
             if not (folder / name).is_file():
                 raise FileFormatError(f"{folder / name} is missing; run shrink again")
@@ -92,7 +95,7 @@ class CompactFolder:
 
     @property
     def no_graph_because(self) -> str | None:
-        """Why there is no graph, so that the model is loaded with its dense model as `base`; None if there is one."""
+        """Why there is no graph, so that the model is loaded into its class; None if there is one."""
         return self.manifest.get(_REFUSAL)
 
     @property
@@ -100,6 +103,12 @@ class CompactFolder:
         """Why the model lost its class when it was cut; empty if it kept it."""
         reason: str = self.manifest.get(_CLASS_LOST, "")
         return reason
+
+    @property
+    def library(self) -> LibraryModel | None:
+        """How a library builds the dense model, if one does."""
+        stated = self.manifest.get(_LIBRARY)
+        return None if stated is None else LibraryModel.from_json(stated, str(self.path / MANIFEST), remedy=REMEDY)
 
     @property
     def plan(self) -> Any:
@@ -159,6 +168,7 @@ def manifest_of(
     refusal: str | None,
     preprocessing: Preprocessing | None,
     class_lost: str = "",
+    library: LibraryModel | None = None,
 ) -> dict[str, Any]:
     """The manifest of the files that lie in a folder.
 
@@ -168,6 +178,7 @@ def manifest_of(
         refusal: Why there is no graph.
         preprocessing: How images become the model's input.
         class_lost: Why the model has not kept its class.
+        library: How a library builds the dense model.
     """
     manifest = {"format": FORMAT, "version": VERSION, **contents}
     manifest["files"] = {name: _sha256(folder / name) for name in (WEIGHTS, PLAN, PROGRAM) if (folder / name).exists()}
@@ -177,6 +188,8 @@ def manifest_of(
         manifest[_IMAGES] = preprocessing.to_json()
     if class_lost:
         manifest[_CLASS_LOST] = class_lost
+    if library is not None:
+        manifest[_LIBRARY] = library.to_json()
     return manifest
 
 

@@ -24,8 +24,12 @@ __all__ = [
     "build_hf",
     "build_timm",
     "build_torchvision",
+    "construct",
     "drop_auxiliary_heads_",
     "for_channels",
+    "hub_code",
+    "optional",
+    "quiet",
 ]
 
 ExampleInputs = tuple[Any, ...] | dict[str, Any]
@@ -50,10 +54,10 @@ def build_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> 
     Raises:
         ModelSpecError: if timm is not installed, has no such model, or cannot build it with `arguments`.
     """
-    timm = _optional("timm", "timm")
+    timm = optional("timm", "timm")
     if not name or not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    model = _construct(f"timm:{name}", timm.create_model, name, pretrained=pretrained, **arguments)
+    model = construct(f"timm:{name}", timm.create_model, name, pretrained=pretrained, **arguments)
     config = timm.data.resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     channels = int(arguments.get("in_chans", channels))
@@ -61,21 +65,21 @@ def build_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> 
     return Built(model, None, Preprocessing((height, width), mean, std))
 
 
-def build_torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built:
-    """`torchvision:NAME`, a classification model, random weights unless `pretrained`.
+def build_torchvision(name: str, arguments: Mapping[str, Any], *, pretrained: bool, initialised: bool = True) -> Built:
+    """`torchvision:NAME`, a classification model, random weights unless `pretrained`; those of the paper if `initialised`.
 
     Raises:
         ModelSpecError: if torchvision is not installed, has no such model, or cannot build it with `arguments`.
     """
-    known = _optional("torchvision.models", "timm")
+    known = optional("torchvision.models", "timm")
     names = known.list_models(module=known)
     if name not in names:
         raise _unknown("torchvision", name, names)
     given = dict(arguments)
     if name in {"googlenet", "inception_v3"} and not pretrained:
-        given.setdefault("init_weights", True)  # silences a warning; the initialisation of the paper
+        given.setdefault("init_weights", initialised)  # silences a warning; it takes seconds
     weights = "DEFAULT" if pretrained else None
-    return Built(_construct(f"torchvision:{name}", known.get_model, name, weights=weights, **given), None, IMAGENET)
+    return Built(construct(f"torchvision:{name}", known.get_model, name, weights=weights, **given), None, IMAGENET)
 
 
 def drop_auxiliary_heads_(model: nn.Module) -> None:
@@ -93,7 +97,7 @@ def build_hf(directory: str, arguments: Mapping[str, Any], *, pretrained: bool) 
         ModelSpecError: if transformers is not installed, or the folder has no configuration it knows.
         CheckpointError: if the folder has no safetensors, or they do not fit the configuration.
     """
-    transformers = _optional("transformers", "hf")
+    transformers = optional("transformers", "hf")
     path = Path(directory)
     spec = f"hf:{directory}"
     if not is_file(path / "config.json"):
@@ -108,8 +112,8 @@ def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, 
     _refuse_code(spec, path / "config.json")
     _require_fitting(path)
     read_config = transformers.AutoConfig.from_pretrained
-    with _quiet(transformers):
-        config = _construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
+    with quiet(transformers):
+        config = construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
         if hasattr(config, "use_cache"):
             config.use_cache = False
         model = _load_hf(transformers, spec, path, config)
@@ -121,17 +125,24 @@ def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, 
 
 
 def _refuse_code(spec: str, file: Path) -> None:
-    """See that a configuration does not ask transformers for kernels of the hub, which it would download and run."""
-    stack = [read_json(file, "configuration of transformers", error=ModelSpecError)]
+    """See that a configuration does not ask transformers for code."""
+    asked = hub_code(read_json(file, "configuration of transformers", error=ModelSpecError))
+    if asked is not None:
+        raise ModelSpecError(
+            f"{spec!r} was refused, and nothing in it was run: {file.name} has {asked}. Take it out where you trust the folder."
+        )
+
+
+def hub_code(configuration: Any) -> str | None:
+    """What in a configuration asks transformers for kernels of the hub, which it would download and run; None if nothing does."""
+    stack = [configuration]
     while stack:
         value = stack.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
             if str(key).endswith("_implementation") and "/" in json.dumps(inner):
-                raise ModelSpecError(
-                    f"{spec!r} was refused, and nothing in it was run: {file.name} has {key}={str(inner)[:60]!r}, "
-                    "code of the hub. Take it out where you trust the folder."
-                )
+                return f"{key}={str(inner)[:60]!r}, code of the hub"
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return None
 
 
 def _require_fitting(path: Path) -> None:
@@ -183,7 +194,7 @@ def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
     return model.float()
 
 
-class _quiet:  # noqa: N801 - used like a function
+class quiet:  # noqa: N801 - used like a function
     """transformers without its progress bars and advice for a while."""
 
     def __init__(self, transformers: Any) -> None:
@@ -229,14 +240,20 @@ def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def _construct(spec: str, build: Any, *positional: Any, **keywords: Any) -> Any:
+def construct(spec: str, build: Any, *positional: Any, **keywords: Any) -> Any:
+    """What `build` returns; whatever it raises is a ModelSpecError that names the specification."""
     try:
         return build(*positional, **keywords)
     except Exception as cause:
         raise ModelSpecError(f"{spec!r} cannot be built: {describe(cause)}.") from cause
 
 
-def _optional(module: str, extra: str) -> Any:
+def optional(module: str, extra: str) -> Any:
+    """A module of a library that need not be installed.
+
+    Raises:
+        ModelSpecError: it is not there, or does not work; the message names the extra that brings it.
+    """
     name = module.partition(".")[0]
     try:
         import_module(name)

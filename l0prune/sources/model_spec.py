@@ -17,6 +17,7 @@ from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
 from l0prune.sources.exported import load_exported
 from l0prune.sources.factories import call_factory, describe
 from l0prune.sources.libraries import Built, ExampleInputs, for_channels
+from l0prune.sources.library_models import remember_origin_
 from l0prune.sources.preprocessing import Preprocessing
 from l0prune.sources.weights import load_weights_
 
@@ -154,7 +155,10 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
         return _compact_graph(CompactFolder.open(spec))
     kind, colon, name = spec.partition(":")
     if colon and kind in LIBRARIES:
-        return LIBRARIES[kind](name, arguments, pretrained=pretrained)
+        built = LIBRARIES[kind](name, arguments, pretrained=pretrained)
+        if kind != "hf":  # whose configuration says it
+            remember_origin_(built.model, kind, name, arguments)
+        return built
     if is_factory(spec):
         close = get_close_matches(kind, LIBRARIES, n=1)
         if close and "." not in kind:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from l0prune.errors import ConfigError
+from l0prune.sources.library_models import LibraryModel
 from l0prune.surgery.equivalence import Difference
 from l0prune.surgery.plan import SurgeryPlan
 
@@ -40,6 +41,7 @@ class Surgery:
             anew, so that the comparison says nothing of them: the first dimension they are found in -> how many.
         draws_random_numbers: Whether the model does so in evaluation mode; it was compared with both drawing the same.
         not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
+        origins: How a library may have built the original dense model; `save` writes down one that does.
     """
 
     plan: SurgeryPlan
@@ -54,6 +56,7 @@ class Surgery:
     not_compared: dict[str, int] = field(default_factory=dict)
     draws_random_numbers: bool = False
     not_in_place_because: str = ""
+    origins: tuple[LibraryModel, ...] = ()
 
     @property
     def form(self) -> str:

@@ -19,6 +19,7 @@ from l0prune.flow.trace import aliases_of
 from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
+from l0prune.sources.library_models import origins_of
 from l0prune.surgery.class_lost import WhyNotInPlace
 from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
@@ -111,8 +112,11 @@ def shrink(
     cut, replayed = replace(plan, folds={}), True
     plan = cut
     reason = why_not.reason if plan.form == "graph" else ""
-    if has_surgery(gated.model):
+    if not has_surgery(gated.model):
+        origins = origins_of(gated.model)
+    else:
         before = surgery_of(gated.model)
+        origins = before.origins
         plan = compose(before.plan, cut, aliases_of(gated.model))
         if not before.replayed or (before.form == "in-place" and isinstance(gated.model, GraphModel)):
             plan, replayed = replace(plan, form="in-place"), False
@@ -130,6 +134,7 @@ def shrink(
         not_compared=trials.not_compared,
         draws_random_numbers=trials.draws_random_numbers,
         not_in_place_because=reason,
+        origins=origins,
     )
     remember_surgery_(compact, record)
     gated.freeze(torch.from_numpy(values))
