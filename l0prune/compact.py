@@ -125,7 +125,7 @@ def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captu
         return refusal is None
 
     try:
-        return capture(compact, call, images=True, accept=is_readable), None
+        return capture(compact, call, images=True, tuples=True, accept=is_readable), None
     except CaptureError as error:
         (draft / PROGRAM).unlink(missing_ok=True)
         return None, refusals[-1] if refusals else str(error).partition(";")[0]

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
@@ -50,6 +50,29 @@ def test_it_is_loaded_without_its_class(kind, tmp_path):
     assert type(found) is type(expected)
     assert not isinstance(expected, dict) or list(found) == list(expected)
     assert difference(found, expected) < EXACT
+
+
+Scores = namedtuple("Scores", ["logits", "features"])
+
+
+def test_named_tuples_come_back_as_tuples_in_their_order(tmp_path):
+    net = Net(
+        lambda net, x: {"all": Scores(plain(net, x), [Scores(net.a(x).mean(-1), None)])},
+        a=nn.Linear(5, 8),
+        b=nn.Linear(8, 4),
+    )
+    flow = traced(net, inputs(2, 7, 5))
+    compact = shrink(gated_at(net, flow, random_gates(flow)), form="in-place")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", L0PruneWarning)
+        loaded = l0prune.load(l0prune.save(compact, tmp_path / "compact"))
+
+    x = inputs(3, 7, 5)
+    logits, [(features, nothing)] = loaded(x)["all"]
+    expected = compact(x)["all"]
+    assert type(expected) is Scores
+    assert nothing is None
+    assert difference((logits, features), (expected.logits, expected.features[0].logits)) < EXACT
 
 
 @pytest.mark.parametrize("name", ["left eye", "it's", "3x3 (b), [c]", "größe", "+", "a-b"])

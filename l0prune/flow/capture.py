@@ -66,6 +66,7 @@ def capture(
     inputs: ExampleInputs,
     *,
     images: bool = False,
+    tuples: bool = False,
     accept: Callable[[Captured], bool] = lambda captured: True,
 ) -> Captured:
     """Export `model` in evaluation mode; the model itself is left as it was.
@@ -77,6 +78,7 @@ def capture(
         model: Any module that torch.export can capture.
         inputs: A tensor, a tuple of positional or a dict of keyword tensors.
         images: Try to leave the sizes of images free as well.
+        tuples: Named tuples among the outputs become tuples: their classes cannot be written to a file.
         accept: Whether an export will do; after one that does not comes one with fewer free sizes.
 
     Returns:
@@ -96,7 +98,7 @@ def capture(
         try:
             with RecordNorms() as recorded:
                 output = call(model)
-            norms, plain = recorded.calls(model), _plain(output) is output
+            norms, plain = recorded.calls(model), _plain(output, tuples=tuples) is output
         except Exception as error:
             if not any(parameter.is_meta for parameter in model.parameters()):
                 shapes = [tuple(tensor.shape) for tensor in call.tensors]
@@ -105,7 +107,7 @@ def capture(
                     "pass inputs (or --input-shape) that fit the model"
                 ) from error
             norms, plain = NormCalls(observed=False), False
-        with nullcontext() if plain else _plain_outputs(model), forgetful(model, call):
+        with nullcontext() if plain else _plain_outputs(model, tuples=tuples), forgetful(model, call):
             captured = _captured(model, call, norms, images=images, accept=accept)
             return dataclasses.replace(captured, sealed=sealed_modules(model))
 
@@ -227,29 +229,32 @@ def _drop_unused_(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _plain(output: Any) -> Any:
+def _plain(output: Any, *, tuples: bool) -> Any:
     """The output with dataclasses that torch.export does not know as dicts, and None for strings, which its files do not hold."""
+    plain = functools.partial(_plain, tuples=tuples)
     if isinstance(output, str):
         return None
     if dataclasses.is_dataclass(output) and type(output) not in pytree.SUPPORTED_NODES:
-        return {field.name: _plain(getattr(output, field.name)) for field in dataclasses.fields(output)}
+        return {field.name: plain(getattr(output, field.name)) for field in dataclasses.fields(output)}
+    if tuples and pytree.is_namedtuple(output) and type(output) not in pytree.SUPPORTED_NODES:
+        return tuple(plain(part) for part in output)
     if type(output) in (list, tuple):
-        parts = [_plain(part) for part in output]
+        parts = [plain(part) for part in output]
         return output if all(a is b for a, b in zip(parts, output, strict=True)) else type(output)(parts)
     if type(output) is dict:
-        items = {key: _plain(value) for key, value in output.items()}
+        items = {key: plain(value) for key, value in output.items()}
         return output if all(items[key] is value for key, value in output.items()) else items
     return output
 
 
 @contextmanager
-def _plain_outputs(model: nn.Module) -> Iterator[None]:
-    """For a while, `model` returns dicts where it returns dataclasses."""
+def _plain_outputs(model: nn.Module, *, tuples: bool) -> Iterator[None]:
+    """For a while, `model` returns dicts where it returns dataclasses, and `tuples` where it returns named ones."""
     forward = model.forward
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        return _plain(forward(*args, **kwargs))
+        return _plain(forward(*args, **kwargs), tuples=tuples)
 
     with replaced_forward(model, plain):
         yield
