@@ -259,6 +259,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
         "form": record.form,
         "not_in_place_because": record.not_in_place_because,
+        "integers_left": record.integers_left,
     }
 
 

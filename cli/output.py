@@ -15,7 +15,7 @@ from l0prune.errors import L0PruneWarning
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "note", "percent", "print_table", "ratio", "show", "size", "working"]
+__all__ = ["console", "first_few", "note", "percent", "print_table", "ratio", "show", "size", "working"]
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -88,6 +88,12 @@ def size(n: float) -> str:
 def ratio(after: float, before: float) -> str:
     """How much is left, as people read it: 0.50x."""
     return f"{after / before:.2f}x" if before else "-"
+
+
+def first_few(values: dict[str, int], n: int = 5) -> str:
+    """Names with their numbers, as many as a line bears."""
+    shown = ", ".join(f"{name} {value}" for name, value in list(values.items())[:n])
+    return shown if len(values) <= n else f"{shown} and {len(values) - n} more"
 
 
 def percent(value: float | None, metric: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.options import Alignment, FilePath, common_options, threads_option
-from l0prune.cli.output import console, note, print_table, ratio, show, size, working
+from l0prune.cli.output import console, first_few, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
@@ -94,6 +94,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         "run": str(path),
         "form": record.form,
         "not_in_place_because": record.not_in_place_because,
+        "integers_left": record.integers_left,
         "align": step,
         "max_abs_diff": record.difference.max_abs,
         "max_rel_diff": record.difference.max_rel,
@@ -195,6 +196,8 @@ def print_shrunk(result: dict[str, Any]) -> None:
     )
     if result["not_in_place_because"]:
         out.print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
+    if result["integers_left"]:
+        out.print(f"Integers left as they were: {first_few(result['integers_left'])}", markup=False, soft_wrap=True)
     if result["draws_random_numbers"]:
         out.print("The network draws random numbers when it is evaluated; both were given the same.", markup=False)
     for where, count in result["not_compared"].items():

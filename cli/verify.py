@@ -7,7 +7,7 @@ import click
 from l0prune.cli.failures import EXIT_ERROR
 from l0prune.cli.loading import load
 from l0prune.cli.options import Alignment, ModelOptions, Number, Whole, common_options, model_options, threads_option
-from l0prune.cli.output import console, print_table, ratio, show, size, working
+from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.trust import model_call, remember
 
 __all__ = ["verify_command"]
@@ -127,6 +127,8 @@ def print_verification(result: dict[str, Any]) -> None:
     rows += [
         (f"not compared, no output reacts: {where}", str(count)) for where, count in result["not_compared"].items()
     ]
+    if result["integers_left"]:
+        rows.append(("integers left as they were", first_few(result["integers_left"])))
     rows += [(f"pinned: {why}", str(count)) for why, count in result["pinned"].items()]
     print_table(console(), result["model"], ("", ""), rows)
 

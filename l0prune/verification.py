@@ -54,6 +54,8 @@ class VerifyReport:
         prunable_fraction: Share of the parameters some gate can remove, in [0, 1].
         form: "in-place" or "graph".
         not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
+        integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, though it
+            cannot be told which: module and attribute -> value.
         pinned: Reason -> number of units that could not be gated.
         unknown_ops: Ops without a rule -> number of uses that touched units.
         seconds: Wall time in all.
@@ -77,6 +79,7 @@ class VerifyReport:
     prunable_fraction: float
     form: str
     not_in_place_because: str
+    integers_left: dict[str, int]
     pinned: dict[str, int]
     unknown_ops: dict[str, int]
     seconds: float
@@ -163,6 +166,7 @@ def verify(
             params_after=n_before,
             form="graph",
             not_in_place_because="no cut of it is exact",
+            integers_left={},
             seconds=sum(seconds.values()),
             stage_seconds=seconds,
             **report,  # type: ignore[arg-type]
@@ -188,6 +192,7 @@ def verify(
         params_after=sum(p.numel() for p in compact.parameters()),
         form=record.form,
         not_in_place_because=record.not_in_place_because,
+        integers_left=record.integers_left,
         seconds=sum(seconds.values()),
         stage_seconds=seconds,
         **report,  # type: ignore[arg-type]

@@ -68,3 +68,27 @@ def test_verify_of_a_class_that_is_kept_gives_no_reason():
     result = json.loads(output_of("verify", "tiny_task:network", "--no-onnx", "--json"))
 
     assert (result["form"], result["not_in_place_because"]) == ("in-place", "")
+
+
+class OfSeveralWidths(nn.Module):
+    """Keeps an integer that may be either of two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.planes = 32
+        self.a, self.b, self.c = nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def of_several_widths() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return OfSeveralWidths(), torch.zeros(2, 6)
+
+
+def test_verify_names_integers_that_were_left():
+    command = ("verify", "test_cli_class_lost:of_several_widths", "--no-onnx", "--seed", 1)
+
+    assert "integers left as they were planes 32" in " ".join(output_of(*command).split())
+    assert json.loads(output_of(*command, "--json"))["integers_left"] == {"planes": 32}

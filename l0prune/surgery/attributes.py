@@ -16,7 +16,7 @@ from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
 from l0prune.flow.op import argument_of, concrete, module_of, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
-__all__ = ["GUESSES", "find_attributes"]
+__all__ = ["CUT_BY_TYPE", "GUESSES", "find_attributes"]
 
 GUESSES = ("in order", "backwards", "with config", "heads by name")
 """Ways to match integers to sizes, in the order they are to be tried."""
@@ -27,8 +27,10 @@ _PADS = {"pad", "constant_pad_nd"}
 _SIZE_ARGUMENTS = {"view", "reshape", "_unsafe_view", "unflatten", "expand", *_SPLITS, "slice", "narrow",
                    "zeros", "ones", "full", "new_zeros", "new_ones", "layer_norm", "rms_norm", "group_norm",
                    *_PADS, *_CONVOLUTIONS}  # fmt: skip
-_CUT_BY_TYPE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.conv._ConvNd,
+CUT_BY_TYPE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.conv._ConvNd,
                 nn.modules.batchnorm._NormBase, nn.RNNBase)  # fmt: skip
+"""Layers whose integers are cut with their tensors."""
+
 _NORM_DIMENSION = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_norm": 1}
 
 
@@ -94,7 +96,7 @@ def _are_integers(value: Any) -> bool:
 def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
     """Attributes of a module, and on request those of the `config` it holds, as `config.name`."""
     held = vars(module)
-    yield from () if isinstance(module, _CUT_BY_TYPE) else held.items()
+    yield from () if isinstance(module, CUT_BY_TYPE) else held.items()
     if config and hasattr(held.get("config"), "__dict__"):
         yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
 

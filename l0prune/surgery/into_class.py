@@ -85,18 +85,22 @@ def _equal_to(
 ) -> tuple[nn.Module, SurgeryPlan] | None:
     """The dense model cut so that it computes what the reference does, and the plan of that; None where there is no way."""
     from l0prune.surgery.in_place import cut_in_place
+    from l0prune.surgery.later_uses import change_for_later_uses_
     from l0prune.surgery.replay import ways_to_replay
 
     device = next((parameter.device for parameter in reference.parameters()), None)
     ways = iter([(cut_in_place(base, plan), plan)]) if replayed else ways_to_replay(base, plan, call)
-    for model, used in ways:
+
+    def agrees(model: nn.Module, _: SurgeryPlan) -> bool:
         try:
-            complete = filled(model, weights).to(device)
-            found = compare(reference, complete, call.args, call.kwargs)
+            found = compare(reference, filled(model, weights).to(device), call.args, call.kwargs)
         except Exception:  # noqa: BLE001 - whatever a class raises whose layers do not fit together
-            continue
-        if found.max_rel <= tolerance_of(reference, call):
-            return complete, used
+            return False
+        return found.max_rel <= tolerance_of(reference, call)
+
+    for model, used in ways:
+        if agrees(model, used):
+            return model, used if replayed else change_for_later_uses_(model, base, used, agrees)[0]
     return None
 
 

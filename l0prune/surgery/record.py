@@ -42,6 +42,8 @@ class Surgery:
         draws_random_numbers: Whether the model does so in evaluation mode; it was compared with both drawing the same.
         not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
         origins: How a library may have built the original dense model; `save` writes down one that does.
+        integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, but it cannot
+            be told which: module and attribute -> value. Methods that use them may need them changed by hand.
     """
 
     plan: SurgeryPlan
@@ -57,6 +59,7 @@ class Surgery:
     draws_random_numbers: bool = False
     not_in_place_because: str = ""
     origins: tuple[LibraryModel, ...] = ()
+    integers_left: dict[str, int] = field(default_factory=dict)
 
     @property
     def form(self) -> str:

@@ -26,14 +26,17 @@ __all__ = ["ways_to_replay"]
 def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     """Models to compare with the graph, each with the plan it was cut by.
 
-    A graph has no integers of modules, so the plan lacks what the last cut would have changed of them: first the plan is taken as
-    it is, then its integers and calls are found again, from a trace of the dense model.
+    A graph has no integers of modules, so the plan lacks what the last cut would have changed of them: first the plan is taken
+    without integers, then with those of the cuts before, then its integers and calls are found again, from a trace of the dense
+    model.
 
     Args:
         base: The dense model; it is not changed.
         plan: The cut; its tensors stand.
         call: Inputs that the model runs on.
     """
+    if plan.attributes:
+        yield from _cut(base, replace(plan, attributes=()))
     yield from _cut(base, plan)
     try:
         flow = trace(base, call)

@@ -25,6 +25,7 @@ from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
 from l0prune.surgery.free_images import free_images_
 from l0prune.surgery.graph_model import GraphModel
+from l0prune.surgery.later_uses import change_for_later_uses_
 from l0prune.surgery.other_values import with_values
 from l0prune.surgery.plan import make_plan, named_tensors
 from l0prune.surgery.precision import COARSE, TOLERANCE
@@ -93,6 +94,7 @@ def shrink(
     compact: nn.Module | None = None
     outcome: Outcome | None = None
     why_not = WhyNotInPlace()
+    left: dict[str, int] = {}
     for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways, refused=why_not.add):
         leaner = give_back_spare_integers_(compact, used, partial(trials.agree, used=used))
         outcome = trials.outcome(compact, used)
@@ -100,6 +102,8 @@ def shrink(
             if used.form == "graph":
                 free_images_(compact, reference, traced_call, tolerance=_tolerance(gated))
             plan = leaner
+            if used.form == "in-place":
+                plan, left = change_for_later_uses_(compact, gated.model, leaner, trials.agree)
             break
         if used.form == "in-place":
             why_not.add_outcome(outcome, compact)
@@ -109,37 +113,36 @@ def shrink(
     insisted = form == "in-place" and not gated.flow.refusal
     what_to_do = _REMEDY if insisted else _WHAT_TO_DO[gated.flow.tracer]
     _require_agreement(outcome, trials, gated, what_to_do)
-    cut, replayed = replace(plan, folds={}), True
-    plan = cut
-    reason = why_not.reason if plan.form == "graph" else ""
-    if not has_surgery(gated.model):
-        origins = origins_of(gated.model)
-    else:
-        before = surgery_of(gated.model)
-        origins = before.origins
-        plan = compose(before.plan, cut, aliases_of(gated.model))
-        if not before.replayed or (before.form == "in-place" and isinstance(gated.model, GraphModel)):
-            plan, replayed = replace(plan, form="in-place"), False
-        if plan.form == "graph" or not replayed:
-            reason = before.not_in_place_because or (_LOADED if isinstance(gated.model, GraphModel) else reason)
     record = Surgery(
-        plan,
-        cut,
+        replace(plan, folds={}),
+        replace(plan, folds={}),
         values,
         outcome.difference,
         args,
         kwargs,
         gated.flow.captured.dynamic_batch,
-        replayed,
         not_compared=trials.not_compared,
         draws_random_numbers=trials.draws_random_numbers,
-        not_in_place_because=reason,
-        origins=origins,
+        not_in_place_because=why_not.reason if plan.form == "graph" else "",
+        origins=() if has_surgery(gated.model) else origins_of(gated.model),
+        integers_left=left,
     )
-    remember_surgery_(compact, record)
+    remember_surgery_(compact, _after(surgery_of(gated.model), record, gated) if has_surgery(gated.model) else record)
     gated.freeze(torch.from_numpy(values))
     gated.eval()
     return compact.eval()
+
+
+def _after(before: Surgery, record: Surgery, gated: GatedModel) -> Surgery:
+    """The record of a cut of a model that was a compact one before."""
+    is_graph = isinstance(gated.model, GraphModel)
+    plan, replayed = compose(before.plan, record.plan, aliases_of(gated.model)), True
+    if not before.replayed or (before.form == "in-place" and is_graph):
+        plan, replayed = replace(plan, form="in-place"), False
+    reason = ""
+    if plan.form == "graph" or not replayed:
+        reason = before.not_in_place_because or (_LOADED if is_graph else record.not_in_place_because)
+    return replace(record, plan=plan, replayed=replayed, not_in_place_because=reason, origins=before.origins)
 
 
 def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:

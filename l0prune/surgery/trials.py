@@ -97,7 +97,7 @@ class Trials:
             worst = max(worst, trial.outcome(compact), key=lambda outcome: outcome.excess)
         return worst
 
-    def agree(self, compact: nn.Module, *, used: SurgeryPlan) -> bool:
+    def agree(self, compact: nn.Module, used: SurgeryPlan) -> bool:
         """Whether a compact model runs, and computes what the gated one does."""
         return self.outcome(compact, used).agrees
 
