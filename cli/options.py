@@ -3,7 +3,7 @@
 import ast
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from l0prune.cli.failures import DEBUG_KEY
-from l0prune.errors import FileFormatError
 from l0prune.machine import most_threads
 from l0prune.plain_data import read_fields
 
@@ -78,9 +77,6 @@ class ModelOptions:
         Raises:
             FileFormatError: if a key is missing or unknown, or a value of another kind.
         """
-        odd = sorted(set(data) ^ {field.name for field in fields(cls)})
-        if odd:
-            raise FileFormatError(f"run.json, model has missing or unknown keys: {', '.join(odd)}; start the run again")
         return read_fields(cls, data, "run.json, model", remedy="start the run again")
 
 

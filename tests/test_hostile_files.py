@@ -8,6 +8,7 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 import l0prune
 from l0prune.bench.report import BenchReport
 from l0prune.cli.request import FinetuneRequest
-from l0prune.errors import CheckpointError, FileFormatError, L0PruneError
+from l0prune.errors import L0PruneError
 from l0prune.finetuning.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.run_directory import RunDirectory, RunRecord
@@ -203,17 +204,22 @@ def test_names_that_no_file_can_have_are_refused_like_missing_ones(tmp_path):
 def test_names_of_tensors_and_options_do_not_make_a_message_long_or_broken(tmp_path, name):
     weights = tmp_path / "w.safetensors"
     save_file({name: torch.zeros(2)}, weights)
-    with pytest.raises(CheckpointError) as caught:
-        load_weights_(nn.Linear(2, 2), weights)
-    of_weights = str(caught.value)
+    model, run = {"spec": "lenet5"}, {"argv": ("finetune",), "seed": 0, "data": {"spec": "digits"}}
+    records = [
+        RunRecord(config={name: 1}, model=model, **run),
+        RunRecord(config={}, model={**model, name: 1}, **run),
+        RunRecord(config={"epochs": name}, model=model, **run),
+    ]
 
-    record = RunRecord(argv=("finetune",), config={name: 1}, seed=0, model={}, data={"spec": "digits"})
-    with pytest.raises(FileFormatError) as caught:
-        FinetuneRequest.from_record(record)
-
-    for text in (of_weights, str(caught.value)):
-        assert text.isprintable()
-        assert len(text) < 300 + len(str(weights))
+    for read in (
+        lambda: load_weights_(nn.Linear(2, 2), weights),
+        *(partial(FinetuneRequest.from_record, record) for record in records),
+        lambda: SurgeryPlan.from_json({"format": "l0prune.surgery", "version": 1, name: 1}),
+    ):
+        with pytest.raises(L0PruneError) as caught:
+            read()
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300 + len(str(weights))
 
 
 def test_weights_that_claim_more_than_they_have(tmp_path):

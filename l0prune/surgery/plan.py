@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.plain_data import read_fields
+from l0prune.reading import shortened
 from l0prune.surgery.cuts import TensorCut, checked_cut, to_runs
 
 __all__ = [
@@ -161,7 +162,7 @@ class SurgeryPlan:
             )
         data = {"calls": [], **data}
         if set(data) != keys:
-            odd = ", ".join(sorted(set(data) ^ keys))
+            odd = shortened(", ".join(sorted(set(data) ^ keys)), 80)
             raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
         inner = {key: value for key, value in data.items() if key not in ("format", "version")}
         try:
