@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0PruneWarning, PlanMismatchError, first_line
 from l0prune.files import draft_folder
-from l0prune.model_call import ModelCall, evaluation_mode
+from l0prune.model_call import ModelCall
 from l0prune.reading import reading
 from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
 from l0prune.surgery.dense_class import dense_model
@@ -145,7 +145,7 @@ def _misread(compact: nn.Module, draft: Path, captured: Captured) -> str | None:
     tolerance = tolerance_of(compact, call)
     if found > tolerance:
         return f"its graph, read back, gives outputs that differ by {found:.1e}"
-    others = [other for other in captured.free.others(call) if _runs(compact, other)]
+    others = [other for other in captured.free.others(call) if other.runs_in(compact)]
     if captured.free.lengths and not others:
         return "it runs at no other sizes"
     for other in others:
@@ -159,15 +159,6 @@ def _misread(compact: nn.Module, draft: Path, captured: Captured) -> str | None:
     return None
 
 
-def _runs(model: nn.Module, call: ModelCall) -> bool:
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            call(model)
-    except Exception:  # noqa: BLE001 - whatever a model raises at sizes that it does not take
-        return False
-    return True
-
-
 def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
     """The call that the model was verified with, where it lives now, and in the precision it has been converted to since."""
     call = ModelCall(record.example_args, record.example_kwargs)
@@ -176,12 +167,7 @@ def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
     moved = call.to(device=device)
     if len(kinds) != 1 or all(tensor.dtype in kinds for tensor in moved.tensors if tensor.is_floating_point()):
         return moved
-    try:
-        with evaluation_mode(compact), torch.no_grad():
-            moved(compact)
-    except Exception:  # noqa: BLE001 - whatever a model raises whose inputs have another precision than its weights
-        return call.to(device=device, dtype=kinds.pop())
-    return moved
+    return moved if moved.runs_in(compact) else call.to(device=device, dtype=kinds.pop())
 
 
 def _not_saved(compact: nn.Module, refusal: str | None, *, has_class: bool) -> list[str]:

@@ -151,6 +151,15 @@ class ModelCall:
         args, kwargs = fresh((self.args, self.kwargs))
         return model(*args, **kwargs)
 
+    def runs_in(self, model: nn.Module) -> bool:
+        """Whether a model takes it, in evaluation mode: sizes or precision may be others than it is made for."""
+        try:
+            with evaluation_mode(model), torch.no_grad():
+                self(model)
+        except Exception:  # noqa: BLE001 - whatever a model raises at inputs that it does not take
+            return False
+        return True
+
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "ModelCall":
         """The same call with its tensors elsewhere; `dtype` is for floating-point ones."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from l0prune.flow.free_sizes import image_dimensions, other_images
 from l0prune.input_sizes import check_inputs_, input_sizes_of
-from l0prune.model_call import ModelCall, evaluation_mode
+from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import compare
 
 __all__ = ["free_images_"]
@@ -29,7 +28,7 @@ def free_images_(graph: nn.Module, reference: nn.Module, call: ModelCall, *, tol
     """
     sizes = input_sizes_of(graph)
     dims = {dim for found in image_dimensions(call).values() for dim in found}
-    others = [other for other in other_images(call) if _accepts(reference, other)]
+    others = [other for other in other_images(call) if other.runs_in(reference)]
     if sizes is None or len(others) < _ENOUGH:
         return
     check_inputs_(graph, sizes.without(dims))
@@ -41,12 +40,3 @@ def free_images_(graph: nn.Module, reference: nn.Module, call: ModelCall, *, tol
         if not found <= tolerance:
             check_inputs_(graph, sizes)
             return
-
-
-def _accepts(model: nn.Module, call: ModelCall) -> bool:
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            call(model)
-    except Exception:  # noqa: BLE001 - whatever a model raises at sizes that it does not take
-        return False
-    return True
