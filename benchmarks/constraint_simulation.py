@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
-from l0prune.budget.lagrangian import Constraint, ConstraintConfig
-from l0prune.budget.selection import select_open
+from l0prune.cost.products import ProductCost
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.goals.budget import Budget
+from l0prune.goals.lagrangian import Constraint, ConstraintConfig
+from l0prune.goals.selection import select_open
 
 TASK_LOSS = 5.0  # nats lost when every gate is closed, before scaling
 
@@ -64,7 +64,7 @@ class MadeUpNetwork:
             terms.append(CostTerm(f"block{block}.conv1", positions, (Side(0, source), Side(0, inner))))
             terms.append(CostTerm(f"block{block}.conv2", positions, (Side(0, inner), Side(0, streams[stage]))))
         self.n_gates = int(starts[-1])
-        self.costs = CostModel(terms, self.n_gates)
+        self.costs = ProductCost(terms, self.n_gates)
         self.groups = np.repeat(np.arange(len(widths)), np.diff(starts))
         self.dimensions = [Dimension(f"width{i}", 0, width, removable=False) for i, width in enumerate(widths)]
         level = np.exp(rng.normal(0, 0.3, len(widths)))[self.groups] * np.sqrt(

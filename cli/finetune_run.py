@@ -133,11 +133,11 @@ def prepare(request: FinetuneRequest) -> Prepared:
         L0PruneError: names what cannot work and what to do.
     """
     import l0prune
-    from l0prune.budget.by_layer import read_by_layer
     from l0prune.finetuning.checks import require_finite, require_trainable
     from l0prune.finetuning.schedule import plan_phases
     from l0prune.gated.decision import choose_open
     from l0prune.gates.registry import gate_distribution
+    from l0prune.goals.by_layer import read_by_layer
 
     options = request.options
     goal = goal_of(options)

@@ -78,10 +78,10 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
 
 def smallest_reachable(flow: "ChannelFlow") -> dict[str, float]:
     """The least cost any choice of gates can reach, by metric, as a fraction of dense."""
-    from l0prune.budget.costs import CostModel
+    from l0prune.cost.products import ProductCost
 
     return {
-        metric: CostModel(flow.terms(metric), flow.n_gates).floor(flow.dimensions).fraction
+        metric: ProductCost(flow.terms(metric), flow.n_gates).floor(flow.dimensions).fraction
         for metric in ("macs", "params")
     }
 
@@ -135,7 +135,7 @@ def width(side: "Side") -> int:
 
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
-    from l0prune.budget.floor import rounded_up
+    from l0prune.cost.floor import rounded_up
 
     out = console()
     shown = [layer for layer in result["layers"] if layer["macs"] or layer["inputs"] is not None]

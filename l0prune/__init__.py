@@ -12,14 +12,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> module that defines it. Nothing heavy is imported before a name is used.
 _EXPORTS = {
-    "Budget": "l0prune.budget.budget",
+    "Budget": "l0prune.goals.budget",
     "BenchReport": "l0prune.bench.report",
     "ChannelFlow": "l0prune.flow.channel_flow",
     "FinetuneConfig": "l0prune.finetuning.config",
     "FinetuneResult": "l0prune.finetuning.loop",
     "GatedModel": "l0prune.gated.model",
     "L0PruneError": "l0prune.errors",
-    "Penalty": "l0prune.budget.penalty",
+    "Penalty": "l0prune.goals.penalty",
     "SurgeryPlan": "l0prune.surgery.plan",
     "VerifyReport": "l0prune.verification",
     "benchmark": "l0prune.bench.benchmark",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from l0prune.budget.lagrangian import Constraint, ConstraintConfig
 from l0prune.errors import ConfigError
+from l0prune.goals.lagrangian import Constraint, ConstraintConfig
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "constraint_simulation.py"
 

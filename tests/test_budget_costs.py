@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
+from l0prune.cost.products import ProductCost
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import CostTerm, Side
+from l0prune.goals.budget import Budget
 
 
 def side(n_ungated, *gates):
@@ -59,7 +59,7 @@ def test_expected_cost_is_the_mean_over_all_gate_patterns(network, seed):
     for pattern in itertools.product([False, True], repeat=n_gates):
         exact += counted_cost(terms, pattern) * np.prod(np.where(pattern, p, 1 - p))
 
-    expected = CostModel(terms, n_gates).expected(torch.tensor(p))
+    expected = ProductCost(terms, n_gates).expected(torch.tensor(p))
 
     assert float(expected) == pytest.approx(exact / dense(terms, n_gates), rel=1e-10)
 
@@ -73,7 +73,7 @@ def test_affordable_is_the_longest_ranking_within_the_cost(network, seed, keep):
     costs = [counted_cost(terms, np.isin(np.arange(n_gates), ranked[:n])) for n in range(n_gates + 1)]
     fits = [n for n, cost in enumerate(costs) if cost / dense(terms, n_gates) <= keep + 1e-12]
 
-    assert CostModel(terms, n_gates).affordable(scores, keep) == max(fits, default=0)
+    assert ProductCost(terms, n_gates).affordable(scores, keep) == max(fits, default=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,7 +81,7 @@ def test_affordable_is_the_longest_ranking_within_the_cost(network, seed, keep):
 def test_hard_cost_counts_open_indices(network, seed):
     terms, n_gates = network
     is_open = np.random.default_rng(seed).uniform(size=n_gates) < 0.5
-    model = CostModel(terms, n_gates)
+    model = ProductCost(terms, n_gates)
     exact = counted_cost(terms, is_open) / dense(terms, n_gates)
 
     assert model.hard(is_open) == pytest.approx(exact, rel=1e-12)
@@ -95,7 +95,7 @@ def test_hard_cost_counts_open_indices(network, seed):
 def test_expected_cost_passes_gradcheck(network, seed):
     terms, n_gates = network
     p = torch.tensor(np.random.default_rng(seed).uniform(0.1, 0.9, size=n_gates), requires_grad=True)
-    assert torch.autograd.gradcheck(CostModel(terms, n_gates).expected, p)
+    assert torch.autograd.gradcheck(ProductCost(terms, n_gates).expected, p)
 
 
 def test_expected_cost_of_a_large_network_agrees_with_monte_carlo():
@@ -109,7 +109,7 @@ def test_expected_cost_of_a_large_network_agrees_with_monte_carlo():
         CostTerm("heads", 1.0, (Side(0, np.repeat(wide, 8)), Side(4, stream))),
         CostTerm("attention", 2.0, (Side(0, wide), Side(0, np.repeat(wide, 4)), Side(0, stream))),
     ]
-    model = CostModel(terms, 104)
+    model = ProductCost(terms, 104)
     p = rng.uniform(size=104)
     draws = np.array([model.hard(rng.uniform(size=104) < p) for _ in range(4000)])
 
@@ -121,14 +121,14 @@ def test_expected_cost_of_a_large_network_agrees_with_monte_carlo():
 
 def test_dense_cost_is_one_and_known_in_units():
     terms = [CostTerm("conv", 9.0, (side(3), side(0, 0, 1))), CostTerm("bias", 1.0, (side(0, 0, 1),))]
-    model = CostModel(terms, 2)
+    model = ProductCost(terms, 2)
     assert model.dense_cost == 56.0
     assert model.hard(np.ones(2, bool)) == 1.0
     assert model.hard(np.array([True, False])) == 0.5
 
 
 def test_a_network_without_gates_costs_one():
-    model = CostModel([CostTerm("fixed", 5.0, (side(3), side(4)))], 0)
+    model = ProductCost([CostTerm("fixed", 5.0, (side(3), side(4)))], 0)
     assert float(model.expected(torch.zeros(0))) == 1.0
     assert model.hard(np.zeros(0, bool)) == 1.0
 
@@ -145,11 +145,11 @@ def test_a_network_without_gates_costs_one():
 )
 def test_impossible_terms_are_refused(terms, message):
     with pytest.raises(ConfigError, match=message):
-        CostModel(terms, 2)
+        ProductCost(terms, 2)
 
 
 def test_vectors_of_the_wrong_length_are_refused():
-    model = CostModel([CostTerm("conv", 1.0, (side(0, 0, 1),))], 2)
+    model = ProductCost([CostTerm("conv", 1.0, (side(0, 0, 1),))], 2)
     with pytest.raises(ConfigError, match=r"shape \(3,\); expected \(2,\)"):
         model.hard(np.ones(3, bool))
     with pytest.raises(ConfigError, match=r"shape \(3,\); expected \(2,\)"):

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
-from l0prune.budget.selection import align_open, select_open
+from l0prune.cost.products import ProductCost
 from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.flow.costs import CostTerm, Dimension, Side
+from l0prune.goals.budget import Budget
+from l0prune.goals.selection import align_open, select_open
 
 
 class Net:
@@ -32,7 +32,7 @@ class Net:
         self.dimensions = [Dimension(f"d{i}", ungated[i], members, i in removable) for i, members in enumerate(gates)]
         sides = [Side(ungated[i], members) for i, members in enumerate(gates)]
         self.terms = [CostTerm(f"t{i}", float(c), tuple(sides[j] for j in of)) for i, (c, of) in enumerate(terms)]
-        self.costs = CostModel(self.terms, self.n_gates)
+        self.costs = ProductCost(self.terms, self.n_gates)
 
     def kept(self, is_open):
         return [dimension.n_ungated + int(is_open[dimension.gates].sum()) for dimension in self.dimensions]
@@ -326,7 +326,7 @@ def test_the_smallest_share_that_the_message_names_can_be_met():
 
 
 def test_a_network_without_gates_meets_only_the_whole_budget():
-    costs = CostModel([CostTerm("fixed", 5.0, (Side(3, np.empty(0, np.int64)),))], 0)
+    costs = ProductCost([CostTerm("fixed", 5.0, (Side(3, np.empty(0, np.int64)),))], 0)
     empty = np.empty(0)
     assert select_open(empty, costs, (), empty, Budget("params", 1.0)).shape == (0,)
     with pytest.raises(BudgetInfeasibleError, match="1 of the dense parameters is left \\(fixed 1\\)"):

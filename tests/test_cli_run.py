@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny_task import network
 
 import l0prune
-from l0prune.budget.floor import rounded_up
 from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
+from l0prune.cost.floor import rounded_up
 from l0prune.errors import ConfigError
 from l0prune.run_directory import RunDirectory
 

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.penalty import Penalty
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
 from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
 from l0prune.finetuning.goal import Goal
@@ -18,6 +16,8 @@ from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Loss
 from l0prune.gated.model import GatedModel
 from l0prune.gated.training import require_priceable
+from l0prune.goals.budget import Budget
+from l0prune.goals.penalty import Penalty
 from l0prune.model_call import call, evaluation_mode
 
 __all__ = [

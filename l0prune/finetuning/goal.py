@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.penalty import Penalty
 from l0prune.errors import ConfigError
+from l0prune.goals.budget import Budget
+from l0prune.goals.penalty import Penalty
 
 __all__ = ["Goal", "metric_of", "one_goal", "record_of"]
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.budget.budget import METRICS
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
@@ -21,6 +20,7 @@ from l0prune.finetuning.schedule import GATE, WARMUP, Phases
 from l0prune.finetuning.stage import Losses, LossWindow
 from l0prune.finetuning.step_timer import StepTimer
 from l0prune.gated.model import GatedModel
+from l0prune.goals.budget import METRICS
 from l0prune.model_call import evaluation_mode
 
 __all__ = ["Journal"]

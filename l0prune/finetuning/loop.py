@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.penalty import Penalty
 from l0prune.errors import CheckpointError, RunDirectoryError
 from l0prune.finetuning.batches import Batches, count_batches, count_samples
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
@@ -37,6 +35,8 @@ from l0prune.finetuning.trainer import Trainer
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.goals.budget import Budget
+from l0prune.goals.penalty import Penalty
 from l0prune.reading import reading
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]

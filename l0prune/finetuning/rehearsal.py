@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from l0prune.budget.as_trained import covered
 from l0prune.errors import ConfigError, first_line
 from l0prune.finetuning.batches import place
 from l0prune.finetuning.stage import Loss
 from l0prune.gated.model import GatedModel
+from l0prune.goals.as_trained import covered
 from l0prune.model_call import call, copy_of, set_mode
 from l0prune.surgery.shrink import shrink, with_values
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from l0prune.budget.budget import Budget
 from l0prune.finetuning.goal import Goal, record_of
 from l0prune.gated.model import GatedModel
+from l0prune.goals.budget import Budget
 
 __all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0prune.budget.budget import Budget
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
@@ -27,6 +26,7 @@ from l0prune.finetuning.settling import Settling, measure_salience
 from l0prune.finetuning.stage import Loss, Stage
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
+from l0prune.goals.budget import Budget
 from l0prune.surgery.shrink import absorb_, shrink
 
 __all__ = ["Trainer"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l0prune.budget.as_trained import covered
-from l0prune.budget.budget import Budget
-from l0prune.budget.penalty import Penalty
-from l0prune.budget.selection import align_open, select_open
 from l0prune.gated.model import GatedModel
+from l0prune.goals.as_trained import covered
+from l0prune.goals.budget import Budget
+from l0prune.goals.penalty import Penalty
+from l0prune.goals.selection import align_open, select_open
 from l0prune.measuring.alignment import require_alignment, resolve_alignment
 
 __all__ = ["REOPENED", "choose_open", "values_to_cut"]

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from l0prune.budget.by_layer import values_by_consumer
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gates.bank import LOCATION_BOUND
+from l0prune.goals.by_layer import values_by_consumer
 
 __all__ = ["DropRate", "initial_locations"]
 

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
-from l0prune.budget.floor import require_feasible
-from l0prune.budget.lagrangian import Constraint
-from l0prune.budget.penalty import Penalty
+from l0prune.cost.products import ProductCost
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
@@ -26,6 +22,9 @@ from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
+from l0prune.goals.budget import Budget, require_feasible
+from l0prune.goals.lagrangian import Constraint
+from l0prune.goals.penalty import Penalty
 from l0prune.model_call import set_mode, signature_of
 from l0prune.recomputation import in_backward_pass, kept_for_backward
 
@@ -105,7 +104,7 @@ class GatedModel(nn.Module):
         self.model = model
         self.gates = gates
         self.flow = flow
-        self._costs: dict[str, CostModel] = {}
+        self._costs: dict[str, ProductCost] = {}
         if penalty is not None:
             if budget is not None:
                 raise ConfigError("a budget and a penalty exclude each other; give one of them")
@@ -242,10 +241,10 @@ class GatedModel(nn.Module):
         """Make the gates random again."""
         self.gates.unfreeze()
 
-    def costs(self, metric: str) -> CostModel:
+    def costs(self, metric: str) -> ProductCost:
         """The cost of the model as a function of its gates."""
         if metric not in self._costs:
-            self._costs[metric] = CostModel(self.flow.terms(metric), self.n_gates)
+            self._costs[metric] = ProductCost(self.flow.terms(metric), self.n_gates)
         return self._costs[metric]
 
     @property

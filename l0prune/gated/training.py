@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
-from l0prune.budget.lagrangian import Constraint
+from l0prune.cost.products import ProductCost
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
 from l0prune.gates.holding import hold_
 from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.goals.budget import Budget
+from l0prune.goals.lagrangian import Constraint
 
 __all__ = ["GateTraining", "require_priceable"]
 
@@ -55,7 +55,7 @@ class GateTraining:
     def __init__(
         self,
         gates: GateBank,
-        costs: Callable[[str], CostModel],
+        costs: Callable[[str], ProductCost],
         *,
         budget: Budget | None = None,
         prices: Tensor | None = None,

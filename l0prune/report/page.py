@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.report import BenchReport
-from l0prune.budget.budget import Budget
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
+from l0prune.goals.budget import Budget
 from l0prune.reading import read_json, reading
 from l0prune.run_directory import RunDirectory, RunRecord
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from l0prune.budget.alignment import Alignment, finer_alignments, full_grids
-from l0prune.budget.budget import Budget
-from l0prune.budget.costs import CostModel
-from l0prune.budget.floor import Floor, require_feasible, smallest_counts
-from l0prune.budget.search import CountSearch
-from l0prune.budget.sides import IntArray
-from l0prune.budget.widths import Widths
+from l0prune.cost.cost import IntArray
+from l0prune.cost.floor import Floor, smallest_counts
+from l0prune.cost.products import ProductCost
+from l0prune.cost.widths import Widths
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import Dimension
+from l0prune.goals.budget import Budget, require_feasible
+from l0prune.goals.grids import Grids, finer_alignments, full_grids
+from l0prune.goals.search import CountSearch
 
 __all__ = ["align_open", "select_open"]
 
@@ -24,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 def select_open(
     scores: npt.ArrayLike,
-    costs: CostModel,
+    costs: ProductCost,
     dimensions: Sequence[Dimension],
     groups: npt.ArrayLike,
     budget: Budget,
@@ -69,8 +69,8 @@ def select_open(
     counts, threshold = _best_ranked(widths, least, budget.keep)
     measured = None if salience is None else _checked_salience(salience, costs.n_gates)
     search = CountSearch(widths, budget.keep, tolerance, wanted=counts, threshold=threshold, salience=measured)
-    exact = _landed(search, counts, full_grids(widths.sizes), Alignment(widths, 1, counts))
-    alignment = Alignment(widths, align, counts)
+    exact = _landed(search, counts, full_grids(widths.sizes), Grids(widths, 1, counts))
+    alignment = Grids(widths, align, counts)
     if alignment.align > 1 and alignment.n_misaligned(exact):
         exact = _aligned(search, alignment, least, counts, exact)
     return widths.best_gates(exact)
@@ -79,7 +79,7 @@ def select_open(
 def align_open(
     open_gates: npt.ArrayLike,
     scores: npt.ArrayLike,
-    costs: CostModel,
+    costs: ProductCost,
     dimensions: Sequence[Dimension],
     groups: npt.ArrayLike,
     *,
@@ -110,7 +110,7 @@ def align_open(
         raise ConfigError(f"open gates have shape {is_open.shape}; expected ({costs.n_gates},)")
     widths = Widths(scores, costs.flat, dimensions, groups, first=is_open)
     counts = widths.counts_of(is_open)
-    alignment = Alignment(widths, align, counts)
+    alignment = Grids(widths, align, counts)
     raised = counts if not alignment.n_misaligned(counts) else alignment.rounded(counts, up=True)
     if widths.covers(counts) and not widths.covers(raised):
         raised = np.maximum(raised, counts)
@@ -120,7 +120,7 @@ def align_open(
     _require_feasible(widths, costs, keep)
     search = CountSearch(widths, keep, keep, wanted=counts, threshold=_threshold(widths, is_open))
     for step in finer_alignments(alignment.align):
-        nearby = Alignment(widths, step, counts)
+        nearby = Grids(widths, step, counts)
         ends = (nearby.rounded(counts, up=False), nearby.rounded(counts, up=True))
         lowered = search.reduce(raised, [np.unique(pair) for pair in np.stack(ends, axis=1)])
         if search.fits(lowered):
@@ -176,7 +176,7 @@ def _best_cover(widths: Widths, ranking: IntArray) -> BoolArray:
     return chosen
 
 
-def _landed(search: CountSearch, counts: IntArray, grids: list[IntArray], alignment: Alignment) -> IntArray:
+def _landed(search: CountSearch, counts: IntArray, grids: list[IntArray], alignment: Grids) -> IntArray:
     """Bring counts that fit into the window, if any change that is tried does."""
     counts = search.extend(counts, grids)
     if search.lands(counts):
@@ -189,9 +189,7 @@ def _landed(search: CountSearch, counts: IntArray, grids: list[IntArray], alignm
     return counts if found is None else found
 
 
-def _aligned(
-    search: CountSearch, alignment: Alignment, least: IntArray, start: IntArray, unaligned: IntArray
-) -> IntArray:
+def _aligned(search: CountSearch, alignment: Grids, least: IntArray, start: IntArray, unaligned: IntArray) -> IntArray:
     """Aligned counts in the window; with as few and as coarse exceptions as are needed to get there."""
     widths = search.widths
     rounded = _nearest(search, alignment, start)
@@ -207,7 +205,7 @@ def _aligned(
                 return landed
     else:
         for step in finer_alignments(alignment.align)[1:]:
-            landed = search.reduce(landed, Alignment(widths, step, landed).grids)
+            landed = search.reduce(landed, Grids(widths, step, landed).grids)
     candidates = [landed, unaligned, *_with_exceptions(search, alignment, landed)]
     everything = search.enumerate(full_grids(widths.sizes), alignment)
     if everything is not None:
@@ -221,7 +219,7 @@ def _aligned(
     return min((counts for counts in candidates if search.fits(counts) and widths.covers(counts)), key=rank)
 
 
-def _nearest(search: CountSearch, alignment: Alignment, counts: IntArray) -> IntArray:
+def _nearest(search: CountSearch, alignment: Grids, counts: IntArray) -> IntArray:
     """Each width rounded up or down, whichever loses less capacity."""
     low, high = alignment.rounded(counts, up=False), alignment.rounded(counts, up=True)
     result = counts.copy()
@@ -232,10 +230,10 @@ def _nearest(search: CountSearch, alignment: Alignment, counts: IntArray) -> Int
     return result
 
 
-def _with_exceptions(search: CountSearch, alignment: Alignment, counts: IntArray) -> list[IntArray]:
+def _with_exceptions(search: CountSearch, alignment: Grids, counts: IntArray) -> list[IntArray]:
     """The first change that lands: one width on a finer grid, alone or together with an aligned one, then two."""
     for step in finer_alignments(alignment.align)[1:]:
-        finer = Alignment(search.widths, step, counts).grids
+        finer = Grids(search.widths, step, counts).grids
         found = search.land_by_one(counts, finer)
         if found is None:
             found = search.land_by_two(counts, finer, alignment.grids, reach=2 * alignment.align // step)
@@ -253,5 +251,5 @@ def _threshold(widths: Widths, is_open: BoolArray) -> float:
     return sum(ends) / len(ends) if ends else 0.0
 
 
-def _require_feasible(widths: Widths, costs: CostModel, budget: Budget | float) -> None:
+def _require_feasible(widths: Widths, costs: ProductCost, budget: Budget | float) -> None:
     require_feasible(Floor.of(widths, [term.name for term in costs.terms]), budget)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from l0prune.budget.alignment import Alignment, Grid, n_combinations
-from l0prune.budget.sides import FloatArray, IntArray
-from l0prune.budget.widths import Widths
+from l0prune.cost.cost import FloatArray, IntArray
+from l0prune.cost.widths import Widths
+from l0prune.goals.grids import Grid, Grids, n_combinations
 
 __all__ = ["CountSearch"]
 
@@ -181,7 +181,7 @@ class CountSearch:
             counts = better
         return counts
 
-    def enumerate(self, grids: Sequence[Grid], alignment: Alignment) -> IntArray | None:
+    def enumerate(self, grids: Sequence[Grid], alignment: Grids) -> IntArray | None:
         """The best of all combinations, or None where there are too many or none fits.
 
         Best is closest below the bound up to the window, then fewest misaligned dimensions, then highest value.

@@ -9,20 +9,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l0prune.budget.floor import Floor
-from l0prune.budget.sides import FlatTerms, flatten_terms
-from l0prune.budget.widths import Widths
+from l0prune.cost.cost import FlatTerms, flatten_terms
+from l0prune.cost.floor import Floor
+from l0prune.cost.widths import Widths
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import CostTerm, Dimension
 
-__all__ = ["CostModel"]
+__all__ = ["ProductCost"]
 
 _ROUNDING = 1e-12
 
 OpenGates = Tensor | npt.NDArray[np.bool_]
 
 
-class CostModel:
+class ProductCost:
     """Cost of a network as a function of its gates: the sum over layers of `coefficient * N_in * N_out`.
 
     N counts the ungated and the open indices of a dimension. Every cost is a fraction of the dense model's.
@@ -179,7 +179,7 @@ def _shared_gates(flat: FlatTerms, names: Sequence[str]) -> _SharedGates:
 
 
 class _Arrays:
-    """The constants of `CostModel.expected` with one dtype on one device."""
+    """The constants of `ProductCost.expected` with one dtype on one device."""
 
     def __init__(self, flat: FlatTerms, shared: _SharedGates, like: Tensor) -> None:
         def real(array: npt.NDArray[np.float64]) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from l0prune.budget.sides import FlatTerms, FloatArray, IntArray, classes_of_columns
+from l0prune.cost.cost import FlatTerms, FloatArray, IntArray, classes_of_columns
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import Dimension
 

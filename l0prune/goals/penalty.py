@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from l0prune.budget.by_layer import read_by_layer, values_by_consumer
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.goals.by_layer import read_by_layer, values_by_consumer
 
 __all__ = ["Penalty"]
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from l0prune.budget.budget import Budget
-from l0prune.budget.sides import IntArray
-from l0prune.budget.widths import Widths
-from l0prune.errors import BudgetInfeasibleError
+from l0prune.cost.cost import IntArray
+from l0prune.cost.widths import Widths
 
-__all__ = ["Floor", "require_feasible", "rounded_up", "smallest_counts"]
+__all__ = ["Floor", "rounded_up", "smallest_counts"]
 
 _MAX_EXACT_WIDTHS = 14
 
@@ -36,31 +34,6 @@ class Floor:
         order = np.argsort(-shares, kind="stable")
         held_by = tuple((names[term], float(shares[term])) for term in order if shares[term] > 0)
         return cls(float(widths.cost(counts)), held_by)
-
-
-def require_feasible(floor: Floor, budget: Budget | float) -> None:
-    """See that some set of gates costs no more than a budget.
-
-    Args:
-        floor: The smallest reachable cost, in the budget's metric.
-        budget: Upper bound of the cost; a bare number is a fraction of dense.
-
-    Raises:
-        BudgetInfeasibleError: says what can be met, and which layers stand in the way.
-    """
-    if isinstance(budget, Budget):
-        metric, unit, keep = budget.metric, budget.unit, budget.keep
-    else:
-        metric, unit, keep = "keep", "cost", budget
-    if floor.fraction <= keep:
-        return
-    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
-    ask = rounded_up(floor.fraction)
-    raise BudgetInfeasibleError(
-        f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
-        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
-        f"or make {largest[0][0]!r} prunable."
-    )
 
 
 def smallest_counts(widths: Widths) -> IntArray:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from l0prune.budget.sides import IntArray
-from l0prune.budget.widths import Widths
+from l0prune.cost.cost import IntArray
+from l0prune.cost.widths import Widths
 from l0prune.errors import ConfigError
 
-__all__ = ["Alignment", "finer_alignments"]
+__all__ = ["Grids", "finer_alignments"]
 
 Grid = IntArray
 """Counts that a width may take, ascending."""
@@ -23,7 +23,7 @@ def finer_alignments(align: int) -> list[int]:
     return steps if steps[-1] == 1 else [*steps, 1]
 
 
-class Alignment:
+class Grids:
     """Multiples of `align` for every dimension of a network.
 
     A dimension is aligned if it keeps a multiple of `align` indices, or all it has. A dimension with no more than `align`

@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from l0prune.errors import ConfigError
+from l0prune.cost.floor import Floor, rounded_up
+from l0prune.errors import BudgetInfeasibleError, ConfigError
 
-__all__ = ["METRICS", "Budget"]
+__all__ = ["METRICS", "Budget", "require_feasible"]
 
 METRICS = ("macs", "params")
 _UNITS = {"macs": "MACs", "params": "parameters"}
@@ -85,3 +86,28 @@ class Budget:
     def __str__(self) -> str:
         """The text that `parse` reads."""
         return f"{self.metric}={self.keep!r}"
+
+
+def require_feasible(floor: Floor, budget: Budget | float) -> None:
+    """See that some set of gates costs no more than a budget.
+
+    Args:
+        floor: The smallest reachable cost, in the budget's metric.
+        budget: Upper bound of the cost; a bare number is a fraction of dense.
+
+    Raises:
+        BudgetInfeasibleError: says what can be met, and which layers stand in the way.
+    """
+    if isinstance(budget, Budget):
+        metric, unit, keep = budget.metric, budget.unit, budget.keep
+    else:
+        metric, unit, keep = "keep", "cost", budget
+    if floor.fraction <= keep:
+        return
+    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
+    ask = rounded_up(floor.fraction)
+    raise BudgetInfeasibleError(
+        f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
+        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
+        f"or make {largest[0][0]!r} prunable."
+    )
