@@ -9,7 +9,7 @@ from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, ra
 from torch import nn
 
 import l0prune
-from l0prune.surgery.other_values import holding
+from l0prune.surgery.other_values import holding, with_values
 from l0prune.surgery.redrawn import DrawnWeights, redrawn_weights
 from l0prune.surgery.shrink import shrink, surgery_of
 
@@ -150,6 +150,21 @@ def test_the_models_have_their_own_weights_back_whatever_happens():
     for model in (net, compact):
         for tensor in model.state_dict(keep_vars=True).values():
             assert torch.equal(tensor, kept[id(tensor)])
+
+
+def test_other_gate_values_are_tried_without_a_look_at_the_weights(monkeypatch):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    x = inputs(2, 4)
+    gated = half_closed(net, x)
+    expected, ones = gated(x), torch.ones(gated.n_gates, dtype=torch.float64)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("l0prune.gated.origin._sums", lambda model: pytest.fail("all weights are added up"))
+        opened = with_values(gated, ones.numpy())
+
+    assert difference(opened(x), net(x)) < EXACT
+    assert difference(gated(x), expected) == 0
+    assert difference(gated(x), net(x)) > 1e-3
 
 
 def test_what_a_module_keeps_of_its_weights_is_not_seen_at_others_nor_lost():

@@ -19,7 +19,8 @@ __all__ = ["holding", "own_modules", "with_values"]
 
 def with_values(gated: GatedModel, values: npt.NDArray[np.float64]) -> GatedModel:
     """The same weights under other gate values, without touching `gated`."""
-    other = copy.copy(gated)
+    other = type(gated).__new__(type(gated))
+    vars(other).update(vars(gated))  # `copy.copy` would begin anew, and add up all weights for it
     other._modules = dict(gated._modules)
     other._buffers = dict(gated._buffers)
     other.gates = copy.deepcopy(gated.gates)

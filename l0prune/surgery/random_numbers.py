@@ -65,9 +65,7 @@ def _sources(
 
 
 def _plain(state: Any) -> Any:
-    """A state that `!=` can compare."""
+    """A state that `!=` compares at once: integers of Python as they are, the array of numpy and the tensor of torch as bytes."""
     if isinstance(state, torch.Tensor):
         return state.numpy().tobytes()
-    if isinstance(state, tuple):
-        return tuple(_plain(part) for part in state)
-    return state.tobytes() if isinstance(state, np.ndarray) else state
+    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
