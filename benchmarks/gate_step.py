@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from l0prune.gates.noise import random_words
+from l0prune.gates.numerics import random_words
 from l0prune.gates.registry import gate_distribution, gate_names
 
 

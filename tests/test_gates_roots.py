@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l0prune.gates.roots import find_root
+from l0prune.gates.numerics import find_root
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

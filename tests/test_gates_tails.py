@@ -15,7 +15,7 @@ from l0prune.gates.hard_concrete import HardConcrete
 from l0prune.gates.mdr_exponential import MdrExponential
 from l0prune.gates.mdr_exponential_uniform import MdrExponentialUniform
 from l0prune.gates.mdr_power import MdrPower
-from l0prune.gates.noise import gumbel_noise, random_words
+from l0prune.gates.numerics import gumbel_noise, random_words
 from l0prune.gates.registry import gate_distribution, gate_names
 from l0prune.gates.stretched import StretchedGate
 

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l0prune.gates.atomless import AtomlessGate, inside, outside_is
-from l0prune.gates.distribution import Parameter, as_number, as_scalar, require_positive
-from l0prune.gates.noise import logistic_noise, random_words
-from l0prune.gates.pathwise import in_blocks, pathwise
+from l0prune.gates.distribution import (
+    AtomlessGate,
+    Parameter,
+    as_number,
+    as_scalar,
+    inside,
+    outside_is,
+    require_positive,
+)
+from l0prune.gates.numerics import in_blocks, logistic_noise, pathwise, random_words
 
 __all__ = ["BinaryConcrete"]
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import ConfigError
+from l0prune.gates.binary import ZeroOneGate
 from l0prune.gates.distribution import Parameter, as_scalar, require_positive
-from l0prune.gates.noise import at_least_single, gumbel_noise, random_words
-from l0prune.gates.pathwise import pathwise
-from l0prune.gates.roots import find_root
-from l0prune.gates.zero_one import ZeroOneGate
+from l0prune.gates.numerics import at_least_single, find_root, gumbel_noise, pathwise, random_words
 
 __all__ = ["ExactK"]
 

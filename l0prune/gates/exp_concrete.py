@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_scalar, require_positive
-from l0prune.gates.noise import gumbel_noise, random_words
+from l0prune.gates.numerics import gumbel_noise, random_words
 
 __all__ = ["Concrete", "ExpConcrete", "conservative_temperature"]
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l0prune.gates.distribution import GateDistribution, Parameter, as_number, as_scalar, require_positive
-from l0prune.gates.noise import logistic_noise, random_words
-from l0prune.gates.pathwise import in_blocks, pathwise
-from l0prune.gates.stretch import require_stretch, unit_legendre
+from l0prune.gates.numerics import in_blocks, logistic_noise, pathwise, random_words
+from l0prune.gates.stretched import require_stretch, unit_legendre
 
 __all__ = ["HardConcrete"]
 

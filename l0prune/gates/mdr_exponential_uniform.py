@@ -9,10 +9,9 @@ from torch import Tensor
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_number, as_scalar
-from l0prune.gates.fast_exp import fast_exp
 from l0prune.gates.mdr_exponential import exponential_cdf_slope, exponential_root, require_single_precision
 from l0prune.gates.mixture import MixtureGate
-from l0prune.gates.roots import find_root
+from l0prune.gates.numerics import fast_exp, find_root
 
 __all__ = ["MdrExponentialUniform"]
 

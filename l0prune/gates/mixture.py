@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l0prune.gates.atomless import AtomlessGate, inside, outside_is
-from l0prune.gates.distribution import Parameter, as_number, as_scalar, require_positive
-from l0prune.gates.noise import Uniform, random_words
-from l0prune.gates.pathwise import in_blocks, pathwise
+from l0prune.gates.distribution import (
+    AtomlessGate,
+    Parameter,
+    as_number,
+    as_scalar,
+    inside,
+    outside_is,
+    require_positive,
+)
+from l0prune.gates.numerics import Uniform, in_blocks, pathwise, random_words
 
 __all__ = ["MixtureGate"]
 

@@ -65,7 +65,7 @@ def gate_distribution(name: str, **parameters: Any) -> GateDistribution:
         return StretchedGate(family(**{"temperature": _STRETCHED[plain], **given}), stretch=stretch)
     gate: GateDistribution = family(**given)
     if passed:
-        from l0prune.gates.straight_through import StraightThroughGate
+        from l0prune.gates.binary import StraightThroughGate
 
         return StraightThroughGate(gate)
     return gate
