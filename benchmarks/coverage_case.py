@@ -30,9 +30,9 @@ from torch.utils import _pytree as pytree
 
 import l0prune
 from l0prune.errors import CaptureError, EquivalenceError, ExportError
-from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
+from l0prune.look.capture import capture
 from l0prune.model_call import call, output_tensors
 from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.surgery.shrink import shrink, surgery_of

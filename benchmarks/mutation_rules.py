@@ -30,7 +30,7 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 from mutation_table import EXPLAINED, table
-from mutations import RULES, UNCHANGED, Mutant, mutants, put_in_place
+from mutations import RULES, UNCHANGED, Mutant, mutants, put_in_place, rule_files
 from torch.utils import _pytree as pytree
 
 from l0prune.flow import trace
@@ -198,7 +198,7 @@ def main(only: str, jobs: int, fresh: bool) -> None:
     os.chdir(ROOT)
     RESULTS.parent.mkdir(exist_ok=True)
     tests = [*sorted(map(str, Path("tests").glob("test_flow_*.py"))), "tests/test_surgery_properties.py"]
-    every = [m for path in sorted(RULES.glob("*.py")) for m in mutants(path)]
+    every = [m for path in rule_files() for m in mutants(path)]
     known = {} if fresh else known_results(every)
     todo = [m for m in every if m.key not in known and only in m.key]
     if todo:

@@ -12,7 +12,7 @@ EXPLAINED: dict[str, str] = {}
 _HEAD = """\
 # Which test catches which broken rule
 
-Every rule of the channel flow (`l0prune/flow/rules/`) is broken in one place at a time: a tie, pin, consumer or cost is left out,
+Every rule of the channel flow (`l0prune/ops/`) is broken in one place at a time: a tie, pin, consumer or cost is left out,
 an axis is exchanged, a refusal is left out, a condition is reversed. The tests of the flow and the laws of cutting on random
 networks then run until one fails. Repeat it with
 

@@ -5,16 +5,18 @@ import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import l0prune.flow.rules
-from l0prune.flow import op
+import l0prune.ops
+from l0prune.ops import op
 
-__all__ = ["RULES", "UNCHANGED", "Mutant", "mutants", "put_in_place"]
+__all__ = ["RULES", "UNCHANGED", "Mutant", "mutants", "put_in_place", "rule_files"]
 
-RULES = Path(l0prune.flow.rules.__file__).parent
+_MACHINERY = {"__init__", "op", "tracker", "memory", "norm_calls"}
+RULES = Path(l0prune.ops.__file__).parent
 _HELPERS = """
 def _l0_rotated(result):
     turned = lambda labels: [*labels[1:], *labels[:1]]
@@ -27,7 +29,7 @@ class Mutant:
     """One change.
 
     Attributes:
-        file: Name of the file in `l0prune/flow/rules`.
+        file: Name of the file in `l0prune/ops`.
         rule: Function that is broken.
         lines: First and last line that the change touches.
         kind: What is done, in words.
@@ -55,6 +57,11 @@ UNCHANGED = Mutant("*.py", "*", (0, sys.maxsize), "nothing changed", "", 0, -1)
 """Puts every sound file in place once more: no test may fail."""
 
 
+def rule_files() -> list[Path]:
+    """Files with rules, and with what several of them share."""
+    return [path for path in sorted(RULES.glob("*.py")) if path.stem not in _MACHINERY]
+
+
 def mutants(path: Path) -> Iterator[Mutant]:
     """All changes of a file, in its order."""
     seen: dict[tuple[str, str, str], int] = {}
@@ -71,25 +78,26 @@ def mutants(path: Path) -> Iterator[Mutant]:
 
 def put_in_place(mutant: Mutant) -> None:
     """Run the changed source in the module of the file, in this process, and register its rules instead of the sound ones."""
-    for path in sorted(RULES.glob(mutant.file)):
+    for path in rule_files():
+        if not fnmatch(path.name, mutant.file):
+            continue
         tree = ast.parse(path.read_text())
         for position, (_, node, _, replacement) in enumerate(_changes(tree)):
             if position == mutant.position:
                 tree = ast.fix_missing_locations(_Replace(node, replacement).visit(tree))
                 break
-        if path.stem != "__init__":
-            _run(tree, path)
+        _run(tree, path)
 
 
 def _run(tree: ast.Module, path: Path) -> None:
-    module = sys.modules[f"{l0prune.flow.rules.__name__}.{path.stem}"]
+    module = sys.modules[f"{l0prune.ops.__name__}.{path.stem}"]
     sound = {name: value for name, value in vars(module).items() if _is_own(module, value)}
     name_of = {id(value): name for name, value in sound.items()}
     for name in [name for name, rule in op._RULES.items() if rule.__module__ == module.__name__]:
         del op._RULES[name]
     exec(compile(_HELPERS, "helpers", "exec"), vars(module))
     exec(compile(tree, str(path), "exec"), vars(module))
-    for other in [m for name, m in sys.modules.items() if name.startswith(l0prune.flow.rules.__name__)]:
+    for other in [m for name, m in sys.modules.items() if name.startswith(l0prune.ops.__name__)]:
         for name, value in list(vars(other).items()):
             if id(value) in name_of:
                 setattr(other, name, vars(module)[name_of[id(value)]])

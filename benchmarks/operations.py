@@ -19,8 +19,8 @@ import click
 import torch
 from operations_models import OWN_CASES
 
-import l0prune.flow.rules as families
-from l0prune.flow import op as ops
+import l0prune.ops as families
+from l0prune.ops import op as ops
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "operations.json", ROOT / "docs" / "operations.md"
@@ -94,7 +94,7 @@ def render(models_of: dict[str, list[str]]) -> str:
     lines = [
         "# What becomes of units that meet an operation",
         "",
-        "A rule for every family of operations (`l0prune/flow/rules/`, one a file) says which units pass, are tied to each",
+        "A rule for every family of operations (`l0prune/ops/`, one a file) says which units pass, are tied to each",
         "other, or are pinned: never gated. What has no rule pins all that is given to it. So does a rule that meets what it",
         "does not expect, such as a size that is no number; `flow.pinned` has the reason. This page is written by",
         "`benchmarks/operations.py`.",

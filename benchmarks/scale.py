@@ -13,8 +13,8 @@ import time
 import torch
 from torch import Tensor, nn
 
-from l0prune.flow.capture import capture
 from l0prune.flow.trace import aliases_of, trace_program
+from l0prune.look.capture import capture
 
 __all__ = ["llama", "main"]
 

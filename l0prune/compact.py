@@ -26,7 +26,7 @@ from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.record import Surgery, remember_surgery_, surgery_of
 
 if TYPE_CHECKING:
-    from l0prune.flow.capture import Captured
+    from l0prune.look.capture import Captured
     from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["has_graph", "load", "save"]
@@ -105,7 +105,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
 
 def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captured | None, str | None]:
     """Write `model.pt2`, if it is read back as the model that was saved; else say why it is not there."""
-    from l0prune.flow.capture import capture
+    from l0prune.look.capture import capture
 
     if not (record.example_args or record.example_kwargs):
         return None, record.no_graph_because or "no inputs are known that the model runs on"

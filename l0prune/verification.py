@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import CaptureError, ConfigError, EquivalenceError
-from l0prune.flow.capture import capture
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated.model import inject
 from l0prune.gates.bank import GateBank
 from l0prune.goals.selection import align_open
+from l0prune.look.capture import capture
 from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import ExampleInputs, ModelCall, copy_of
 from l0prune.surgery.shrink import shrink, surgery_of

@@ -6,8 +6,8 @@ from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gate
 from torch import nn
 
 from l0prune.compact import load, save
-from l0prune.flow.contexts import open_contexts_
 from l0prune.flow.trace import trace
+from l0prune.look.contexts import open_contexts_
 from l0prune.surgery.shrink import shrink, surgery_of
 
 

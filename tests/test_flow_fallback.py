@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from l0prune.errors import EquivalenceError, TraceError
 from l0prune.flow import fallback
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.recording import record
 from l0prune.flow.trace import trace_modules
+from l0prune.look.recording import record
 from l0prune.model_call import ModelCall
 from l0prune.surgery.shrink import shrink
 

@@ -7,7 +7,7 @@ from flow_case import Net, assert_cut_exactly, both, gates, inputs, traced
 from test_flow_costs import counted_macs
 from torch import nn
 
-from l0prune.flow.rules import views
+from l0prune.ops import views
 
 LOOKED_UP = {
     "list": lambda net, y: y[..., [3, 0, 0, 1]],

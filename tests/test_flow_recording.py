@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import l0prune
 from l0prune.cli.main import cli
 from l0prune.errors import ConfigError, EquivalenceError, PlanMismatchError, TraceError
-from l0prune.flow.capture import capture
-from l0prune.flow.recording import number_of_paths, record, variations
 from l0prune.flow.trace import trace_program
+from l0prune.look.capture import capture
+from l0prune.look.recording import number_of_paths, record, variations
 from l0prune.model_call import ModelCall
 from l0prune.surgery.shrink import shrink
 

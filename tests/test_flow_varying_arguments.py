@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
 from torch import nn
 
-from l0prune.flow import op as ops
-from l0prune.flow.op import Op
-from l0prune.flow.rules.contraction import contract
+from l0prune.ops import op as ops
+from l0prune.ops.contraction import contract
+from l0prune.ops.op import Op
 from l0prune.surgery.shrink import shrink
 
 N_OUT = 6

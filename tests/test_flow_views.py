@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from flow_case import Net, assert_cut_exactly, gates, inputs, traced
 from torch import nn
 
-from l0prune.flow.rules.views import blocks
+from l0prune.ops.views import blocks
 
 
 def test_blocks_are_the_smallest_runs_that_hold_as_many_elements():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import l0prune
 from l0prune.bench.benchmark import benchmark
-from l0prune.flow.capture import capture
+from l0prune.look.capture import capture
 from l0prune.model_call import call
 from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.surgery.shrink import shrink
@@ -104,7 +104,7 @@ def test_a_file_with_a_free_length_is_measured_at_that_of_its_example(gated, tmp
 
 
 def test_a_free_length_costs_no_units(gated, monkeypatch):
-    monkeypatch.setattr("l0prune.flow.capture.length_dimensions", lambda call: {})
+    monkeypatch.setattr("l0prune.look.capture.length_dimensions", lambda call: {})
     static = l0prune.trace(gated.model, tokens(2, 7))
 
     assert not static.captured.free.lengths

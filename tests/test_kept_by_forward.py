@@ -6,7 +6,7 @@ import torch
 from flow_case import EXACT, difference, gated_at, inputs, n_parameters, random_gates, ready, traced
 from torch import Tensor, nn
 
-from l0prune.flow.capture import capture
+from l0prune.look.capture import capture
 from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.surgery.shrink import shrink
 

@@ -98,7 +98,7 @@ def test_without_a_graph_it_is_still_loaded_as_its_class(saved, tmp_path, monkey
     def refuse(*_, **__):
         raise CaptureError("there is no graph; do without")
 
-    monkeypatch.setattr("l0prune.flow.capture.capture", refuse)
+    monkeypatch.setattr("l0prune.look.capture.capture", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("error", L0PruneWarning)
         folder = l0prune.save(saved[0], tmp_path / "compact")

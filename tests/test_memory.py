@@ -7,8 +7,8 @@ import torch
 from tiny_task import network
 
 import l0prune
-from l0prune.flow import capture as flow_capture
-from l0prune.flow.capture import capture
+from l0prune.look import capture as flow_capture
+from l0prune.look.capture import capture
 
 
 def one_cycle() -> list[weakref.ref]:

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 # A part may import the parts before it, never one after it.
 ORDER = [
     *("errors", "machine", "files", "reading", "plain_data", "user_folders", "pictures", "run_directory", "measuring"),
-    *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "flow", "gates", "cost"),
-    *("goals", "gated", "surgery", "finetuning", "onnx", "compact", "bench", "verification", "study", "report", "cli"),
+    *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "ops", "look"),
+    *("flow", "gates", "cost", "goals", "gated", "surgery", "finetuning", "onnx", "compact", "bench"),
+    *("verification", "study", "report", "cli"),
 ]
 # And these know even less.
 KNOWS_ONLY = {
@@ -28,7 +29,9 @@ KNOWS_ONLY = {
     "models": set(),
     "input_sizes": {"errors"},
     "sources": {"errors", "files", "reading", "plain_data", "models", "model_call", "input_sizes"},
-    "flow": {"errors", "model_call"},
+    "ops": {"errors"},
+    "look": {"errors", "model_call", "ops"},
+    "flow": {"errors", "model_call", "ops", "look"},
     "gates": {"errors"},
     "cost": {"errors", "flow"},
     "study": {"errors", "pictures", "gates"},

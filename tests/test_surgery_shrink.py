@@ -302,7 +302,7 @@ def test_a_graph_that_nothing_could_load_again_is_not_saved(tmp_path, monkeypatc
         raise CaptureError("torch.export cannot capture it; remove the cause")
 
     compact = shrink(half_open(plain(), inputs(3, 6)), form="graph")
-    monkeypatch.setattr("l0prune.flow.capture.capture", refuse)
+    monkeypatch.setattr("l0prune.look.capture.capture", refuse)
 
     with pytest.raises(CheckpointError, match="nothing could load the model again: it was cut in its graph"):
         l0prune.save(compact, tmp_path / "compact")

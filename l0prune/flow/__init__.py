@@ -1,1 +1,1 @@
-"""Part of l0prune; see ARCHITECTURE.md."""
+"""Units and what consumes them: the rules of the ops, applied to the graph of a model."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from l0prune.errors import ConfigError
-from l0prune.flow.capture import Captured
 from l0prune.flow.costs import CostTerm, Dimension
+from l0prune.look.capture import Captured
 
 __all__ = ["FOLLOWED_BY", "ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit", "gate_groups"]
 

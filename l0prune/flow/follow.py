@@ -11,12 +11,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-import l0prune.flow.rules  # noqa: F401 - registers the rules
+import l0prune.ops  # noqa: F401 - registers the rules
 from l0prune.errors import first_line
-from l0prune.flow.norm_calls import KIND_OF
-from l0prune.flow.op import NoRuleError, Op, Origin, Result, is_pointwise, module_of, node_shape, rule_for
-from l0prune.flow.sealed import SEALED, lies_in
-from l0prune.flow.tracker import Labels, Tracker
+from l0prune.look.sealed import SEALED, lies_in
+from l0prune.ops.norm_calls import KIND_OF
+from l0prune.ops.op import NoRuleError, Op, Origin, Result, is_pointwise, module_of, node_shape, rule_for
+from l0prune.ops.tracker import Labels, Tracker
 
 __all__ = ["Followed", "follow", "tensor_names"]
 

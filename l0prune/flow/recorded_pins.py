@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from l0prune.flow.capture import Captured
 from l0prune.flow.follow import Followed
-from l0prune.flow.op import op_name
-from l0prune.flow.recording import number_of_paths, path_of
-from l0prune.flow.sealed import lies_in
-from l0prune.flow.watching import fixed_dimensions
+from l0prune.look.capture import Captured
+from l0prune.look.recording import number_of_paths, path_of
+from l0prune.look.sealed import lies_in
+from l0prune.look.watching import fixed_dimensions
+from l0prune.ops.op import op_name
 
 __all__ = ["restrict_to_recorded"]
 

@@ -17,8 +17,8 @@ import torch
 from torch.fx import Graph, Node
 
 from l0prune.flow.costs import Dimension
-from l0prune.flow.memory import aliased
-from l0prune.flow.op import op_name
+from l0prune.ops.memory import aliased
+from l0prune.ops.op import op_name
 
 __all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
 

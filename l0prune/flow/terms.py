@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from torch.utils import _pytree as pytree
 
-from l0prune.flow.capture import Captured
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.flow.follow import Followed
 from l0prune.flow.removable import input_dependent
-from l0prune.flow.tracker import IdArray
 from l0prune.flow.units import Units
+from l0prune.look.capture import Captured
+from l0prune.ops.tracker import IdArray
 
 __all__ = ["dimensions_of", "macs_terms", "params_terms"]
 

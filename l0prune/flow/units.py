@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from l0prune.flow.follow import Followed
-from l0prune.flow.tracker import NO_UNIT, IdArray, Labels, Tracker
+from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Tracker
 
 __all__ = ["Units", "solve"]
 

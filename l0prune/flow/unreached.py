@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from l0prune.flow.tracker import NO_UNIT, Labels
 from l0prune.flow.units import Units
+from l0prune.ops.tracker import NO_UNIT, Labels
 
 __all__ = ["unreached_parameters"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import TraceError
-from l0prune.flow.norm_calls import VECTOR_NORMS
+from l0prune.ops.norm_calls import VECTOR_NORMS
 
 __all__ = ["HALF", "masked_statistic", "statistic_of_open"]
 
@@ -22,7 +22,7 @@ def statistic_of_open(func: Callable[..., Any], kind: str, mask: Mask, *args: An
     """What a call of `func` gives over the open units.
 
     Args:
-        func: One of `l0prune.flow.norm_calls.STATISTICS`.
+        func: One of `l0prune.ops.norm_calls.STATISTICS`.
         kind: Its kind there.
         mask: True for open and False for closed units, shape `(C,)`.
         args: Its positional arguments.

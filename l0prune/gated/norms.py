@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import TraceError
-from l0prune.flow.norm_calls import KIND_OF, norm_weight, statistic_kind
 from l0prune.gated.masked_statistics import HALF, statistic_of_open
+from l0prune.ops.norm_calls import KIND_OF, norm_weight, statistic_kind
 from l0prune.recomputation import CountedCalls
 
 __all__ = ["MaskedNorms", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import GraphModule
 
-from l0prune.flow.free_sizes import FreeSizes, length_dimensions
-from l0prune.flow.op import varies
+from l0prune.look.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ModelCall, output_tensors
+from l0prune.ops.op import varies
 
 __all__ = [
     "SIZE_TOLERANCE",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import argument_of, concrete, module_of, op_name, varies
+from l0prune.ops.op import argument_of, concrete, module_of, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
 __all__ = ["CUT_BY_TYPE", "GUESSES", "find_attributes"]

@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Node
 
 from l0prune.errors import EquivalenceError
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.memory import aliased
-from l0prune.flow.op import op_name
 from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
+from l0prune.ops.memory import aliased
+from l0prune.ops.op import op_name
 
 __all__ = ["drop_dead_branches", "has_dropped_branches"]
 

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import argument_of, concrete, in_example, module_of, op_name, varies
-from l0prune.flow.recording import path_of
+from l0prune.look.recording import path_of
 from l0prune.model_call import evaluation_mode
+from l0prune.ops.op import argument_of, concrete, in_example, module_of, op_name, varies
 from l0prune.surgery.plan import CallChange
 from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
 

@@ -6,8 +6,8 @@ import math
 
 from torch import nn
 
-from l0prune.flow.free_sizes import image_dimensions, other_images
 from l0prune.input_sizes import check_inputs_, input_sizes_of
+from l0prune.look.free_sizes import image_dimensions, other_images
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import compare
 

@@ -13,8 +13,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
 from l0prune.errors import ConfigError
-from l0prune.flow.op import op_name
 from l0prune.input_sizes import check_inputs_, input_sizes_of
+from l0prune.ops.op import op_name
 from l0prune.surgery.graph_precision import convert_types_, precision_of, require_convertible
 from l0prune.surgery.pickled_graph import GraphData
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
-from l0prune.flow.op import node_shape, op_name
 from l0prune.input_sizes import InputSizes, check_inputs_
+from l0prune.ops.op import node_shape, op_name
 from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.graph_precision import captured_precision, convert_types_, precision_of, require_convertible

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from l0prune.flow.caches import without_caches
 from l0prune.gated.model import GatedModel
+from l0prune.look.caches import without_caches
 
 __all__ = ["holding", "own_modules", "with_values"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from l0prune.errors import L0PruneError
-from l0prune.flow.watching import Path
 from l0prune.gated.model import GatedModel
+from l0prune.look.watching import Path
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import Difference, copied, difference_between, outputs_of
 from l0prune.surgery.precision import WatchPrecision

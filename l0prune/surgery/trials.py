@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from l0prune.flow.recording import variations
 from l0prune.gated.model import GatedModel
+from l0prune.look.recording import variations
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import difference_between, random_like
 from l0prune.surgery.plan import SurgeryPlan

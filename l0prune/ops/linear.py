@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.op import Op, register
-from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
-from l0prune.flow.rules.einsum import multilinear
-from l0prune.flow.rules.equations import Index
-from l0prune.flow.tracker import Labels
+from l0prune.ops.contraction import SCORES, contract, count_multiplications
+from l0prune.ops.einsum import multilinear
+from l0prune.ops.equations import Index
+from l0prune.ops.op import Op, register
+from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 

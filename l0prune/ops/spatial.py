@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from l0prune.flow.op import Op, register
-from l0prune.flow.tracker import Labels
+from l0prune.ops.op import Op, register
+from l0prune.ops.tracker import Labels
 
 __all__ = ["pin_space"]
 

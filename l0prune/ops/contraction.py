@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from l0prune.flow.op import Op
-from l0prune.flow.rules.computed_weights import places_that_zero
-from l0prune.flow.tracker import IdArray, Multiplication
+from l0prune.ops.computed_weights import places_that_zero
+from l0prune.ops.op import Op
+from l0prune.ops.tracker import IdArray, Multiplication
 
 __all__ = ["SCORES", "contract", "count_multiplications"]
 

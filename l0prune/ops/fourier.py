@@ -1,7 +1,7 @@
 """Fourier transforms: they mix the indices of some dimensions and leave the others alone; and complex numbers as pairs."""
 
-from l0prune.flow.op import Op, register
-from l0prune.flow.tracker import NO_UNIT, Labels
+from l0prune.ops.op import Op, register
+from l0prune.ops.tracker import NO_UNIT, Labels
 
 __all__: list[str] = []
 

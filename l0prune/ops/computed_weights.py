@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from l0prune.flow.memory import written_later
-from l0prune.flow.op import Op, argument_of, node_shape, op_name
-from l0prune.flow.rules.equations import indices_of
-from l0prune.flow.tracker import IdArray
+from l0prune.ops.equations import indices_of
+from l0prune.ops.memory import written_later
+from l0prune.ops.op import Op, argument_of, node_shape, op_name
+from l0prune.ops.tracker import IdArray
 
 __all__ = ["Place", "places_that_zero"]
 

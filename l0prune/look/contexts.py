@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from l0prune.flow.memory import aliased
+from l0prune.ops.memory import aliased
 
 __all__ = ["open_contexts_"]
 

@@ -20,13 +20,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import CaptureError, TraceError, first_line
-from l0prune.flow.caches import without_caches
-from l0prune.flow.data_sizes import note_data_sizes_
-from l0prune.flow.free_sizes import FreeSizes, image_dimensions, length_dimensions, shares_batch
-from l0prune.flow.kept_by_forward import forgetful, replaced_forward
-from l0prune.flow.norm_calls import NormCalls, RecordNorms
-from l0prune.flow.sealed import sealed_modules
+from l0prune.look.caches import without_caches
+from l0prune.look.data_sizes import note_data_sizes_
+from l0prune.look.free_sizes import FreeSizes, image_dimensions, length_dimensions, shares_batch
+from l0prune.look.kept_by_forward import forgetful, replaced_forward
+from l0prune.look.sealed import sealed_modules
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
+from l0prune.ops.norm_calls import NormCalls, RecordNorms
 
 __all__ = ["Captured", "capture", "forget_fake_results", "without_graph"]
 

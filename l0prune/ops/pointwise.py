@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from l0prune.flow.op import Op, register
-from l0prune.flow.tracker import Labels
+from l0prune.ops.op import Op, register
+from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.indexing import LOOKED_UP, indexed, is_mask
-from l0prune.flow.rules.pointwise import pointwise
-from l0prune.flow.tracker import Labels
+from l0prune.ops.indexing import LOOKED_UP, indexed, is_mask
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.pointwise import pointwise
+from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 

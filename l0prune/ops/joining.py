@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.flow.memory import written_later
-from l0prune.flow.op import NoRuleError, Op, Result, register, varies
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.ops.memory import written_later
+from l0prune.ops.op import NoRuleError, Op, Result, register, varies
+from l0prune.ops.tracker import IdArray, Labels
 
 __all__: list[str] = []
 

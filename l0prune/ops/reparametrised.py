@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from l0prune.flow.op import NoRuleError, Op, argument_of, op_name, register
-from l0prune.flow.tracker import Labels, NormUse
+from l0prune.ops.op import NoRuleError, Op, argument_of, op_name, register
+from l0prune.ops.tracker import Labels, NormUse
 
 __all__: list[str] = []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.spatial import pin_space
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.spatial import pin_space
+from l0prune.ops.tracker import IdArray, Labels
 
 __all__: list[str] = []
 

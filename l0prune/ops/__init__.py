@@ -1,6 +1,6 @@
 """What each family of ATen ops does to unit ids: one file a family; importing this package registers them all."""
 
-from l0prune.flow.rules import (
+from l0prune.ops import (
     attention,
     convolution,
     einsum,

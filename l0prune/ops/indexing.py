@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.tracker import Labels
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.tracker import Labels
 
 __all__ = ["LOOKED_UP", "indexed", "is_mask"]
 

@@ -2,8 +2,8 @@
 
 from torch.fx import Node
 
-from l0prune.flow.op import Op, op_name, register
-from l0prune.flow.tracker import Labels
+from l0prune.ops.op import Op, op_name, register
+from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from l0prune.flow.op import NoRuleError, Op, in_example, register
-from l0prune.flow.rules.contraction import contract, count_multiplications
-from l0prune.flow.tracker import NO_UNIT, IdArray, Labels, Split
+from l0prune.ops.contraction import contract, count_multiplications
+from l0prune.ops.op import NoRuleError, Op, in_example, register
+from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Split
 
 __all__: list[str] = []
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.flow.op import NoRuleError, Op, register, varies
-from l0prune.flow.tracker import Labels
+from l0prune.ops.op import NoRuleError, Op, register, varies
+from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 

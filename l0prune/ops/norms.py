@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.tracker import IdArray, Labels, NormUse
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.tracker import IdArray, Labels, NormUse
 
 __all__: list[str] = []
 

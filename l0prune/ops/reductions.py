@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.flow.norm_calls import STATISTICS, VECTOR_NORMS
-from l0prune.flow.op import NoRuleError, Op, Result, register
-from l0prune.flow.rules.computed_weights import places_that_zero
-from l0prune.flow.rules.pointwise import pointwise
-from l0prune.flow.tracker import Labels, NormUse
+from l0prune.ops.computed_weights import places_that_zero
+from l0prune.ops.norm_calls import STATISTICS, VECTOR_NORMS
+from l0prune.ops.op import NoRuleError, Op, Result, register
+from l0prune.ops.pointwise import pointwise
+from l0prune.ops.tracker import Labels, NormUse
 
 __all__: list[str] = []
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.contraction import SCORES, contract, count_multiplications
-from l0prune.flow.rules.equations import Index, indices_of
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.ops.contraction import SCORES, contract, count_multiplications
+from l0prune.ops.equations import Index, indices_of
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.tracker import IdArray, Labels
 
 __all__ = ["multilinear"]
 

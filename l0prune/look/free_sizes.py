@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
-from l0prune.flow.op import varies
 from l0prune.model_call import ModelCall
+from l0prune.ops.op import varies
 
 __all__ = ["FreeSizes", "image_dimensions", "length_dimensions", "other_images", "shares_batch"]
 

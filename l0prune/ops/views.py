@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.tracker import IdArray, Labels, Split
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.tracker import IdArray, Labels, Split
 
 __all__ = ["blocks"]
 

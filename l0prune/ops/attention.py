@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.flow.op import NoRuleError, Op, register
-from l0prune.flow.rules.contraction import SCORES, count_multiplications
-from l0prune.flow.tracker import IdArray, Labels
+from l0prune.ops.contraction import SCORES, count_multiplications
+from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.tracker import IdArray, Labels
 
 __all__: list[str] = []
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Node
 
-from l0prune.flow.tracker import Labels, Tracker
+from l0prune.ops.tracker import Labels, Tracker
 
 __all__ = ["NoRuleError", "Op", "Origin", "Result", "Rule", "argument_of", "concrete", "in_example", "is_pointwise", "module_of",
            "node_shape", "op_name", "register", "rule_for", "varies"]  # fmt: skip
