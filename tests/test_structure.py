@@ -17,7 +17,18 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "machine", "files", "reading", "plain_data", "user_folders", "pictures", "run_directory", "measuring"),
+    *(
+        "errors",
+        "kept",
+        "machine",
+        "files",
+        "reading",
+        "plain_data",
+        "user_folders",
+        "pictures",
+        "run_directory",
+        "measuring",
+    ),
     *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "ops", "look"),
     *("flow", "gates", "cost", "goals", "gated", "surgery", "finetuning", "onnx", "compact", "bench"),
     *("verification", "study", "report", "cli"),
@@ -29,9 +40,9 @@ KNOWS_ONLY = {
     "models": set(),
     "input_sizes": {"errors"},
     "sources": {"errors", "files", "reading", "plain_data", "models", "model_call", "input_sizes"},
-    "ops": {"errors"},
+    "ops": {"errors", "kept"},
     "look": {"errors", "model_call", "ops"},
-    "flow": {"errors", "model_call", "ops", "look"},
+    "flow": {"errors", "kept", "model_call", "ops", "look"},
     "gates": {"errors"},
     "cost": {"errors", "flow"},
     "study": {"errors", "pictures", "gates"},

@@ -9,6 +9,7 @@ from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, ra
 from torch import nn
 
 import l0prune
+from l0prune.kept import Kept
 from l0prune.surgery.other_values import holding, with_values
 from l0prune.surgery.redrawn import DrawnWeights, redrawn_weights
 from l0prune.surgery.shrink import shrink, surgery_of
@@ -137,7 +138,7 @@ def test_the_models_have_their_own_weights_back_whatever_happens():
     gated = half_closed(net, x)
     compact = shrink(gated)
     kept = {id(t): t.clone() for model in (net, compact) for t in model.state_dict(keep_vars=True).values()}
-    weights = DrawnWeights(gated, surgery_of(compact).plan, gated.gate_values().numpy() != 0, seed=0, dtype=None)
+    weights = DrawnWeights(gated, surgery_of(compact).plan, Kept(gated.gate_values().numpy() != 0), seed=0, dtype=None)
     before = compact(x)
 
     def fail():

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
+from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.model import GatedModel
+from l0prune.kept import DimensionGates, Kept
 from l0prune.model_call import ModelCall, evaluation_mode
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.shrink import inputs_for
@@ -83,10 +83,10 @@ def feature_sites(gated: GatedModel, compact: nn.Module) -> tuple[FeatureSite, .
     Returns:
         One site for each such block, in the order of the modules.
     """
-    is_open = np.append((gated.gate_values() != 0).cpu().numpy(), True)
+    kept = Kept((gated.gate_values() != 0).cpu().numpy())
     nodes = _last_nodes(gated.flow)
     sites = [
-        FeatureSite(name, nodes[name], _kept(gated.flow.nodes[nodes[name]], is_open))
+        FeatureSite(name, nodes[name], _indices(gated.flow.nodes[nodes[name]], kept))
         for name in block_names(gated.model)
         if name in nodes
     ]
@@ -172,8 +172,8 @@ def _last_nodes(flow: ChannelFlow) -> dict[str, str]:
     return found
 
 
-def _kept(gates: Sequence[DimensionGates], is_open: npt.NDArray[np.bool_]) -> tuple[Tensor | None, ...]:
-    return tuple(None if g is None else torch.from_numpy(np.flatnonzero(is_open[g])) for g in gates)
+def _indices(gates: Sequence[DimensionGates], kept: Kept) -> tuple[Tensor | None, ...]:
+    return tuple(None if g is None else torch.from_numpy(np.flatnonzero(kept[g])) for g in gates)
 
 
 def _agrees(site: FeatureSite, dense: Tensor | None, small: Tensor | None) -> bool:

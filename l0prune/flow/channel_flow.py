@@ -12,13 +12,10 @@ import numpy.typing as npt
 
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import CostTerm, Dimension
+from l0prune.kept import DimensionGates, GateArray
 from l0prune.look.capture import Captured
 
-__all__ = ["FOLLOWED_BY", "ChannelFlow", "Consumer", "DimensionGates", "NormSite", "Unit", "gate_groups"]
-
-GateArray = npt.NDArray[np.int64]
-DimensionGates = GateArray | None
-"""Gate of every index of one dimension, -1 where an index is not gated; None if the whole dimension is not."""
+__all__ = ["FOLLOWED_BY", "ChannelFlow", "Consumer", "NormSite", "Unit", "gate_groups"]
 
 
 @dataclass(frozen=True, eq=False)

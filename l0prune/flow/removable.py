@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from l0prune.flow.costs import Dimension
+from l0prune.kept import Kept
 from l0prune.ops.memory import aliased
 from l0prune.ops.op import op_name
 
@@ -95,8 +96,8 @@ def removable_dimensions(
     return tuple(result)
 
 
-def dead_nodes(graph: Graph, nodes: dict[str, list], kept: npt.NDArray[np.bool_]) -> set[Node]:
-    """Nodes whose output has a dimension in which nothing stays; `kept` has shape `(n_gates + 1,)`, the last one true."""
+def dead_nodes(graph: Graph, nodes: dict[str, list], kept: Kept) -> set[Node]:
+    """Nodes whose output has a dimension in which nothing stays."""
     return {
         node
         for node in graph.nodes

@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.fx import Node
 
-from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.kept import DimensionGates, Kept
 from l0prune.ops.op import argument_of, concrete, module_of, op_name, varies
 from l0prune.surgery.plan import AttributeChange
 
@@ -35,7 +34,7 @@ _NORM_DIMENSION = {"layer_norm": -1, "rms_norm": -1, "group_norm": 1, "instance_
 
 
 def find_attributes(
-    flow: ChannelFlow, model: nn.Module, keep: npt.NDArray[np.bool_], *, guess: str | None = GUESSES[0]
+    flow: ChannelFlow, model: nn.Module, kept: Kept, *, guess: str | None = GUESSES[0]
 ) -> tuple[AttributeChange, ...]:
     """Attributes whose value equals a size in the module's own calls that the cut changes.
 
@@ -49,14 +48,13 @@ def find_attributes(
     `guess` only the integers of norms and recurrent layers are changed, which are known by name.
     """
     known = (
-        *_norm_changes(flow, model, np.append(keep, True)),
-        *_recurrent_changes(flow, model, np.append(keep, True)),
+        *_norm_changes(flow, model, kept),
+        *_recurrent_changes(flow, model, kept),
     )
     if guess is None:
         return known
     wanted: dict[tuple[str, int], list[int]] = defaultdict(list)
     sequences: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = defaultdict(set)
-    kept = np.append(keep, True)
     for node in flow.captured.program.graph.nodes:
         if node.op != "call_function" or op_name(node.target) not in _SIZE_ARGUMENTS:
             continue
@@ -101,14 +99,14 @@ def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
         yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
 
 
-def _recurrent_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> Iterator[AttributeChange]:
+def _recurrent_changes(flow: ChannelFlow, model: nn.Module, kept: Kept) -> Iterator[AttributeChange]:
     """Widths of recurrent layers and cells."""
     for path, module in model.named_modules():
         for leaf, dim, attribute in _recurrent_widths(module):
             tensor = f"{path}.{leaf}" if path else leaf
             gates = flow.tensors.get(flow.aliases.get(tensor, tensor), (None, None))[dim]
             if gates is not None and not kept[gates].all():
-                yield AttributeChange(path, attribute, len(gates), int(kept[gates].sum()))
+                yield AttributeChange(path, attribute, len(gates), kept.count(gates))
 
 
 def _recurrent_widths(module: nn.Module) -> list[tuple[str, int, str]]:
@@ -123,7 +121,7 @@ def _recurrent_widths(module: nn.Module) -> list[tuple[str, int, str]]:
     return [("weight_hh_l0", 1, "hidden_size"), into]
 
 
-def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool_]) -> list[AttributeChange]:
+def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: Kept) -> list[AttributeChange]:
     """Widths and groups of norms, also of those without a weight."""
     changes: dict[tuple[str, str], AttributeChange] = {}
     for node in flow.captured.program.graph.nodes:
@@ -134,7 +132,7 @@ def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool
         gates = labels[_NORM_DIMENSION[name]] if labels else None
         if gates is None:
             continue
-        old, new = len(gates), int(kept[gates].sum())
+        old, new = len(gates), kept.count(gates)
         found: dict[str, tuple[Any, Any]] = {"normalized_shape": ((old,), (new,)), "num_channels": (old, new)}
         found["num_features"] = (old, new)
         if name == "group_norm":
@@ -148,7 +146,7 @@ def _norm_changes(flow: ChannelFlow, model: nn.Module, kept: npt.NDArray[np.bool
     return list(changes.values())
 
 
-def _integers_of(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _integers_of(flow: ChannelFlow, node: Node, kept: Kept) -> list[tuple[int, int]]:
     """(dense, compact) of every number in a call that the cut changes."""
     name = op_name(node.target)
     if name in _PADS:
@@ -159,9 +157,7 @@ def _integers_of(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> 
     return [(old, new) for old, new in pairs if old != new]
 
 
-def _sequences_of(
-    flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _sequences_of(flow: ChannelFlow, node: Node, kept: Kept) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(dense, compact) of all sizes of a view, or of the parts of a split, where the cut changes some."""
     shapes = _shapes(flow, node, kept)
     if op_name(node.target) in _SPLITS:
@@ -171,7 +167,7 @@ def _sequences_of(
             yield tuple(old for old, _ in shape), tuple(new for _, new in shape)
 
 
-def _shapes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+def _shapes(flow: ChannelFlow, node: Node, kept: Kept) -> list[list[tuple[int, int]]]:
     """(dense size, compact size) of every dimension of every output; of one that grows with the batch, per row of it."""
     result: list[Any] = flow.nodes.get(node.name, [])
     several = bool(result) and isinstance(result[0], (list, tuple))
@@ -180,33 +176,33 @@ def _shapes(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[
         [
             _per_row(size, gates, kept)  # type: ignore[arg-type]
             if varies(size)
-            else (concrete(size), concrete(size) if gates is None else int(kept[gates].sum()))
+            else (concrete(size), concrete(size) if gates is None else kept.count(gates))
             for gates, size in zip(part, value.shape, strict=False)
         ]
         for part, value in zip(parts, values, strict=True)
     ]
 
 
-def _per_row(size: torch.SymInt, gates: DimensionGates, kept: npt.NDArray[np.bool_]) -> tuple[int, int]:
+def _per_row(size: torch.SymInt, gates: DimensionGates, kept: Kept) -> tuple[int, int]:
     """What a size is a multiple of, such as the heads beside a batch; (-1, -1), which no attribute holds, without any."""
     factor = int(size.node.expr.as_coeff_Mul()[0])
     if gates is None or factor == 1:
         return -1, -1
-    stays = factor * int(kept[gates].sum())
+    stays = factor * kept.count(gates)
     return (factor, stays // len(gates)) if stays % len(gates) == 0 else (-1, -1)
 
 
-def _group_counts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _group_counts(flow: ChannelFlow, node: Node, kept: Kept) -> list[tuple[int, int]]:
     """(dense, compact) number of groups of a convolution; of one whose number varies, none go."""
     source, groups = node.args[0], argument_of(node, "groups")
     labels = flow.nodes.get(source.name, []) if isinstance(source, Node) else []
     gates = labels[1] if labels else None
     if gates is None or groups == 1 or isinstance(groups, Node):
         return []
-    return [(groups, int(kept[gates].reshape(groups, -1).any(1).sum()))]
+    return [(groups, kept.count_groups(gates, groups))]
 
 
-def _pad_amounts(flow: ChannelFlow, node: Node, kept: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _pad_amounts(flow: ChannelFlow, node: Node, kept: Kept) -> list[tuple[int, int]]:
     """(dense amount, compact amount) of padding before and after a gated dimension."""
     amounts: Any = node.args[1]
     gates = flow.nodes.get(node.name, [])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -13,6 +11,7 @@ from torch.fx import GraphModule, Node
 from l0prune.errors import EquivalenceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
+from l0prune.kept import Kept
 from l0prune.ops.memory import aliased
 from l0prune.ops.op import op_name
 
@@ -22,13 +21,13 @@ _CONSTANT = "dropped_"
 """How the names of buffers begin that hold what a dropped branch contributes."""
 
 
-def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
+def drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: Kept) -> None:
     """Replace what is computed from empty dimensions by constants, and remove what nothing uses any more.
 
     Args:
         graph: The compact graph with its tensors cut already.
         flow: Trace of the dense model.
-        kept: Which gates stay, shape `(n_gates + 1,)`, the last one (not gated) true.
+        kept: Units that stay.
 
     Raises:
         EquivalenceError: a branch cannot be dropped; gates that close it should have been refused before.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.fx import Node
@@ -16,7 +14,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.kept import DimensionGates, Kept
 from l0prune.look.recording import path_of
 from l0prune.model_call import evaluation_mode
 from l0prune.ops.op import argument_of, concrete, in_example, module_of, op_name, varies
@@ -51,7 +50,7 @@ class CallFinder:
     Args:
         flow: Trace of `model`.
         model: The dense model.
-        keep: Units that stay, shape `(n_gates,)`.
+        kept: Units that stay.
         inputs: Positional and keyword inputs that the model was traced with.
     """
 
@@ -59,12 +58,12 @@ class CallFinder:
         self,
         flow: ChannelFlow,
         model: nn.Module,
-        keep: npt.NDArray[np.bool_],
+        kept: Kept,
         inputs: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
         self._args, self._kwargs = inputs
         dense = self._follow(model, {})
-        self._wanted = _wanted(flow, model, dense.sizes, np.append(keep, True))
+        self._wanted = _wanted(flow, model, dense.sizes, kept)
 
     def find(self, compact: nn.Module) -> tuple[CallChange, ...]:
         """The calls of `compact`, a copy with smaller layers, with the sizes they are to have.
@@ -185,7 +184,7 @@ def _wanted(
     flow: ChannelFlow,
     model: nn.Module,
     called: dict[_Place, list[list[tuple[int, _Sizes]]]],
-    kept: npt.NDArray[np.bool_],
+    kept: Kept,
 ) -> _Wanted:
     """What each call is to be given, of those kinds and modules for which calls and nodes of the dense model agree."""
     paths = {module: path for path, module in model.named_modules()}
@@ -208,7 +207,7 @@ def _wanted(
     return wanted
 
 
-def _rows(flow: ChannelFlow, kind: str, node: Node, kept: npt.NDArray[np.bool_], item: int) -> Rows:
+def _rows(flow: ChannelFlow, kind: str, node: Node, kept: Kept, item: int) -> Rows:
     """The sizes of a node after the cut, as far as they do not grow with an input; those of a slice for the item of an index."""
     if node.target is torch.ops.aten.view.dtype:
         return ()
@@ -222,22 +221,22 @@ def _rows(flow: ChannelFlow, kind: str, node: Node, kept: npt.NDArray[np.bool_],
         gates = before[1] if before else None
         if gates is None or groups == 1 or isinstance(groups, Node):
             return ()
-        return ((0, int(kept[gates].reshape(groups, -1).any(1).sum())),)
+        return ((0, kept.count_groups(gates, groups)),)
     if kind == "split":
         dim = argument_of(node, "dim")
         widths = [part[dim] if part else None for part in after]
         sizes = [concrete(value.shape[dim]) for value in node.meta["val"]]
-        new = [size if gates is None else int(kept[gates].sum()) for gates, size in zip(widths, sizes, strict=True)]
+        new = [size if gates is None else kept.count(gates) for gates, size in zip(widths, sizes, strict=True)]
         return () if any(varies(value.shape[dim]) for value in node.meta["val"]) else tuple(enumerate(new))
     first = argument_of(node, "dim") % len(before) if kind == "unflatten" and before else 0
     return tuple(
-        (dim - first, concrete(size) if gates is None else int(kept[gates].sum()))
+        (dim - first, concrete(size) if gates is None else kept.count(gates))
         for dim, (gates, size) in enumerate(zip(after, node.meta["val"].shape, strict=False))
         if not varies(size) and dim >= first
     )
 
 
-def _bounds(node: Node, gates: DimensionGates, size: int, kept: npt.NDArray[np.bool_], item: int) -> Rows:
+def _bounds(node: Node, gates: DimensionGates, size: int, kept: Kept, item: int) -> Rows:
     """Start and stop of a slice among the indices that stay; nothing for one with steps."""
     start, stop, step = (argument_of(node, name) for name in ("start", "end", "step"))
     if gates is None or step != 1 or isinstance(start, Node) or isinstance(stop, Node):

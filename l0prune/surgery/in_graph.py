@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from l0prune.flow.channel_flow import ChannelFlow, DimensionGates
+from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.input_sizes import InputSizes, check_inputs_
+from l0prune.kept import DimensionGates, GateArray, Kept
 from l0prune.ops.op import node_shape, op_name
 from l0prune.surgery.dead_branches import drop_dead_branches
 from l0prune.surgery.graph_model import GraphModel
@@ -27,16 +28,14 @@ __all__ = ["cut_in_graph"]
 aten = torch.ops.aten
 
 
-def cut_in_graph(
-    flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPlan, keep: npt.NDArray[np.bool_]
-) -> GraphModel:
+def cut_in_graph(flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPlan, kept: Kept) -> GraphModel:
     """The compact model as a graph.
 
     Args:
         flow: Trace of the dense model.
         tensors: The dense model's parameters and buffers by name.
         plan: What stays of each tensor, and what is folded into it.
-        keep: Units that stay, shape `(n_gates,)`.
+        kept: Units that stay.
 
     Returns:
         A trainable module with the state-dict keys of the dense model.
@@ -50,11 +49,11 @@ def cut_in_graph(
     if captured is not None and now is not None and now != captured:
         require_convertible(graph.graph, captured, now)
         convert_types_(graph.graph, captured, now)
-    rewriter = _Rewriter(flow, keep, graph)
+    rewriter = _Rewriter(flow, kept, graph)
     for node in list(graph.graph.nodes):
         if node.op == "call_function":
             rewriter.rewrite(node)
-    drop_dead_branches(graph, flow, np.append(keep, True))
+    drop_dead_branches(graph, flow, kept)
     graph.graph.lint()
     graph.recompile()
     graph.train(mode=False)
@@ -83,21 +82,12 @@ def _replace_tensors(graph: GraphModule, flow: ChannelFlow, tensors: dict[str, T
 @dataclass(eq=False)
 class _Rewriter:
     flow: ChannelFlow
-    keep: npt.NDArray[np.bool_]
+    kept: Kept
     graph: GraphModule
     n_selections: int = 0
 
     def __post_init__(self) -> None:
-        self._kept = np.append(self.keep, True)
         self._scaled: dict[tuple[Node, Fraction], Node] = {}
-
-    def mask(self, gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which indices of a dimension stay."""
-        return self._kept[gates]
-
-    def count(self, gates: npt.NDArray[np.int64]) -> int:
-        """How many indices of a dimension stay."""
-        return int(self.mask(gates).sum())
 
     def gates(self, node: Any) -> list[DimensionGates]:
         """Gates of each dimension of a node's (single) output, or of a parameter."""
@@ -118,13 +108,13 @@ class _Rewriter:
         """A shape with the counts of what stays in its gated dimensions; an inferred size stays inferred."""
         return [size if g is None else self.size(size, g) for size, g in zip(sizes, gates, strict=True)]
 
-    def size(self, size: Any, gates: npt.NDArray[np.int64]) -> Any:
+    def size(self, size: Any, gates: GateArray) -> Any:
         """The new size of a gated dimension. One that grows with an input, such as heads times batch, keeps its proportion."""
         if not isinstance(size, Node):
-            return size if size == -1 else self.count(gates)
+            return size if size == -1 else self.kept.count(gates)
         if any(self.gates(source)[dim] is not None for source, dim in _measured(size) if self.gates(source)):
             return size  # computed from a dimension that is cut already
-        share = Fraction(self.count(gates), len(gates))
+        share = Fraction(self.kept.count(gates), len(gates))
         if (size, share) not in self._scaled:
             with self.graph.graph.inserting_after(size):
                 product = self.graph.graph.call_function(operator.mul, (size, share.numerator))
@@ -221,7 +211,7 @@ def _slice(r: _Rewriter, node: Node) -> None:
         stop, step = start + r.argument(node, "length"), 1
     else:
         start, stop, step = r.argument(node, "start"), r.argument(node, "end"), r.argument(node, "step")
-    kept = r.mask(gates)
+    kept = r.kept[gates]
     chosen = np.arange(len(kept))[slice(start, stop, step)]
     if len(chosen) == len(kept):
         return  # all of it, however long it is
@@ -250,7 +240,9 @@ def _split(r: _Rewriter, node: Node) -> None:
         return
     parts = r.flow.nodes[node.name]
     values = node.meta["val"]
-    sizes = [r.count(p[dim]) if p[dim] is not None else int(v.shape[dim]) for p, v in zip(parts, values, strict=True)]
+    sizes = [
+        r.kept.count(p[dim]) if p[dim] is not None else int(v.shape[dim]) for p, v in zip(parts, values, strict=True)
+    ]
     r.replace(node, aten.split_with_sizes.default, node.args[0], sizes, dim)
 
 
@@ -259,19 +251,19 @@ def _convolution(r: _Rewriter, node: Node) -> None:
     groups = r.argument(node, "groups")
     gates = r.gates(node.args[0])
     if isinstance(groups, int) and groups > 1 and gates and gates[1] is not None:
-        r.set(node, "groups", int(r.mask(gates[1]).reshape(groups, -1).any(1).sum()))
+        r.set(node, "groups", r.kept.count_groups(gates[1], groups))
 
 
 def _layer_norm(r: _Rewriter, node: Node) -> None:
     gates = r.gates(node)
     if gates and gates[-1] is not None:
-        r.set(node, "normalized_shape", [r.count(gates[-1])])
+        r.set(node, "normalized_shape", [r.kept.count(gates[-1])])
 
 
 def _group_norm(r: _Rewriter, node: Node) -> None:
     gates, groups = r.gates(node), r.argument(node, "num_groups")
     if gates and gates[1] is not None and groups > 1:
-        r.set(node, "num_groups", r.count(gates[1]) // (len(gates[1]) // groups))
+        r.set(node, "num_groups", r.kept.count(gates[1]) // (len(gates[1]) // groups))
 
 
 def _pad(r: _Rewriter, node: Node) -> None:
@@ -280,7 +272,7 @@ def _pad(r: _Rewriter, node: Node) -> None:
     for i in range(len(amounts) // 2):
         g = gates[len(gates) - 1 - i] if gates else None
         if g is not None and (amounts[2 * i] or amounts[2 * i + 1]):
-            kept = r.mask(g)
+            kept = r.kept[g]
             before, after = amounts[2 * i], amounts[2 * i + 1]
             amounts[2 * i] = int(kept[:before].sum())
             amounts[2 * i + 1] = int(kept[len(kept) - after :].sum())

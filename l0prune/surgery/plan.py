@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.kept import Kept
 from l0prune.plain_data import read_fields
 from l0prune.reading import shortened
 from l0prune.surgery.cuts import TensorCut, checked_cut, to_runs
@@ -199,7 +200,7 @@ class SurgeryPlan:
 
 
 def make_plan(
-    flow: ChannelFlow, model: nn.Module, values: npt.NDArray[np.float64], keep: npt.NDArray[np.bool_] | None = None
+    flow: ChannelFlow, model: nn.Module, values: npt.NDArray[np.float64], kept: Kept | None = None
 ) -> SurgeryPlan:
     """Derive the plan from gate values.
 
@@ -207,29 +208,26 @@ def make_plan(
         flow: Trace of `model`.
         model: The dense model.
         values: Test-time gate values, shape `(n_gates,)`, in [0, 1].
-        keep: Units to keep, shape `(n_gates,)`; None keeps the open ones. A kept unit may have value 0 (padding).
+        kept: Units that stay; None keeps the open ones. A kept unit may have value 0 (padding).
 
     Raises:
         ConfigError: a dimension that must not vanish would.
     """
-    kept_units = values != 0 if keep is None else keep
-    extended = np.append(kept_units, True)
-    _require_nonempty(flow, kept_units)
+    kept = kept or Kept(values != 0)
+    _require_nonempty(flow, kept)
     tensors = {}
     for name, dims in flow.tensors.items():
-        kept = {
-            dim: to_runs(extended[gates])
-            for dim, gates in enumerate(dims)
-            if gates is not None and not extended[gates].all()
+        runs = {
+            dim: to_runs(kept[gates]) for dim, gates in enumerate(dims) if gates is not None and not kept[gates].all()
         }
-        if kept:
-            tensors[name] = TensorCut(flow.sizes[name], kept)
+        if runs:
+            tensors[name] = TensorCut(flow.sizes[name], runs)
     factors = np.append(values.astype(np.float64), 1.0)
     folds = {(c.parameter, c.dim): factors[c.gates] for c in flow.consumers if (factors[c.gates] != 1.0).any()}
     return SurgeryPlan(fingerprint(model), tensors, folds)
 
 
-def _require_nonempty(flow: ChannelFlow, kept: npt.NDArray[np.bool_]) -> None:
+def _require_nonempty(flow: ChannelFlow, kept: Kept) -> None:
     """Refuse gate values that close a whole dimension the network cannot do without."""
     empty = [d.name for d in flow.dimensions if d.n_ungated == 0 and not d.removable and not kept[d.gates].any()]
     if empty:

@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import Consumer
 from l0prune.gated.model import GatedModel
+from l0prune.kept import Kept
 from l0prune.model_call import ModelCall
 from l0prune.surgery.dead_branches import has_dropped_branches
 from l0prune.surgery.in_graph import cut_in_graph
@@ -107,7 +106,7 @@ class DrawnWeights:
     Args:
         gated: The gated network.
         plan: The cut.
-        keep: Units that stay, shape `(n_gates,)`.
+        kept: Units that stay.
         seed: Of the numbers.
         dtype: Of all that is floating-point; None leaves each tensor its own.
         negative: Share of the entries of vectors that are negative.
@@ -117,14 +116,14 @@ class DrawnWeights:
         self,
         gated: GatedModel,
         plan: SurgeryPlan,
-        keep: npt.NDArray[np.bool_],
+        kept: Kept,
         *,
         seed: int,
         dtype: torch.dtype | None,
         negative: float = 0.0,
     ) -> None:
         self.dtype = dtype
-        self._plan, self._keep = plan, keep
+        self._plan, self._kept = plan, kept
         self._gated = with_values(gated, gated.gate_values().double().cpu().numpy())
         if dtype is not None:
             self._gated.gates.to(dtype)
@@ -171,4 +170,4 @@ class DrawnWeights:
 
     @cached_property
     def _cut_again(self) -> nn.Module:
-        return cut_in_graph(self._gated.flow, self._dense, self._plan, self._keep)
+        return cut_in_graph(self._gated.flow, self._dense, self._plan, self._kept)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from l0prune.errors import L0PruneError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace
 from l0prune.gated.model import inject
+from l0prune.kept import Kept
 from l0prune.model_call import ModelCall
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.cuts import TensorCut, to_indices
@@ -42,15 +42,15 @@ def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Itera
         flow = trace(base, call)
     except L0PruneError:
         return
-    keep = _kept_units(flow, plan)
-    found = make_plan(flow, base, keep.astype(np.float64), keep)
+    kept = _kept_units(flow, plan)
+    found = make_plan(flow, base, kept.units.astype(np.float64), kept)
     if _known(found.tensors, base) == _known(plan.tensors, base):
-        yield from ways_to_cut(inject(base, flow), found, keep, (call.args, call.kwargs), form="in-place")
+        yield from ways_to_cut(inject(base, flow), found, kept, (call.args, call.kwargs), form="in-place")
         return
     for (
         guess
     ) in GUESSES:  # what had one group left was then cut by single channels, which are no units of the dense model
-        yield from _cut(base, replace(plan, attributes=find_attributes(flow, base, keep, guess=guess)))
+        yield from _cut(base, replace(plan, attributes=find_attributes(flow, base, kept, guess=guess)))
 
 
 def _cut(base: nn.Module, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
@@ -62,16 +62,16 @@ def _cut(base: nn.Module, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, Surger
     yield compact, plan
 
 
-def _kept_units(flow: ChannelFlow, plan: SurgeryPlan) -> npt.NDArray[np.bool_]:
-    """The units of which the plan leaves an index anywhere, shape `(n_gates,)`."""
+def _kept_units(flow: ChannelFlow, plan: SurgeryPlan) -> Kept:
+    """The units of which the plan leaves an index anywhere."""
     cuts = {flow.aliases.get(name, name): cut for name, cut in plan.tensors.items()}
-    keep = np.zeros(flow.n_gates + 1, dtype=bool)
+    units = np.zeros(flow.n_gates + 1, dtype=bool)
     for name, dims in flow.tensors.items():
         for dim, gates in enumerate(dims):
             if gates is not None:
                 cut = cuts.get(name)
-                keep[gates if cut is None or dim not in cut.kept else gates[to_indices(cut.kept[dim])]] = True
-    return keep[:-1]
+                units[gates if cut is None or dim not in cut.kept else gates[to_indices(cut.kept[dim])]] = True
+    return Kept(units[:-1])
 
 
 def _known(cuts: Mapping[str, TensorCut], model: nn.Module) -> dict[str, TensorCut]:

@@ -18,6 +18,7 @@ from l0prune.errors import ConfigError, EquivalenceError, L0PruneWarning, first_
 from l0prune.flow.trace import aliases_of
 from l0prune.gated.decision import values_to_cut
 from l0prune.gated.model import GatedModel
+from l0prune.kept import Kept
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.sources.library_models import origins_of
 from l0prune.surgery.class_lost import WhyNotInPlace
@@ -82,20 +83,20 @@ def shrink(
     values = values_to_cut(gated, align).numpy()
     _warn_of_excess(gated, values)
     reference = with_values(gated, values)
-    keep = values != 0
-    plan = make_plan(gated.flow, gated.model, values, keep)
+    kept = Kept(values != 0)
+    plan = make_plan(gated.flow, gated.model, values, kept)
     args, kwargs = inputs_for(gated, example_inputs)
     traced = inputs_for(gated, None)
     if form == "graph" and gated.flow.refusal:
         raise ConfigError(f"there is no graph to cut: {gated.flow.refusal}; leave form open")
     ways = "in-place" if gated.flow.refusal else form
     given, traced_call = ModelCall(args, kwargs), ModelCall(*traced)
-    trials = Trials(reference, plan, keep, given=given, traced=traced_call, tolerance=_tolerance(gated))
+    trials = Trials(reference, plan, kept, given=given, traced=traced_call, tolerance=_tolerance(gated))
     compact: nn.Module | None = None
     outcome: Outcome | None = None
     why_not = WhyNotInPlace()
     left: dict[str, int] = {}
-    for compact, used in ways_to_cut(gated, plan, keep, traced, form=ways, refused=why_not.add):
+    for compact, used in ways_to_cut(gated, plan, kept, traced, form=ways, refused=why_not.add):
         leaner = give_back_spare_integers_(compact, used, partial(trials.agree, used=used))
         outcome = trials.outcome(compact, used)
         if outcome.agrees:
@@ -200,8 +201,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
             "this compact model was loaded, so its gates are not known; pass the model that shrink(gated) returned"
         )
     dense, cut = named_tensors(gated.model), named_tensors(compact)
-    keep = record.values != 0
-    kept = np.append(keep, True)
+    kept = Kept(record.values != 0)
     with torch.no_grad():
         for consumer in gated.flow.consumers:
             shape = [1] * dense[consumer.parameter].dim()
@@ -218,7 +218,7 @@ def absorb_(gated: GatedModel, compact: nn.Module) -> None:
                 dense[known].copy_(value)
             else:
                 tensor_cut.scatter_(dense[known], value)
-    gated.freeze(torch.from_numpy(keep.astype(np.float32)))
+    gated.freeze(torch.from_numpy(kept.units.astype(np.float32)))
 
 
 def inputs_for(gated: GatedModel, example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,11 +9,11 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from l0prune.gated.model import GatedModel
+from l0prune.kept import Kept
 from l0prune.look.recording import variations
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import difference_between, random_like
@@ -56,7 +56,7 @@ class Trials:
     Args:
         reference: The gated model, its gates at the values to compare at.
         plan: The cut.
-        keep: Units that stay, shape `(n_gates,)`.
+        kept: Units that stay.
         given: Inputs to compare on, and in the place of which noise is put.
         traced: The inputs the model was traced with, from which other sizes and paths are made.
         tolerance: Largest relative difference allowed in the precision of the model.
@@ -66,13 +66,13 @@ class Trials:
         self,
         reference: GatedModel,
         plan: SurgeryPlan,
-        keep: npt.NDArray[np.bool_],
+        kept: Kept,
         *,
         given: ModelCall,
         traced: ModelCall,
         tolerance: float,
     ) -> None:
-        self._reference, self._plan, self._keep = reference, plan, keep
+        self._reference, self._plan, self._kept = reference, plan, kept
         self._given, self._traced, self._tolerance = given, traced, tolerance
         self._weights: dict[_Draw, DrawnWeights] = {}
         self._on_draws: dict[_Draw, list[Trial]] = {}
@@ -212,6 +212,6 @@ class Trials:
     def _at_draw(self, draw: int, dtype: torch.dtype | None, call: ModelCall) -> Trial:
         if (draw, dtype) not in self._weights:
             self._weights[draw, dtype] = DrawnWeights(
-                self._reference, self._plan, self._keep, seed=draw, dtype=dtype, negative=_NEGATIVE[draw]
+                self._reference, self._plan, self._kept, seed=draw, dtype=dtype, negative=_NEGATIVE[draw]
             )
         return Trial(self._reference, call, self._tolerance, self._weights[draw, dtype])

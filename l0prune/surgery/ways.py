@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from l0prune.errors import first_line
 from l0prune.gated.model import GatedModel
+from l0prune.kept import Kept
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.find_calls import CallFinder
 from l0prune.surgery.in_graph import cut_in_graph
@@ -27,7 +26,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 def ways_to_cut(
     gated: GatedModel,
     plan: SurgeryPlan,
-    keep: npt.NDArray[np.bool_],
+    kept: Kept,
     inputs: Inputs,
     *,
     form: str | None,
@@ -41,7 +40,7 @@ def ways_to_cut(
     Args:
         gated: The gated model.
         plan: The cut, without integers and calls.
-        keep: Units that stay, shape `(n_gates,)`.
+        kept: Units that stay.
         inputs: Positional and keyword inputs that the model was traced with.
         form: "in-place" or "graph" for these ways only; None for all.
         refused: Is told why there is no model cut in place.
@@ -52,29 +51,29 @@ def ways_to_cut(
     elif empty:
         refused(f"{empty} is closed entirely, and only a graph can do without a branch")
     else:
-        yield from _in_place(gated, plan, keep, inputs, refused)
+        yield from _in_place(gated, plan, kept, inputs, refused)
     if form != "in-place":
         used = replace(plan, attributes=(), calls=(), form="graph")
-        yield cut_in_graph(gated.flow, named_tensors(gated.model), used, keep), used
+        yield cut_in_graph(gated.flow, named_tensors(gated.model), used, kept), used
 
 
 def _in_place(
     gated: GatedModel,
     plan: SurgeryPlan,
-    keep: npt.NDArray[np.bool_],
+    kept: Kept,
     inputs: Inputs,
     refused: Callable[[str], None],
 ) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     plan = replace(plan, form="in-place")
     tried: list[tuple[AttributeChange, ...]] = []
     for guess in GUESSES:
-        attributes = find_attributes(gated.flow, gated.model, keep, guess=guess)
+        attributes = find_attributes(gated.flow, gated.model, kept, guess=guess)
         if attributes not in tried:
             tried.append(attributes)
             yield from _cut(gated, replace(plan, attributes=attributes), refused)
-    certain = find_attributes(gated.flow, gated.model, keep, guess=None)
+    certain = find_attributes(gated.flow, gated.model, kept, guess=None)
     for attributes in dict.fromkeys((tried[0], tried[-1], certain)):
-        used = _with_calls(gated, replace(plan, attributes=attributes), keep, inputs)
+        used = _with_calls(gated, replace(plan, attributes=attributes), kept, inputs)
         if used is not None and (used.calls or used.attributes not in tried):
             yield from _cut(gated, used, refused)
 
@@ -91,13 +90,11 @@ def _cut(
     yield compact, plan
 
 
-def _with_calls(
-    gated: GatedModel, plan: SurgeryPlan, keep: npt.NDArray[np.bool_], inputs: Inputs
-) -> SurgeryPlan | None:
+def _with_calls(gated: GatedModel, plan: SurgeryPlan, kept: Kept, inputs: Inputs) -> SurgeryPlan | None:
     """The plan with the sizes of calls that it needs; None if sizes do not help."""
     try:
         compact = cut_in_place(gated.model, plan)
-        finder = CallFinder(gated.flow, gated.model, keep, inputs)
+        finder = CallFinder(gated.flow, gated.model, kept, inputs)
         calls = finder.find(compact)
         return _without_mistakes(plan, finder, compact, calls)
     except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
