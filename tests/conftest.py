@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import os
+from functools import cache
 from typing import NoReturn
 from zlib import crc32
 
@@ -8,11 +9,15 @@ import pytest
 import torch
 from hypothesis import settings
 from torch.fx import Node
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from l0prune.flow import follow
 
 # Two test processes share two cores: threads of their own would only wait for each other.
 torch.set_num_threads(1)
+
+# For every file it writes, torch.onnx reads the sources of its 500 translations anew: half the time of a small network.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("untimed", deadline=None)

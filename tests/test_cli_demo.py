@@ -45,6 +45,10 @@ def test_the_demo_takes_the_bundled_network_through_every_command(tmp_path, shor
     assert json.loads((out / "run.json").read_text())["result"]["budget_met"]
     assert (out / "onnx" / "compact.onnx").exists()
     assert (out / "bench.json").exists()
+    what_images_have_to_become = json.loads((out / "onnx" / "preprocessing.json").read_text())
+    assert what_images_have_to_become["image_size"] == [32, 32]
+    assert what_images_have_to_become["mean"] == [0.305]
+    assert what_images_have_to_become["std"] == [0.323]
 
 
 @pytest.mark.slow

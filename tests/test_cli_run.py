@@ -204,18 +204,6 @@ def test_the_smallest_budget_is_printed_so_that_it_can_be_asked_for(share, text)
     assert float(text) >= share
 
 
-def test_what_images_have_to_become_stands_beside_the_onnx_files(tmp_path):
-    out = tmp_path / "run"
-    data = ["--data", "digits", "--weights", "bundled", "--epochs", "0.2", "--batch-size", "16", "--align", "1"]
-    invoke("finetune", "digits_resnet", *data, "--budget", "macs=0.9", "--out", out)
-    invoke("shrink", out)
-
-    said = json.loads((out / "onnx" / "preprocessing.json").read_text())
-
-    assert said["image_size"] == [32, 32]
-    assert (said["mean"], said["std"]) == ([0.305], [0.323])
-
-
 def test_shrink_rounds_widths_when_asked(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "run")
 
