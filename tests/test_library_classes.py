@@ -191,6 +191,7 @@ REFUSED = {
     "a list of arguments": ({"args": ["num_classes"]}, "args"),
     "a number without end": ({"args": {"num_classes": 2**60}}, "more than"),
     "one inside": ({"args": {"sizes": [[2, {"depth": -(2**40)}]]}}, "more than"),
+    "a name for every label": ({"kind": "hf", "args": {"text_config": {"num_labels": 2**23}}}, "more than 1000"),
     "a file of weights": ({"kind": "timm", "args": {"checkpoint_path": "weights"}}, "checkpoint_path"),
     "weights of the hub": ({"kind": "timm", "args": {"pretrained_cfg": {"hf_hub_id": "me"}}}, "pretrained_cfg"),
     "published weights": ({"kind": "torchvision", "args": {"weights_backbone": "DEFAULT"}}, "weights_backbone"),

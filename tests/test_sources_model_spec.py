@@ -258,7 +258,7 @@ def test_a_local_transformers_folder_is_a_model(tmp_path):
     torch.testing.assert_close(text.model(**text.example_inputs).logits, bert.eval()(**text.example_inputs).logits)
     assert image.preprocessing.input_shape == (3, 16, 16)
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"junk")
-    assert "do not load" in message(f"hf:{tmp_path}/bert", CheckpointError)
+    assert "is damaged" in message(f"hf:{tmp_path}/bert", CheckpointError)
     (tmp_path / "bert" / "model.safetensors").unlink()
     assert "no *.safetensors" in message(f"hf:{tmp_path}/bert", CheckpointError)
     assert "config.json" in message(f"hf:{tmp_path}/none")
@@ -295,3 +295,36 @@ def test_code_in_a_transformers_folder_is_never_run(tmp_path, monkeypatch, chang
         assert "code of the hub" in message(f"hf:{tmp_path}")
 
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_labels": 2**40}, "num_labels=1099511627776, which is more than its 50 rows"),
+        ({"text_config": {"num_labels": 2**40}}, "num_labels=1099511627776, which is more than its 50 rows"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers=1099511627776, which is more than its 25 tensors"),
+    ],
+)
+def test_a_configuration_asks_for_no_more_than_its_weights_can_be_of(tmp_path, change, words):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=20, num_labels=7, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    assert load_model(f"hf:{tmp_path}").model.num_labels == 7
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+    assert words in message(f"hf:{tmp_path}", CheckpointError)
+
+
+@pytest.mark.models
+def test_a_configuration_may_ask_for_as_many_labels_as_its_weights_have(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=50, num_labels=1200, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_labels": 1200}))
+
+    assert load_model(f"hf:{tmp_path}").model.num_labels == 1200

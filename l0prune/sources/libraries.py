@@ -19,6 +19,8 @@ from l0prune.sources.factories import describe
 from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = [
+    "LAYERS",
+    "NAMED_LABELS",
     "Built",
     "ExampleInputs",
     "build_hf",
@@ -34,8 +36,9 @@ __all__ = [
 
 ExampleInputs = tuple[Any, ...] | dict[str, Any]
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LAYERS = 1000  # as many as any configuration may ask for
+LAYERS = 1000  # as many, and as many labels, as any configuration may ask for
 _COUNT = re.compile(r"(^|_)(layers?|depths?)$")
+NAMED_LABELS = "num_labels"  # transformers makes a name for each
 N_TOKENS = 16  # length of an example sequence
 
 
@@ -146,23 +149,28 @@ def hub_code(configuration: Any) -> str | None:
 
 
 def _require_fitting(path: Path) -> None:
-    """See that a configuration does not ask for more layers than the weights can be of: transformers would build them all.
+    """See that a configuration asks for no more layers and labels than the weights can be of: transformers would make them all.
 
     Raises:
         CheckpointError: it does.
     """
-    n_tensors = 0
+    n_tensors = longest = 0
     for file in path.glob("*.safetensors"):
         with reading(file, "safetensors file", error=CheckpointError), safe_open(file, "pt") as content:
-            n_tensors += len(content.keys())
+            names = content.keys()
+            shapes = [content.get_slice(name).get_shape() for name in names]
+            n_tensors += len(names)
+            longest = max(longest, *(max(shape) for shape in shapes if shape and 0 not in shape), 0)
     stack = [read_json(path / "config.json", "configuration of transformers", error=ModelSpecError)]
     while stack:
         value = stack.pop()
         for key, inner in value.items() if isinstance(value, dict) else ():
             counts = inner if isinstance(inner, list) else [inner]
-            if _COUNT.search(str(key)) and any(type(n) is int and n > max(LAYERS, n_tensors) for n in counts):
+            found, what = (longest, "rows") if key == NAMED_LABELS else (n_tensors, "tensors")
+            is_bounded = key == NAMED_LABELS or _COUNT.search(str(key))
+            if is_bounded and any(type(n) is int and n > max(LAYERS, found) for n in counts):
                 raise CheckpointError(
-                    f"{path / 'config.json'} has {key}={str(inner)[:60]}, which is more than its {n_tensors} tensors can be of."
+                    f"{path / 'config.json'} has {key}={str(inner)[:60]}, which is more than its {found} {what} can be of."
                 )
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 

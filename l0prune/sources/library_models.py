@@ -21,7 +21,16 @@ from l0prune import models
 from l0prune.errors import FileFormatError, L0PruneError, ModelSpecError
 from l0prune.plain_data import read_fields
 from l0prune.reading import shortened
-from l0prune.sources.libraries import build_timm, build_torchvision, construct, hub_code, optional, quiet
+from l0prune.sources.libraries import (
+    LAYERS,
+    NAMED_LABELS,
+    build_timm,
+    build_torchvision,
+    construct,
+    hub_code,
+    optional,
+    quiet,
+)
 
 __all__ = ["LibraryModel", "origins_of", "remember_origin_"]
 
@@ -223,8 +232,8 @@ def _unsafe(kind: str, args: Mapping[str, Any]) -> str | None:
         elif isinstance(value, str):
             if set(value) & set("/\\:"):
                 return f"its {where[:60]!r} is {shortened(value, 60)!r}, which may be a place"
-        elif isinstance(value, int) and abs(value) > LARGEST:
-            return f"its {where[:60]!r} is {shortened(str(value), 60)}, which is more than {LARGEST}"
+        elif isinstance(value, int) and abs(value) > (most := LAYERS if where == NAMED_LABELS else LARGEST):
+            return f"its {where[:60]!r} is {shortened(str(value), 60)}, which is more than {most}"
     return None
 
 
