@@ -94,6 +94,7 @@ def test_the_attack_would_have_worked_in_torch(attack):
         *("aten._cufft_set_plan_cache_max_size.default", "aten.format.default", "aten.to_here.default", "aten.wait.default"),
         *("aten.pin_memory.default", "aten.add.nothing", "aten.no_such_op.default", "aten.add", "aten.__class__.default"),
         *("prim.Print.default", "profiler._record_function_enter_new.default", "_c10d_functional.wait_tensor.default"),
+        *("aten.fused_moving_avg_obs_fake_quant.default", "aten._fused_moving_avg_obs_fq_helper.default"),
         *("higher_order.while_loop", "higher_order.call_torchbind", "higher_order.print", "quantized.linear.default"),
     ],
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 `torch.ops.aten` holds much that no network needs and that files, the process or torch itself would notice: `from_file` maps a
 file into memory (and a later `copy_` writes it), `save` writes one, `manual_seed` and `set_grad_enabled` change what the whole
-process does. So an op may be called if it stands in one of the families below, and its schema agrees.
+process does. So an op may be called if it stands in one of the families below, and its schema agrees. The observers of
+`torch.ao.quantization` (`fused_moving_avg_obs_fake_quant`) stand in none: torch writes a minimum for every row into their buffers
+without a look at how long those are, so that a file could write to any memory of the process.
 """
 
 import functools
