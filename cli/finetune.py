@@ -24,7 +24,7 @@ from l0prune.cli.options import (
     model_options,
     threads_option,
 )
-from l0prune.cli.output import console, percent, print_table, ratio, show, size, working
+from l0prune.cli.output import console, first_few, percent, print_table, ratio, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import BUDGET_GATE_FRACTION, OPTIMIZERS, PENALTY_GATE_FRACTION, FinetuneConfig
@@ -294,6 +294,10 @@ def print_result(result: dict[str, Any]) -> None:
         console().print(result["doubts"], markup=False, soft_wrap=True)
     if result["not_in_place_because"]:
         console().print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
+    if result["integers_left"]:
+        console().print(
+            f"Integers left as they were: {first_few(result['integers_left'])}", markup=False, soft_wrap=True
+        )
     console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
 
 

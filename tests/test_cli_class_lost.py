@@ -92,3 +92,32 @@ def test_verify_names_integers_that_were_left():
 
     assert "integers left as they were planes 32" in " ".join(output_of(*command).split())
     assert json.loads(output_of(*command, "--json"))["integers_left"] == {"planes": 32}
+
+
+class PicturesOfSeveralWidths(nn.Module):
+    """The same on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.planes = 32
+        self.a, self.b, self.c = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 3), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+def pictures_of_several_widths() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return PicturesOfSeveralWidths(), torch.zeros(2, 1, 8, 8)
+
+
+def test_finetune_and_shrink_name_integers_that_were_left(tmp_path):
+    options = ("--budget", "macs=0.5", "--epochs", 1, "--batch-size", 32, "--align", 1, "--out", tmp_path / "run")
+    spec = "test_cli_class_lost:pictures_of_several_widths"
+
+    printed = output_of("finetune", spec, "--data", "tiny_task:data", *options)
+
+    result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert result["integers_left"] == {"planes": 32}
+    assert "Integers left as they were: planes 32" in printed
+    assert "Integers left as they were: planes 32" in output_of("shrink", tmp_path / "run")

@@ -374,6 +374,10 @@ def test_a_dense_network_at_chance_is_called_that_before_and_after(tmp_path):
     scores = json_of("eval", out)
     assert "no more than chance" in scores["doubts"]
     assert json.loads((out / "run.json").read_text())["result"]["doubts"] is not None
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    invoke("report", out)
+    assert "CAREFUL: the dense network is right on" in (out / "report.html").read_text()
 
 
 def test_a_network_that_has_learned_is_not_doubted():

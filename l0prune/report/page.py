@@ -134,6 +134,8 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
         f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
         f"{result['expected_cost']:.4f}; {result['n_open']} of {result['n_gates']} units stayed open."
     ]
+    if result.get("doubts"):
+        notes.append(str(result["doubts"]))
     if result.get("cut_again"):
         notes.append(
             f"After its training the network was cut again, with {result['cut_again']}: file, latencies, widths and speedup are"
