@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,7 @@ def verify(
     *,
     closed: float = 0.5,
     seed: int = 0,
-    align: int | str | None = None,
+    align: int | Literal["auto"] | None = None,
     onnx: bool = True,
     double: bool = False,
     gate: str | None = None,

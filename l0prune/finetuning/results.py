@@ -39,7 +39,7 @@ class Milestone:
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FinetuneResult:
     """The outcome of `finetune`.
 
@@ -62,6 +62,12 @@ class FinetuneResult:
     n_open: int
     steps: int
     history: tuple[Milestone, ...]
+
+    def __repr__(self) -> str:
+        """One line: what was asked for and reached."""
+        figures = "".join(f", {name} {value:.4g}" for name, value in self.evaluation.items())
+        reached = f"cost {self.hard_cost:.4f} of dense, {self.n_open} of {self.gated.n_gates} gates open"
+        return f"<FinetuneResult {self.goal}: {reached}, {self.steps} steps{figures}>"
 
     @property
     def budget_met(self) -> bool:

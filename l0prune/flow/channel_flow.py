@@ -52,7 +52,7 @@ class NormSite:
     gates: GateArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Unit:
     """One removable index class.
 
@@ -64,6 +64,14 @@ class Unit:
     gate: int
     places: tuple[tuple[str, int, int], ...]
 
+    def __repr__(self) -> str:
+        """The gate and the first places."""
+        shown = ", ".join(f"{name}[{dim}]" for name, dim, _ in self.places[:_SHOWN])
+        more = len(self.places) - _SHOWN
+        return f"<Unit {self.gate}: {shown}{f' and {more} more' if more > 0 else ''}>"
+
+
+_SHOWN = 3
 
 FOLLOWED_BY = {
     "recording": "a recording of the paths that inputs were found to take",
@@ -92,6 +100,10 @@ class _Units(Sequence[Unit]):
         """Number of units."""
         return len(self._starts) - 1
 
+    def __repr__(self) -> str:
+        """How many there are."""
+        return f"<{len(self)} units>"
+
     @overload
     def __getitem__(self, gate: int) -> Unit: ...
     @overload
@@ -106,7 +118,7 @@ class _Units(Sequence[Unit]):
         return Unit(number, tuple((*self._dims[place], count) for place, count in places))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelFlow:
     """Units of a model: where each lives, what consumes it, what it costs, and what could not be gated and why.
 
@@ -155,6 +167,10 @@ class ChannelFlow:
         if not self.refusal:
             return "torch.export"
         return "recording" if self.nodes else "torch-pruning"
+
+    def __repr__(self) -> str:
+        """One line: units, and what is in reach."""
+        return f"<ChannelFlow by {self.tracer}: {self._reach}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChannelFlow:
         """Immutable, so a copy of a model shares it."""
@@ -214,13 +230,16 @@ class ChannelFlow:
             reached += size * (1.0 - fixed) if has_gates else 0.0
         return reached / total if total else 0.0
 
+    @property
+    def _reach(self) -> str:
+        return (
+            f"{self.n_gates} removable units in {len(np.unique(self.gate_group))} widths,"
+            f" {self.prunable_fraction:.1%} of {self.dense_cost('params'):,.0f} parameters in reach"
+        )
+
     def summary(self) -> str:
         """A few lines for people: units, reach, costs, and what is pinned."""
-        lines = [
-            f"{self.n_gates} removable units in {len(np.unique(self.gate_group))} widths, "
-            f"{self.prunable_fraction:.1%} of {self.dense_cost('params'):,.0f} parameters in reach, "
-            f"{self.dense_cost('macs') / 1e6:,.2f} M MACs",
-        ]
+        lines = [f"{self._reach}, {self.dense_cost('macs') / 1e6:,.2f} M MACs"]
         lines += [
             f"  pinned: {count:6d}  {reason}" for reason, count in sorted(self.pinned.items(), key=lambda x: -x[1])
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -31,7 +32,11 @@ MAX_PASSES = 12
 
 
 def trace(
-    model: nn.Module, example_inputs: ExampleInputs, *, ignore: Iterable[str] = (), gqa: str = "groups"
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    ignore: Iterable[str] = (),
+    gqa: Literal["groups", "queries"] = "groups",
 ) -> ChannelFlow:
     """Find the units of `model`: indices of its tensors that can only be removed together.
 
@@ -73,7 +78,7 @@ def trace_refused(
     *,
     refusal: CaptureError,
     ignore: Iterable[str] = (),
-    gqa: str = "groups",
+    gqa: Literal["groups", "queries"] = "groups",
 ) -> ChannelFlow:
     """The analysis of a model that torch.export refuses: of its paths as they are recorded; else by torch-pruning.
 
@@ -117,7 +122,7 @@ def trace_program(
     aliases: dict[str, str] | None = None,
     ignore: Iterable[str] = (),
     refusal: str = "",
-    gqa: str = "groups",
+    gqa: Literal["groups", "queries"] = "groups",
 ) -> ChannelFlow:
     """The analysis alone, on a program that is captured already; its graph is opened where it wraps regions.
 

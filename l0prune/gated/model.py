@@ -20,6 +20,7 @@ from l0prune.gated.substitution import Substitution
 from l0prune.gated.tensors import places_of, require_same_model, tensor_of
 from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
+from l0prune.gates.distribution import GateDistribution
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
 from l0prune.goals.budget import Budget, require_feasible
@@ -35,7 +36,7 @@ def inject(
     model: nn.Module,
     flow: ChannelFlow,
     *,
-    gate: str = "hard-concrete",
+    gate: str | GateDistribution = "hard-concrete",
     gate_args: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
     penalty: Penalty | None = None,
@@ -49,8 +50,8 @@ def inject(
     Args:
         model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
         flow: From `trace(model, ...)`.
-        gate: Name of the gate distribution, one of `l0prune.gates.registry.gate_names()`.
-        gate_args: Parameters of the distribution in the place of its defaults, as in `{"temperature": 0.5}`.
+        gate: The gate distribution: one of the names `l0prune.gates.registry.gate_names()`, or a `GateDistribution` of your own.
+        gate_args: Parameters of a distribution given by name in the place of its defaults, as in `{"temperature": 0.5}`.
         budget: What the open units may cost; `penalty()` and `step()` need it or a penalty.
         penalty: Price of open units, in place of a budget; its `n_samples` must be known.
         steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.

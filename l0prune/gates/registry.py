@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ def gate_names() -> tuple[str, ...]:
     return tuple(sorted([*_FAMILIES, *stretched, *(f"{name}-st" for name in _RELAXED)]))
 
 
-def gate_distribution(name: str, **parameters: Any) -> GateDistribution:
-    """The gate distribution called `name`.
+def gate_distribution(name: str | GateDistribution, **parameters: Any) -> GateDistribution:
+    """The gate distribution called `name`; an object that is one already is handed back.
 
     Args:
         name: One of `gate_names()`. "-stretched" behind a mixture gives it atoms at 0 and 1, "-st" makes the samples of a
@@ -46,8 +47,11 @@ def gate_distribution(name: str, **parameters: Any) -> GateDistribution:
         parameters: Of the family, such as `temperature` or `stretch`, in the place of its defaults.
 
     Raises:
-        ConfigError: if there is no gate of that name, it has no such parameter, or a value is out of range.
+        ConfigError: if there is no gate of that name, it has no such parameter, or a value is out of range; or if it is
+            neither a name nor a distribution.
     """
+    if not isinstance(name, str):
+        return _own_distribution(name, parameters)
     if name not in gate_names():
         raise ConfigError(f"unknown gate {name!r}; use one of: {', '.join(gate_names())}")
     stretched, passed = name.endswith("-stretched"), name.endswith("-st")
@@ -68,6 +72,21 @@ def gate_distribution(name: str, **parameters: Any) -> GateDistribution:
         from l0prune.gates.binary import StraightThroughGate
 
         return StraightThroughGate(gate)
+    return gate
+
+
+def _own_distribution(gate: Any, parameters: Mapping[str, Any]) -> GateDistribution:
+    from l0prune.gates.distribution import GateDistribution
+
+    if not isinstance(gate, GateDistribution):
+        found = f"the class {gate.__name__}" if isinstance(gate, type) else f"a {type(gate).__name__}"
+        raise ConfigError(
+            f"gate is {found}; expected a name, such as 'hard-concrete', or an object of a GateDistribution"
+        )
+    if parameters:
+        raise ConfigError(
+            f"the gate {gate.name!r} is an object already: give {', '.join(sorted(parameters))} to its class"
+        )
     return gate
 
 

@@ -33,7 +33,7 @@ __all__ = ["Captured", "capture", "forget_fake_results", "without_graph"]
 _NOISY = "torch.fx.experimental.symbolic_shapes"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Captured:
     """An exported program and the inputs it was made with.
 

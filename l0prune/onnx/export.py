@@ -1,5 +1,7 @@
 """Export to ONNX: quiet, with free batch and lengths where the model allows it, checked before the file appears."""
 
+from __future__ import annotations
+
 import io
 import json
 import logging
@@ -9,13 +11,14 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import onnx
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.files import draft_folder
@@ -48,6 +51,7 @@ from l0prune.onnx.sizes import (
     trials,
     without_refused,
 )
+from l0prune.surgery.record import has_surgery, surgery_of
 from l0prune.tensor_names import unique
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
@@ -57,10 +61,32 @@ _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weigh
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
+@overload
 def export_onnx(
     model: nn.Module,
     example_inputs: ExampleInputs,
     path: Path | str,
+    *,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = True,
+    tolerance: float = 1e-4,
+    opset: int | None = None,
+) -> Path: ...
+@overload
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    /,
+    *,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = True,
+    tolerance: float = 1e-4,
+    opset: int | None = None,
+) -> Path: ...
+def export_onnx(
+    model: nn.Module,
+    example_inputs: ExampleInputs | Path | str | None = None,
+    path: Path | str | None = None,
     *,
     dynamic_batch: bool = True,
     dynamic_size: bool = True,
@@ -86,7 +112,8 @@ def export_onnx(
         model: Any module; it is exported in evaluation mode, and its mode restored.
         example_inputs: One tensor, positional arguments, or a dict (of keyword arguments, or the argument of a model that
             takes one). Their first dimension is the batch; a batch of 1 is doubled for the capture, which would otherwise
-            take it for a constant.
+            take it for a constant. A compact model can do without, `export_onnx(compact, path)`: it has those it was
+            verified with.
         path: The file to write; its directory must exist.
         dynamic_batch: Make the batch free where the model allows it, and with it lengths such as that of a token
             sequence; with False, the file accepts the sizes of `example_inputs` only.
@@ -98,16 +125,20 @@ def export_onnx(
         `path`.
 
     Raises:
-        ConfigError: if the directory does not exist, or `tolerance` is not positive.
+        ConfigError: if the directory does not exist, `tolerance` is not positive, or there are no inputs.
         ExportError: if the model does not run on the inputs, cannot be captured or converted, or the file's outputs
             differ from torch's; `NoOnnxError`, a kind of it, if no file can hold what the model does.
     """
+    if isinstance(example_inputs, Path | str):
+        example_inputs, path = None, example_inputs
+    if path is None:
+        raise ConfigError("there is no path for the ONNX file: call export_onnx(model, example_inputs, path)")
     path = Path(path)
+    call = _inputs_of_cut(model) if example_inputs is None else ModelCall.of(example_inputs, model)
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the directory {path.parent} does not exist. Create it first.")
     if not tolerance > 0:
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
-    call = ModelCall.of(example_inputs, model)
     with _quiet(), evaluation_mode(model), torch.no_grad():
         job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         try:
@@ -116,6 +147,25 @@ def export_onnx(
                 return path if written else job.write(*job.capture(Freedom()))
         except (NoOnnxError, _TranslationError) as refusal:
             return job.write_scripted(model, refusal, free_batch=dynamic_batch)
+
+
+def _inputs_of_cut(model: nn.Module) -> ModelCall:
+    """What a compact model was verified with, where it lives now.
+
+    Raises:
+        ConfigError: the model is none.
+    """
+    if not has_surgery(model):
+        raise ConfigError(
+            f"this {type(model).__name__} is no compact model, which would know inputs of its own: call"
+            " export_onnx(model, example_inputs, path)"
+        )
+    record = surgery_of(model)
+    if not (record.example_args or record.example_kwargs):
+        raise ConfigError("this compact model was saved without inputs: call export_onnx(model, example_inputs, path)")
+    device = next((tensor.device for tensor in model.parameters()), None)
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (record.example_args, record.example_kwargs))
+    return ModelCall(args, kwargs)
 
 
 class _TranslationError(ExportError):

@@ -83,7 +83,7 @@ class CallChange:
     sizes: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SurgeryPlan:
     """Which indices of the dense model stay, and the gate values to fold into the weights that consume them.
 
@@ -102,6 +102,16 @@ class SurgeryPlan:
     attributes: tuple[AttributeChange, ...] = ()
     calls: tuple[CallChange, ...] = ()
     form: str = "in-place"
+
+    def __repr__(self) -> str:
+        """One line: form and extent."""
+        return f"<SurgeryPlan {self.form}: {self.extent}>"
+
+    @property
+    def extent(self) -> str:
+        """For people: how much is cut and changed."""
+        changed = len(self.attributes) + len(self.calls)
+        return f"{len(self.tensors)} tensors cut, {len(self.folds)} folded, {changed} sizes changed"
 
     @property
     def is_rewritten(self) -> bool:

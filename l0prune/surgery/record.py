@@ -19,7 +19,7 @@ __all__ = ["Surgery", "has_surgery", "remember_surgery_", "surgery_of"]
 _RECORD, _SHOWN = "_l0prune_surgery", "surgery"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Surgery:
     """What was done to a compact model; every one that `shrink` or `load` returns carries it.
 
@@ -65,6 +65,10 @@ class Surgery:
     def form(self) -> str:
         """Either "in-place" (the user's class) or "graph"."""
         return self.plan.form if self.replayed else "graph"
+
+    def __repr__(self) -> str:
+        """One line: form, extent and exactness."""
+        return f"<Surgery {self.form}: {self.plan.extent}, relative difference {self.difference.max_rel:.1e}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
         """Immutable, so copies of the compact model share it."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +46,9 @@ _WHAT_TO_DO = {"torch.export": REPORT, "recording": IN_PLACE_ONLY, "torch-prunin
 def shrink(
     gated: GatedModel,
     *,
-    align: int | str | None = "auto",
+    align: int | Literal["auto"] | None = "auto",
     example_inputs: ExampleInputs | None = None,
-    form: str | None = None,
+    form: Literal["in-place", "graph"] | None = None,
 ) -> nn.Module:
     """Cut the closed units out of the weights and verify that the result computes what the gated model does.
 
