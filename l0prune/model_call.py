@@ -1,5 +1,7 @@
 """One call of a model: its inputs with their batch, and the tensors that come out."""
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections import Counter
@@ -32,8 +34,6 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
-ExampleInputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall"
-"""A tensor, a tuple of positional arguments, a dict of keyword arguments, or the dict that a model takes as its only argument."""
 
 
 def split_inputs(
@@ -138,7 +138,7 @@ class ModelCall:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, inputs: ExampleInputs, model: Callable[..., Any] | None = None) -> "ModelCall":
+    def of(cls, inputs: ExampleInputs, model: Callable[..., Any] | None = None) -> ModelCall:
         """From inputs in any of the accepted forms, for a model.
 
         Raises:
@@ -160,7 +160,7 @@ class ModelCall:
             return False
         return True
 
-    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "ModelCall":
+    def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ModelCall:
         """The same call with its tensors elsewhere; `dtype` is for floating-point ones."""
 
         def moved(leaf: Any) -> Any:
@@ -186,7 +186,7 @@ class ModelCall:
         """The tensors whose first dimension is the batch."""
         return [tensor for tensor in self.tensors if tensor.ndim and tensor.shape[0] == self.batch_size]
 
-    def with_batch(self, batch_size: int) -> "ModelCall":
+    def with_batch(self, batch_size: int) -> ModelCall:
         """The same call with another number of rows; rows beyond those given are noisy copies: no two are equal."""
         given = self.batch_size
         generator = torch.Generator().manual_seed(0)
@@ -242,6 +242,10 @@ class ModelCall:
             for name, value in given
             if value is not None and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
         }
+
+
+ExampleInputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ModelCall
+"""A tensor, a tuple of positional arguments, a dict of keyword arguments, or the dict that a model takes as its only argument."""
 
 
 def output_tensors(output: Any) -> list[Tensor]:

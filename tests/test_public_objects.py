@@ -54,8 +54,11 @@ def test_a_compact_model_is_exported_with_the_inputs_it_was_verified_with(pruned
 
 @pytest.mark.parametrize("name", ["trace", "inject", "finetune", "shrink", "save", "load", "benchmark", "verify"])
 def test_the_types_of_public_parameters_are_public(name):
+    public = {own: getattr(l0prune, own) for own in l0prune.__all__}
     own = set()
-    for hint in typing.get_type_hints(getattr(l0prune, name)).values():
+    for hint in typing.get_type_hints(
+        getattr(l0prune, name), localns=public
+    ).values():  # a name it cannot see is not public
         for kind in (hint, *typing.get_args(hint)):
             if inspect.isclass(kind) and kind.__module__.startswith("l0prune"):
                 own.add(kind.__name__)
