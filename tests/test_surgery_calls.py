@@ -11,7 +11,7 @@ from flow_case import EXACT, Net, difference, gated_at, inputs, n_parameters, ra
 from torch import nn
 
 import l0prune
-from l0prune.errors import EquivalenceError
+from l0prune.errors import ConfigError, EquivalenceError
 from l0prune.surgery.shrink import shrink, surgery_of
 
 WIDTH = 12
@@ -304,6 +304,21 @@ def test_sizes_of_calls_survive_onnx(tmp_path):
     path = l0prune.export_onnx(compact, x, tmp_path / "compact.onnx", tolerance=1e-4)
 
     assert path.is_file()
+
+
+def test_the_compiler_of_torchscript_is_told_what_to_use_instead():
+    x = inputs(2, 7, 5)
+    net = transformer().double().eval()
+    compact = shrink(half_open(net, x))
+    assert surgery_of(compact).form == "in-place"
+
+    for model in (compact, copy.deepcopy(compact), nn.Sequential(compact)):
+        with pytest.raises(ConfigError, match=r"given other sizes while it runs: use torch\.jit\.trace"):
+            torch.jit.script(model)
+
+    with torch.no_grad():
+        assert difference(torch.jit.trace(compact, x)(x), compact(x)) < EXACT
+    torch.save(compact, io.BytesIO())
 
 
 def test_calls_inside_a_library_function_cannot_be_given_sizes():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from l0prune.errors import ConfigError
 from l0prune.recomputation import CountedCalls, kept_for_backward
 from l0prune.surgery.plan import CallChange
 from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
@@ -27,6 +28,19 @@ def apply_calls_(model: nn.Module, changes: tuple[CallChange, ...]) -> None:
         sizes.setdefault(model.get_submodule(change.module), {})[change.kind, change.number] = change.sizes
     for module, given in sizes.items():
         module.forward = _Forward(module, vars(module).get("forward"), given)  # type: ignore[method-assign]
+        vars(module)["__prepare_scriptable__"] = _refuse_to_be_compiled
+
+
+def _refuse_to_be_compiled() -> NoReturn:
+    """Asked for by `torch.jit.script`, which compiles the code of the class: the sizes there are those of the dense model.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "torch.jit.script compiles the code of a class, and calls in it are given other sizes while it runs: use "
+        "torch.jit.trace, torch.export or l0prune.export_onnx"
+    )
 
 
 class _Forward:
