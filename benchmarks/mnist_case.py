@@ -21,9 +21,9 @@ from l0prune.finetuning.results import FinetuneResult
 from l0prune.sources.augmentation import Augmentation
 from l0prune.sources.batches import Batches, make_batches
 from l0prune.sources.datasets import DataSource, load_data
-from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import LoadedModel, load_model
 from l0prune.surgery.shrink import surgery_of
+from l0prune.tasks.provided.classification import Classification
 
 __all__ = ["ARCHITECTURES", "MnistCase", "measure"]
 
@@ -85,7 +85,7 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     data = _data(data_spec)
     dense = load_model(case.arch, weights=weights, model_args=ARCHITECTURES[case.arch], seed=case.seed)
     test = _batches(dense, data, case)[1]
-    dense_error = 100 - accuracy(dense.model, test)
+    dense_error = 100 - Classification().evaluate(dense.model, test)
     original, costs = copy.deepcopy(dense.model), _costs(dense)
     first, *others = case.mode.split(THEN)
     try:
@@ -100,8 +100,8 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
     macs = gated.hard_cost("macs") * gated.flow.dense_cost("macs")
     return {
         "dense_error": dense_error,
-        "error_percent": 100 - accuracy(compact, test),
-        "gated_error_percent": 100 - accuracy(gated, test),
+        "error_percent": 100 - Classification().evaluate(compact, test),
+        "gated_error_percent": 100 - Classification().evaluate(gated, test),
         "architecture": widths(compact, case.arch),
         "expected_cost": result.expected_cost,
         "macs": macs,

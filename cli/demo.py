@@ -11,7 +11,7 @@ from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
 from l0prune.cli.options import BUNDLED, THREADS, FilePath, ModelOptions, common_options
-from l0prune.cli.output import console, note, percent, print_table, ratio, show, size, working
+from l0prune.cli.output import console, note, print_table, ratio, score_text, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.shrink import shrink_run
@@ -103,12 +103,12 @@ def report_or_none(out: Path) -> str | None:
 
 def print_demo(result: dict[str, Any]) -> None:
     """Dense against compact."""
-    accuracy = result["accuracy"]
+    accuracy, scored = result["accuracy"], {"metric": "accuracy", "unit": "%"}
     rows = [
         (
             "accuracy",
-            percent(accuracy["dense"], "accuracy"),
-            percent(accuracy["onnx"], "accuracy"),
+            score_text(accuracy["dense"], scored),
+            score_text(accuracy["onnx"], scored),
             f"{accuracy['onnx'] - accuracy['dense']:+.2f} points",
         )
     ]

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.loading import has_random_weights, load, load_data_for
-from l0prune.cli.options import ModelOptions, Whole, common_options, data_option, flag, model_options, threads_option
-from l0prune.cli.output import console, note, percent, print_table, show, working
+from l0prune.cli.case import EVALUATION_BATCH, Case
+from l0prune.cli.loading import has_random_weights, load, load_case
+from l0prune.cli.options import (
+    ModelOptions,
+    Whole,
+    common_options,
+    data_option,
+    flag,
+    model_options,
+    task_options,
+    threads_option,
+)
+from l0prune.cli.output import console, metric_text, note, print_table, score_text, show, working
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
-from l0prune.cli.task import EVALUATION_BATCH, Task
-from l0prune.cli.trust import data_call, model_call, remember, trust_option
+from l0prune.cli.trust import data_call, model_call, remember, task_call, trust_option
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,28 +33,39 @@ __all__ = ["eval_command", "evaluate_run"]
 @click.command("eval")
 @model_options(metavar="RUN|MODEL")
 @data_option(required=False)
+@task_options
 @click.option("--batch-size", type=Whole(1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
 @trust_option
 @threads_option
 @common_options
-def eval_command(model: ModelOptions, data_spec: str | None, batch_size: int, trust: bool, as_json: bool) -> None:
+def eval_command(
+    model: ModelOptions,
+    data_spec: str | None,
+    task: str | None,
+    task_args: tuple[tuple[str, Any], ...],
+    batch_size: int,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Score a model, or every form of a run, on test data.
 
-    The forms are dense, gated, compact and ONNX. RUN's own data is the default of --data.
+    The forms are dense, gated, compact and ONNX. RUN's own data and task are the defaults of --data and --task.
     """
     from l0prune.sources.compact_folder import is_compact_folder
 
     with working():
         if Path(model.spec).is_dir() and not is_compact_folder(model.spec):
             require_no_options(model)
-            result = evaluate_run(Path(model.spec), data_spec, batch_size=batch_size, trust=trust)
+            result = evaluate_run(
+                Path(model.spec), data_spec, task, dict(task_args), batch_size=batch_size, trust=trust
+            )
         elif data_spec is None:
             what = "a compact model" if is_compact_folder(model.spec) else "there is no such run"
             raise ConfigError(f"{model.spec}: {what}; a model needs --data SPEC to be scored on")
         elif trust:
             raise click.UsageError(f"--trust is for a run; what you type runs without it, and {model.spec} is no run")
         else:
-            result = evaluate_model(model, data_spec, batch_size=batch_size)
+            result = evaluate_model(model, data_spec, task, dict(task_args), batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
 
 
@@ -61,26 +81,36 @@ def require_no_options(model: ModelOptions) -> None:
             raise ConfigError(f"{flag(name)} is for a model; {model.spec} is a run, which has its own")
 
 
-def evaluate_model(model: ModelOptions, data_spec: str, *, batch_size: int) -> dict[str, Any]:
+def evaluate_model(
+    model: ModelOptions, data_spec: str, task: str | None, task_args: dict[str, Any], *, batch_size: int
+) -> dict[str, Any]:
     """Score of a model as it is loaded; plain data."""
     loaded = load(model)
     if has_random_weights(model):
         note(f"{model.spec} has random weights; --weights FILE gives it others")
-    task = Task(loaded, load_data_for(loaded, model, data_spec))
-    for call in (model_call(model), data_call(data_spec)):
+    case = load_case(loaded, model, data_spec, task=task, task_args=task_args)
+    for call in (model_call(model), data_call(data_spec), task_call(task, task_args)):
         remember(call)
-    score = task.score(loaded.model, batch_size=batch_size)
-    return described(model.spec, data_spec, task, {"dense": score}, trained=not has_random_weights(model))
+    score = case.score(loaded.model, batch_size=batch_size)
+    return described(model.spec, data_spec, case, {"dense": score}, trained=not has_random_weights(model))
 
 
 def evaluate_run(
-    path: Path, data_spec: str | None = None, *, batch_size: int = EVALUATION_BATCH, trust: bool = False
+    path: Path,
+    data_spec: str | None = None,
+    task: str | None = None,
+    task_args: dict[str, Any] | None = None,
+    *,
+    batch_size: int = EVALUATION_BATCH,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Scores of the forms of a finished run that exist; plain data.
 
     Args:
         path: The run.
         data_spec: Data to score on; None takes the run's own.
+        task: What to score; None takes the run's own, with its arguments but for those given here.
+        task_args: Arguments of the task.
         batch_size: Inputs of one call.
         trust: Whether factories may run that only its run.json names.
 
@@ -88,18 +118,20 @@ def evaluate_run(
         L0PruneError: if the run, its model or its data cannot be brought back.
     """
     run = open_finished(path, trust=trust)
-    spec = data_spec or run.request.data
-    run.require_typed(data=data_spec is None)
+    spec, arguments, options = data_spec or run.request.data, task_args or {}, run.request.options
+    if task is None:
+        task, arguments = options.task, {**options.task_args, **arguments}
+    run.require_typed(data=data_spec is None, task=task == options.task)
     loaded = dense_model(run)
-    task = Task(loaded, load_data_for(loaded, run.request.model, spec))
-    scores = {"dense": task.score(loaded.model, batch_size=batch_size)}
+    case = load_case(loaded, run.request.model, spec, task=task, task_args=arguments)
+    scores = {"dense": case.score(loaded.model, batch_size=batch_size)}
     compact = compact_forms(run, loaded)
-    scores["gated"] = task.score(gated_model(run, loaded), batch_size=batch_size)
+    scores["gated"] = case.score(gated_model(run, loaded), batch_size=batch_size)
     for form, model in compact.items():
-        scores[form] = task.score(model, batch_size=batch_size)
+        scores[form] = case.score(model, batch_size=batch_size)
     if not compact:
         note(f"{path} is not shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
-    return described(str(path), spec, task, scores, trained=not run.request.options.from_scratch)
+    return described(str(path), spec, case, scores, trained=not run.request.options.from_scratch)
 
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:
@@ -115,17 +147,19 @@ def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[.
     return forms
 
 
-def described(name: str, data_spec: str, task: Task, scores: dict[str, float], *, trained: bool) -> dict[str, Any]:
+def described(name: str, data_spec: str, case: Case, scores: dict[str, float], *, trained: bool) -> dict[str, Any]:
     """Scores with what they are scores of, and what speaks against them where the dense network is a trained one."""
-    doubts = task.doubts(scores["dense"]) if trained else None
+    doubts = case.doubts(scores["dense"]) if trained else None
     if doubts:
         note(doubts)
-    n = len(task.data.y_test)
-    return {"model": name, "data": data_spec, "n": n, "metric": task.metric, task.metric: scores, "doubts": doubts}
+    about = case.described()
+    found = {about["metric"]: scores, "doubts": doubts}
+    return {"model": name, "data": data_spec, "n": len(case.data.y_test), **about, **found}
 
 
 def print_scores(result: dict[str, Any]) -> None:
     """One line a form."""
     metric = result["metric"]
-    rows = [(form, percent(score, metric)) for form, score in result[metric].items()]
-    print_table(console(), f"{result['model']} on {result['n']} of {result['data']}", ("form", metric), rows)
+    rows = [(form, score_text(score, result)) for form, score in result[metric].items()]
+    title = f"{result['model']} on {result['n']} of {result['data']}"
+    print_table(console(), title, ("form", metric_text(result)), rows)

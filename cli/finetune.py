@@ -22,9 +22,10 @@ from l0prune.cli.options import (
     flag,
     ignore_option,
     model_options,
+    task_options,
     threads_option,
 )
-from l0prune.cli.output import console, first_few, percent, print_table, ratio, show, size, working
+from l0prune.cli.output import console, first_few, metric_text, print_table, ratio, score_text, show, size, working
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import BUDGET_GATE_FRACTION, OPTIMIZERS, PENALTY_GATE_FRACTION, FinetuneConfig
@@ -52,6 +53,7 @@ def by_optimizer(text: str, name: str) -> str:
 @click.command("finetune")
 @model_options(metavar="[MODEL]", required=False)
 @data_option(required=False)
+@task_options
 @click.option("--budget", metavar="METRIC=KEEP", help="Share of the dense cost to keep, as in macs=0.5 or params=0.3.")
 @click.option(
     "--penalty",
@@ -222,7 +224,7 @@ def finetune_command(
     weight = 0.0 if teach is False else distillation_weight
     if teach and options["from_scratch"]:
         raise click.UsageError("--from-scratch starts with an untrained network: there is nothing for --distillation")
-    options["gate_args"] = dict(options["gate_args"])
+    options |= {name: dict(options[name]) for name in ("gate_args", "task_args")}
     options |= {"penalty": ",".join(penalty), "droprate_init": ",".join(droprate_init), "distillation": weight}
     asked = FinetuneOptions(budget or "", **options)
     request = FinetuneRequest(model, data_spec or "", asked)
@@ -274,9 +276,8 @@ def explicit_parameters(ctx: click.Context) -> set[str]:
 
 def print_result(result: dict[str, Any]) -> None:
     """Dense against final, in one small table."""
-    metric = result["metric"]
     rows = [
-        (metric, percent(result["dense"], metric), percent(result["final"], metric), ""),
+        (metric_text(result), score_text(result["dense"], result), score_text(result["final"], result), ""),
         *(
             (
                 name,

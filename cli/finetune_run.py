@@ -8,13 +8,13 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from l0prune.cli.case import Case
 from l0prune.cli.failures import Interrupted
-from l0prune.cli.loading import gated_model_of, load, load_data_for, require_from_scratch, require_weights
+from l0prune.cli.loading import gated_model_of, load, load_case, require_from_scratch, require_weights
 from l0prune.cli.output import note
 from l0prune.cli.progress import progress_for_stderr
 from l0prune.cli.request import FinetuneOptions, FinetuneRequest
-from l0prune.cli.task import Task
-from l0prune.cli.trust import data_call, model_call, remember, require_typed
+from l0prune.cli.trust import FactoryCall, data_call, model_call, remember, require_typed, task_call
 from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Prepared:
 
     Args:
         request: With all defaults written out.
-        task: Model and data.
+        case: Model, data and task.
         batches: Training batches.
         gated: The model with its gates.
         goal: What may be kept, or what open gates pay.
@@ -46,7 +46,7 @@ class Prepared:
     """
 
     request: FinetuneRequest
-    task: Task
+    case: Case
     batches: "Batches"
     gated: "GatedModel"
     goal: "Goal"
@@ -76,7 +76,7 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
     if is_main_process():
         RunDirectory(out).require_free(overwrite=overwrite)
     prepared = prepare(request)
-    for call in (model_call(request.model), data_call(request.data)):
+    for call in calls_of(request):
         remember(call)
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
@@ -113,8 +113,8 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: 
     request.require_same(typed, explicit)
     if record.status == "finished":
         raise RunDirectoryError(f"{out}: the run has finished; go on with `l0prune shrink {out}`")
-    named = (model_call(request.model), data_call(request.data))
-    for call, now in zip(named, (model_call(typed.model), data_call(typed.data)), strict=True):
+    named = calls_of(request)
+    for call, now in zip(named, calls_of(typed), strict=True):
         if call == now:
             remember(call)
     require_typed(named, run.record_path, trust=trust)
@@ -124,6 +124,12 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: 
             run.set_status("running")
             return train(run, prepared, resume=True)
     return train(run, prepared, resume=True)
+
+
+def calls_of(request: FinetuneRequest) -> tuple[FactoryCall | None, ...]:
+    """The factories that model, data and task come from; None for what is no code of a user."""
+    options = request.options
+    return model_call(request.model), data_call(request.data), task_call(options.task, options.task_args)
 
 
 def prepare(request: FinetuneRequest) -> Prepared:
@@ -155,22 +161,22 @@ def prepare(request: FinetuneRequest) -> Prepared:
     choose_device(options.device)
     loaded = load(request.model, seed=request.initial_seed)
     require_finite(loaded.model)
-    task = Task(loaded, load_data_for(loaded, request.model, request.data))
-    options = options.resolved(augment=task.augments)
+    case = load_case(loaded, request.model, request.data, task=options.task, task_args=options.task_args)
+    options = replace(options.resolved(augment=case.augments), task=case.task_spec)
     config = options.config()
-    batches = task.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
+    batches = case.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
     plan_phases(config, len(batches))
     gated = gated_model_of(loaded, options, droprate=droprate)
     if isinstance(goal, l0prune.Penalty):
-        goal = replace(goal, n_samples=len(task.data.y_train))
+        goal = replace(goal, n_samples=len(case.data.y_train))
     require_trainable(gated, goal)
     choose_open(gated, goal, align=config.rounding)
-    dense_score = task.score(loaded.model)
-    note(f"{request.model.spec}: {gated.n_gates} gates; dense {task.metric} {dense_score:.4g}")
-    doubts = None if options.from_scratch else task.doubts(dense_score)
+    dense_score = case.score(loaded.model)
+    note(f"{request.model.spec}: {gated.n_gates} gates; dense {case.task.metric.name} {dense_score:.4g}")
+    doubts = None if options.from_scratch else case.doubts(dense_score)
     if doubts:
         note(doubts)
-    return Prepared(replace(request, options=options), task, batches, gated, goal, config, dense_score, doubts)
+    return Prepared(replace(request, options=options), case, batches, gated, goal, config, dense_score, doubts)
 
 
 def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
@@ -181,10 +187,10 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
         result = l0prune.finetune(
             prepared.gated,
             prepared.batches,
-            loss=prepared.task.loss,
+            task=prepared.case.task,
             **goal_argument(prepared.goal),
             config=prepared.config,
-            evaluate=prepared.task.evaluate,
+            evaluate=prepared.case.evaluate,
             out=run.path,
             resume=resume,
             progress=progress_for_stderr() if is_main_process() else None,
@@ -245,14 +251,14 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
 
     macs = prepared.gated.flow.dense_cost("macs")
     record = surgery_of(result.compact)
-    metric = prepared.task.metric
+    about = prepared.case.described()
     return {
         **result.to_json(),
         "from_scratch": prepared.request.options.from_scratch,
-        "metric": metric,
+        **about,
         "dense": prepared.dense_score,
         "doubts": prepared.doubts,
-        "final": result.evaluation[metric],
+        "final": result.evaluation[about["metric"]],
         "macs_before": round(macs),
         "macs_after": round(macs * prepared.gated.hard_cost("macs")),
         "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),

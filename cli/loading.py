@@ -1,8 +1,10 @@
 """From options to a model with its inputs, and to data that fits it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from l0prune.cli.case import Case
 from l0prune.cli.options import ModelOptions
 from l0prune.cli.output import note
 from l0prune.errors import ConfigError
@@ -13,11 +15,10 @@ if TYPE_CHECKING:
     from l0prune.cli.request import FinetuneOptions
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
-    from l0prune.sources.datasets import DataSource
     from l0prune.sources.libraries import Built
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["gated_model_of", "has_random_weights", "load", "load_data_for", "require_from_scratch", "require_weights"]
+__all__ = ["gated_model_of", "has_random_weights", "load", "load_case", "require_from_scratch", "require_weights"]
 
 
 def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
@@ -148,18 +149,27 @@ def gated_model_of(
     )
 
 
-def load_data_for(loaded: "LoadedModel", options: ModelOptions, spec: str) -> "DataSource":
-    """Load a data set and see that the model has an output for each of its classes; say what was taken for granted.
+def load_case(
+    loaded: "LoadedModel", options: ModelOptions, spec: str, *, task: str | None, task_args: Mapping[str, Any]
+) -> Case:
+    """Load a data set and a task, and see that they fit the model; say what was taken for granted.
+
+    Args:
+        loaded: The dense model.
+        options: Of the model.
+        spec: Of the data.
+        task: Of the task; None takes what such data is for.
+        task_args: Arguments of the task.
 
     Raises:
         DataError: if the data cannot be used, or not with this model.
+        ConfigError: if there is no such task.
     """
     from l0prune.sources.datasets import load_data
-    from l0prune.sources.evaluation import check_classes
 
     data = load_data(spec, image_size=None if loaded.preprocessing is None else loaded.preprocessing.image_size)
-    check_classes(loaded, data)
+    case = Case.of(loaded, data, task, task_args)
     says_nothing = options.mean is None and options.std is None and not is_architecture(options.spec)
     if data.has_images and says_nothing and loaded.preprocessing is not None and loaded.preprocessing.is_plain:
         note(f"{options.spec} says nothing of mean and std, so it is given pixel / 255; else give --mean and --std")
-    return data
+    return case

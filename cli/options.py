@@ -13,6 +13,7 @@ import click
 from l0prune.cli.failures import DEBUG_KEY
 from l0prune.machine import most_threads
 from l0prune.plain_data import read_fields
+from l0prune.tasks.registry import task_names
 
 __all__ = [
     "THREADS",
@@ -28,6 +29,7 @@ __all__ = [
     "flag",
     "ignore_option",
     "model_options",
+    "task_options",
     "threads_option",
 ]
 
@@ -232,6 +234,25 @@ def data_option(*, required: bool) -> Decorator:
         required=required,
         help="digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
     )
+
+
+def task_options(command: Command) -> Command:
+    """Add `--task NAME` and `--task-arg KEY=VALUE`."""
+    options = (
+        click.option(
+            "--task",
+            metavar="NAME",
+            help=f"What the network is for: {', '.join(task_names())}, or package.module:factory.  [default: by the data]",
+        ),
+        click.option(
+            "--task-arg",
+            "task_args",
+            type=KeyValue(),
+            multiple=True,
+            help="Argument of the task, as in ignore=255 or output=logits; repeatable.",
+        ),
+    )
+    return apply(options, command)
 
 
 def flag(name: str) -> str:

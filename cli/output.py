@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,18 @@ from l0prune.errors import L0PruneWarning
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "first_few", "note", "percent", "print_table", "ratio", "show", "size", "working"]
+__all__ = [
+    "console",
+    "first_few",
+    "metric_text",
+    "note",
+    "print_table",
+    "ratio",
+    "score_text",
+    "show",
+    "size",
+    "working",
+]
 
 WIDTH_WITHOUT_TERMINAL = 120
 
@@ -96,8 +107,19 @@ def first_few(values: dict[str, int], n: int = 5) -> str:
     return shown if len(values) <= n else f"{shown} and {len(values) - n} more"
 
 
-def percent(value: float | None, metric: str) -> str:
-    """A score as people read it: per cent where it is an accuracy."""
+def score_text(value: float | None, about: Mapping[str, Any]) -> str:
+    """A score as people read it.
+
+    Args:
+        value: The score; None where there is none.
+        about: Says its `metric` and `unit`; of an older run without the latter, accuracies are per cent.
+    """
     if value is None:
         return "-"
-    return f"{value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+    unit = about.get("unit", "%" if about["metric"] == "accuracy" else "")
+    return f"{value:.2f} %" if unit == "%" else f"{value:.4g}{unit and f' {unit}'}"
+
+
+def metric_text(about: Mapping[str, Any]) -> str:
+    """The name of a score, and its direction where that is not the usual one."""
+    return str(about["metric"]) if about.get("higher_is_better", True) else f"{about['metric']} (lower is better)"

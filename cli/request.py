@@ -45,6 +45,8 @@ class FinetuneOptions:
         gate: Name of the gate distribution.
         gate_args: Parameters of it in the place of its defaults.
         ignore: Modules and parameters whose units stay.
+        task: What the network is for; None until resolved.
+        task_args: Arguments of the task in the place of its defaults.
         epochs: Length of the run in passes over the training data.
         warmup_epochs: Passes with all gates open.
         gate_epochs: Passes that learn the gates.
@@ -81,6 +83,8 @@ class FinetuneOptions:
     gate: str = "hard-concrete"
     gate_args: dict[str, Any] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    task: str | None = None
+    task_args: dict[str, Any] = field(default_factory=dict)
     epochs: float | None = None
     warmup_epochs: float | None = None
     gate_epochs: float | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from l0prune.cli.loading import gated_model_of, load
 from l0prune.cli.request import FinetuneRequest
-from l0prune.cli.trust import data_call, model_call, require_typed
+from l0prune.cli.trust import data_call, model_call, require_typed, task_call
 from l0prune.errors import CheckpointError, RunDirectoryError, first_line
 from l0prune.reading import reading
 
@@ -37,13 +37,15 @@ class OpenedRun:
     request: FinetuneRequest
     trust: bool = False
 
-    def require_typed(self, *, data: bool) -> None:
-        """See that the model, and the run's own data where `data` says so, are no code that the user has not typed.
+    def require_typed(self, *, data: bool, task: bool = False) -> None:
+        """See that the model, and the run's own data and task where that is said, are no code that the user has not typed.
 
         Raises:
             UntrustedCodeError: names what is.
         """
-        calls = (model_call(self.request.model), data_call(self.request.data) if data else None)
+        request = self.request
+        used = task_call(request.options.task, request.options.task_args) if task else None
+        calls = (model_call(request.model), data_call(request.data) if data else None, used)
         require_typed(calls, self.directory.record_path, trust=self.trust)
 
 

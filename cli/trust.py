@@ -16,7 +16,7 @@ from l0prune.errors import UntrustedCodeError
 from l0prune.files import write_json
 from l0prune.user_folders import state_directory
 
-__all__ = ["FactoryCall", "data_call", "model_call", "remember", "require_typed", "trust_option"]
+__all__ = ["FactoryCall", "data_call", "model_call", "remember", "require_typed", "task_call", "trust_option"]
 
 FOLDER = "typed"
 
@@ -57,8 +57,7 @@ def model_call(options: ModelOptions) -> FactoryCall | None:
 
     if not is_factory(options.spec):
         return None
-    arguments = json.loads(json.dumps(options.model_args, default=repr))  # as run.json has them
-    typed = "".join(f" --model-arg {quote(f'{key}={value}')}" for key, value in arguments.items())
+    arguments, typed = _as_typed(options.model_args, "--model-arg")
     return FactoryCall(options.spec, f"l0prune inspect {quote(options.spec)}{typed}", arguments)
 
 
@@ -67,6 +66,22 @@ def data_call(spec: str) -> FactoryCall | None:
     from l0prune.sources.datasets import is_factory
 
     return FactoryCall(spec, f"l0prune eval MODEL --data {quote(spec)}") if is_factory(spec) else None
+
+
+def task_call(spec: str | None, arguments: Mapping[str, Any]) -> FactoryCall | None:
+    """The factory that a task comes from; None where that is no code of a user."""
+    from l0prune.tasks.registry import is_factory
+
+    if spec is None or not is_factory(spec):
+        return None
+    plain, typed = _as_typed(arguments, "--task-arg")
+    return FactoryCall(spec, f"l0prune eval MODEL --data SPEC --task {quote(spec)}{typed}", plain)
+
+
+def _as_typed(arguments: Mapping[str, Any], option: str) -> tuple[dict[str, Any], str]:
+    """Arguments of a factory as run.json has them, and as they are typed."""
+    plain = json.loads(json.dumps(dict(arguments), default=repr))
+    return plain, "".join(f" {option} {quote(f'{key}={value}')}" for key, value in plain.items())
 
 
 def remember(call: FactoryCall | None) -> None:

@@ -16,9 +16,9 @@ from l0prune import models
 from l0prune.sources.augmentation import Augmentation
 from l0prune.sources.batches import make_batches
 from l0prune.sources.datasets import load_data
-from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import load_model
 from l0prune.sources.weights import save_weights
+from l0prune.tasks.provided.classification import Classification
 
 NAME = "digits_resnet"
 
@@ -51,8 +51,10 @@ def train(*, epochs: int, batch_size: int, lr: float, seed: int) -> tuple[torch.
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"epoch {epoch + 1}/{epochs}  loss {loss.item():.4f}  test {accuracy(model, test_batches):.2f} %")
-    return model, accuracy(model, test_batches)
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {loss.item():.4f}  test {Classification().evaluate(model, test_batches):.2f} %"
+        )
+    return model, Classification().evaluate(model, test_batches)
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from l0prune.sources.augmentation import Augmentation
 from l0prune.sources.batches import make_batches
 from l0prune.sources.datasets import load_data
-from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import load_model
 from l0prune.sources.weights import save_weights
+from l0prune.tasks.provided.classification import Classification
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             schedule.step()
-        print(f"epoch {epoch + 1}: test accuracy {accuracy(model, test):.2f} %", flush=True)
+        print(f"epoch {epoch + 1}: test accuracy {Classification().evaluate(model, test):.2f} %", flush=True)
     save_weights(model, options.out)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import l0prune
 from l0prune.finetuning.features import FeatureReader, FeatureSite, block_names, feature_loss, feature_sites
 from l0prune.finetuning.metrics import read_metrics
+from l0prune.model_call import ModelCall
 
 
 class Block(nn.Module):
@@ -81,8 +82,8 @@ def test_the_cut_network_starts_with_the_features_of_the_gated_one_at_the_kept_c
     assert [site.module for site in sites] == ["blocks.0", "blocks.2.0", "blocks.2.1"]
     x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
     with torch.no_grad():
-        expected, dense = FeatureReader(gated, sites, within=gated.model)(x)
-        actual, small = FeatureReader(compact, sites)(x)
+        expected, dense = FeatureReader(gated, sites, within=gated.model)(ModelCall.of(x))
+        actual, small = FeatureReader(compact, sites)(ModelCall.of(x))
     assert (actual - expected).abs().max() < 1e-10
     assert all(small[site.module].shape[1] < dense[site.module].shape[1] for site in sites)
     assert float(feature_loss(sites, small, dense)) < 1e-24
@@ -101,7 +102,7 @@ def test_a_block_that_is_gone_is_no_site_and_the_others_still_learn():
 
     sites = feature_sites(gated.eval(), compact)
     compact.train()
-    _, small = FeatureReader(compact, sites)(torch.randn(4, 3, 6, 6, dtype=torch.float64))
+    _, small = FeatureReader(compact, sites)(ModelCall.of(torch.randn(4, 3, 6, 6, dtype=torch.float64)))
     sum(value.square().sum() for value in small.values()).backward()
 
     assert {"blocks.0", "blocks.2.1"} <= {site.module for site in sites}
@@ -128,7 +129,7 @@ def test_the_loss_is_the_mean_relative_squared_error_over_the_sites():
 def test_hooks_are_gone_after_the_call_even_where_it_fails():
     model = BlockNet()
     with pytest.raises(RuntimeError):
-        FeatureReader(model, [FeatureSite("blocks.0", "", (None,) * 4)])(torch.zeros(1))
+        FeatureReader(model, [FeatureSite("blocks.0", "", (None,) * 4)])(ModelCall.of(torch.zeros(1)))
     assert not any(module._forward_hooks for module in model.modules())
 
 

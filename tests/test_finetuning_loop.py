@@ -15,6 +15,8 @@ from l0prune.finetuning.freezing import decided_values, recalibrate_
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.gated.decision import choose_open
+from l0prune.model_call import ModelCall
+from l0prune.tasks.provided.classification import Classification
 
 
 class Recorder:
@@ -316,7 +318,7 @@ def test_recalibration_takes_the_plain_mean_of_the_batches():
     model = nn.Sequential(nn.BatchNorm2d(3)).eval()
     batches = [torch.randn(8, 3, 4, 4) * (index + 1) for index in range(5)]
 
-    recalibrate_(model, batches)
+    recalibrate_(model, map(ModelCall.of, batches))
 
     means = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
     variances = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
@@ -330,7 +332,7 @@ def test_recalibration_takes_the_plain_mean_of_the_batches():
 def test_the_shares_of_a_batch_weigh_as_much_as_the_batch(rows, n_processes):
     x, y = torch.arange(rows).double(), {"y": torch.arange(rows) * 10, "name": "whole"}
 
-    parts = [share(x, y, rank=rank, n_processes=n_processes) for rank in range(n_processes)]
+    parts = [share(x, y, Classification(), rank=rank, n_processes=n_processes) for rank in range(n_processes)]
 
     total = sum(weight * part.mean() for part, _, weight in parts) / n_processes
     assert total == pytest.approx(float(x.mean()))

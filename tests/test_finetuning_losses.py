@@ -9,9 +9,9 @@ from torch import nn
 
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.distillation import distillation_loss, frozen_copy
 from l0prune.finetuning.optimizers import build_optimizer, decay_groups
-from l0prune.model_call import logits_of
+from l0prune.tasks.outputs import chosen_output
+from l0prune.tasks.teaching import frozen_copy, softened_divergence, squared_difference
 
 
 def random(*shape, seed=0):
@@ -21,7 +21,7 @@ def random(*shape, seed=0):
 def test_a_student_that_agrees_loses_nothing():
     logits = random(8, 10)
 
-    assert distillation_loss(logits, logits.clone(), temperature=3.0) == pytest.approx(0, abs=1e-12)
+    assert softened_divergence(logits, logits.clone(), axis=1, temperature=3.0) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
@@ -31,48 +31,84 @@ def test_the_loss_is_the_scaled_mean_divergence_of_the_softened_predictions(temp
     p, q = (torch.softmax(x / temperature, 1) for x in (teacher, student))
     by_hand = temperature**2 * (p * (p / q).log()).sum() / 6
 
-    assert distillation_loss(student, teacher, temperature=temperature) == pytest.approx(float(by_hand))
+    assert softened_divergence(student, teacher, axis=1, temperature=temperature) == pytest.approx(float(by_hand))
 
 
-def test_classes_are_last_in_sequences_and_second_in_dense_predictions():
+def test_classes_lie_along_the_axis_that_is_given():
     student, teacher = random(2, 3, 4, 5, seed=1), random(2, 3, 4, 5, seed=2)
     flat = [x.permute(0, 2, 3, 1).reshape(-1, 3) for x in (student, teacher)]
-    tokens = [x[0].reshape(3, 4, 5) for x in (student, teacher)]
 
-    expected = distillation_loss(*flat, temperature=2.0)
-    expected_tokens = distillation_loss(*[x.reshape(12, 5) for x in tokens], temperature=2.0)
+    expected = softened_divergence(*flat, axis=1, temperature=2.0)
 
-    assert distillation_loss(student, teacher, temperature=2.0) == pytest.approx(float(expected))
-    assert distillation_loss(*tokens, temperature=2.0) == pytest.approx(float(expected_tokens))
+    assert softened_divergence(student, teacher, axis=1, temperature=2.0) == pytest.approx(float(expected))
+    swapped = [x.movedim(1, -1) for x in (student, teacher)]
+    assert softened_divergence(*swapped, axis=-1, temperature=2.0) == pytest.approx(float(expected))
 
 
-def test_a_single_output_is_taught_by_the_squared_difference():
+def test_predictions_that_do_not_count_change_nothing_and_may_be_no_numbers():
+    student, teacher = random(5, 3, seed=1), random(5, 3, seed=2)
+    counted = torch.tensor([True, False, True, True, False])
+    expected = softened_divergence(student[counted], teacher[counted], axis=1, temperature=2.0)
+    student = student.requires_grad_()
+    spoiled = torch.where(counted.unsqueeze(1), student, 1e30)
+
+    loss = softened_divergence(spoiled, teacher, axis=1, temperature=2.0, counted=counted)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(float(expected))
+    assert ((student.grad != 0).any(1) == counted).all()
+    assert softened_divergence(student, teacher, axis=1, temperature=2.0, counted=counted & False) == 0
+
+
+def test_numbers_are_taught_by_the_squared_difference():
     student, teacher = random(7, 1, seed=1), random(7, 1, seed=2)
 
-    assert distillation_loss(student, teacher, temperature=4.0) == F.mse_loss(student, teacher)
+    assert squared_difference(student, teacher) == F.mse_loss(student, teacher)
+    assert squared_difference(student, teacher, scale=4.0) == F.mse_loss(student, teacher) / 4
 
 
 def test_half_precision_logits_are_compared_in_float32():
     student, teacher = random(4, 3, seed=1).bfloat16(), random(4, 3, seed=2).bfloat16()
 
-    assert distillation_loss(student, teacher, temperature=2.0).dtype == torch.float32
+    assert softened_divergence(student, teacher, axis=1, temperature=2.0).dtype == torch.float32
 
 
-def test_logits_are_found_in_the_usual_outputs():
+def test_the_output_that_is_meant_is_found_or_has_to_be_named():
     logits = random(2, 3)
 
-    for outputs in (logits, {"logits": logits}, SimpleNamespace(logits=logits), (logits, None)):
-        assert logits_of(outputs) is logits
+    for outputs in (
+        logits,
+        {"logits": logits, "states": -logits},
+        SimpleNamespace(logits=logits),
+        (logits, None),
+        {"y": logits},
+    ):
+        assert chosen_output(outputs) is logits
+    assert chosen_output({"a": -logits, "b": logits}, "b") is logits
+    assert chosen_output((-logits, logits), "output_1") is logits
+    assert torch.equal(chosen_output(logits.numpy()), logits)
 
 
-def test_an_output_without_logits_is_an_error():
-    with pytest.raises(ConfigError, match=r"no logits in an output of type dict.*distillation=0"):
-        logits_of({"boxes": None})
+@pytest.mark.parametrize(
+    ("outputs", "name", "said"),
+    [
+        ({"boxes": None}, None, "there is no tensor in an output of type mapping"),
+        (
+            (random(2, 3), random(2, 5)),
+            None,
+            r"returns output_0 \(2, 3\), output_1 \(2, 5\): say which .*output='output_0'",
+        ),
+        ({"a": random(2, 3)}, "b", r"there is no output 'b': the network returns a \(2, 3\)"),
+    ],
+)
+def test_an_output_that_is_not_clear_is_an_error(outputs, name, said):
+    with pytest.raises(ConfigError, match=said):
+        chosen_output(outputs, name)
 
 
 def test_a_teacher_with_other_classes_is_an_error():
-    with pytest.raises(ConfigError, match=r"teacher's logits have shape \(2, 4\), the student's \(2, 3\)"):
-        distillation_loss(random(2, 3), random(2, 4), temperature=2.0)
+    with pytest.raises(ConfigError, match=r"teacher's output has shape \(2, 4\), the student's \(2, 3\)"):
+        softened_divergence(random(2, 3), random(2, 4), axis=1, temperature=2.0)
 
 
 def test_the_teacher_is_frozen_and_the_student_untouched():

@@ -29,6 +29,7 @@ from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_names
 from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import evaluation_mode
+from l0prune.tasks.provided.classification import Classification
 
 PENALTY = l0prune.Penalty(0.5)
 CONFIG = replace(QUICK, align=None, gate_lr=0.7)
@@ -150,7 +151,7 @@ def test_a_penalty_on_an_unknown_layer_is_refused_before_anything_is_written(tmp
 
 
 def test_the_number_of_samples_is_counted():
-    assert count_samples(SmallBatches(7, 16)) == 112
+    assert count_samples(SmallBatches(7, 16), Classification()) == 112
 
     counted, told = priced(), priced(replace(PENALTY, n_samples=96))
 

@@ -13,6 +13,7 @@ from l0prune.finetuning.gated_decay import GatedDecay
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Stage
+from l0prune.tasks.of_loss import LossTask
 
 DECAY = 0.3
 CONFIG = replace(QUICK, optimizer="sgd", momentum=0.0, weight_decay=DECAY, grad_clip=0.0, distillation=0.0)
@@ -77,7 +78,7 @@ def step_of(gated: l0prune.GatedModel, *, by_gates: bool) -> dict[str, torch.Ten
     """Weights after a step on a loss without slope: what decay alone does."""
     stage = Stage(
         gated.train(),
-        loss=lambda outputs, _targets: 0 * outputs.sum(),
+        task=LossTask(lambda outputs, _targets: 0 * outputs.sum()),
         teacher=None,
         config=replace(CONFIG, gated_weight_decay=by_gates),
         runtime=Runtime("no"),

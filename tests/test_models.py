@@ -10,8 +10,8 @@ from l0prune.models.resnet_cifar import PadShortcut
 from l0prune.models.vit import Attention
 from l0prune.sources.batches import make_batches
 from l0prune.sources.datasets import load_data
-from l0prune.sources.evaluation import accuracy
 from l0prune.sources.model_spec import bundled_weights, load_model
+from l0prune.tasks.provided.classification import Classification
 
 # Trainable parameters, as published for the architectures that have been.
 PARAMETERS = {
@@ -104,7 +104,7 @@ def test_the_demo_network_reads_digits():
     data = load_data("digits")
     loaded = load_model("digits_resnet", weights="bundled")
 
-    reached = accuracy(loaded.model, make_batches(loaded, data.x_test, data.y_test, batch_size=120))
+    reached = Classification().evaluate(loaded.model, make_batches(loaded, data.x_test, data.y_test, batch_size=120))
 
     provenance = json.loads(bundled_weights("digits_resnet").with_suffix(".json").read_text())
     assert reached == pytest.approx(provenance["test_accuracy"], abs=0.3)  # one image more or less

@@ -30,7 +30,7 @@ ORDER = [
         "measuring",
     ),
     *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "ops", "look"),
-    *("flow", "gates", "cost", "goals", "gated", "surgery", "finetuning", "onnx", "compact", "bench"),
+    *("flow", "gates", "cost", "goals", "gated", "surgery", "tasks", "finetuning", "onnx", "compact", "bench"),
     *("verification", "study", "report", "cli"),
 ]
 # And these know even less.
@@ -45,6 +45,7 @@ KNOWS_ONLY = {
     "flow": {"errors", "kept", "model_call", "ops", "look"},
     "gates": {"errors"},
     "cost": {"errors", "flow"},
+    "tasks": {"errors", "model_call", "sources"},
     "study": {"errors", "pictures", "gates"},
 }
 HEAVY = {"torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxscript", "torch_pruning", "accelerate", "rich", "timm"}

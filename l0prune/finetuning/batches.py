@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -10,15 +11,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import DataError
-from l0prune.model_call import plain_mappings
+from l0prune.tasks.task import Task
 
 __all__ = [
     "Batches",
-    "batch_size",
-    "checked_pair",
     "count_batches",
     "count_samples",
+    "first_rows",
     "place",
+    "rows",
     "set_epoch",
     "shapes",
     "share",
@@ -27,14 +28,15 @@ __all__ = [
 
 
 class Batches(Protocol):
-    """Training data: can be iterated again and again, yields `(inputs, targets)`.
+    """Training data: can be iterated again and again, yields what the task splits into inputs and targets.
 
-    `inputs` is a tensor, a tuple of positional or a dict of keyword tensors. An optional method `set_epoch(epoch)` is
+    That is `(inputs, targets)`, or a dict with `labels`; inputs are a tensor, a tuple of positional or a dict of keyword
+    tensors. An optional method `set_epoch(epoch)` is
     called before each pass; order and augmentation must depend on the epoch (and a seed) only, so that a resumed run
     sees the same batches.
     """
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         """Begin a pass."""
         ...
 
@@ -61,19 +63,33 @@ def count_batches(batches: Batches) -> int:
     return count
 
 
-def count_samples(batches: Batches) -> int:
+def count_samples(batches: Batches, task: Task) -> int:
     """Rows of one pass, taking all batches to be as large as the first.
 
     Raises:
-        DataError: if the first batch is not a pair with rows, or there is none.
+        DataError: if the first batch is not one of the task, or there is none.
     """
+    return count_batches(batches) * task.n_rows(*_first(batches, task))
+
+
+def first_rows(batches: Batches, task: Task, n_rows: int = 2) -> tuple[Any, Any]:
+    """Inputs and targets of the first rows of the first batch.
+
+    Raises:
+        DataError: as `count_samples`.
+    """
+    inputs, targets = _first(batches, task)
+    return rows(inputs, targets, task, 0, n_rows)
+
+
+def _first(batches: Batches, task: Task) -> tuple[Any, Any]:
     set_epoch(batches, 0)
     for batch in batches:
-        return count_batches(batches) * batch_size(checked_pair(batch)[0])
+        return task.split(batch)
     raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
 
 
-def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any, Any]]:
+def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any]]:
     """Batches of the optimizer steps `start` to `stop` - 1, over as many passes as that takes.
 
     The default random generator is seeded anew at the begin of each pass, so that a pass is the same whether the run
@@ -88,10 +104,10 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
             it they agree (shuffling must).
 
     Yields:
-        (step, inputs, targets).
+        (step, batch).
 
     Raises:
-        DataError: if a pass yields fewer batches than its length, or something that is not a pair.
+        DataError: if a pass yields fewer batches than its length.
     """
     per_pass = count_batches(batches)
     for epoch in range(start // per_pass, -(-stop // per_pass)):
@@ -101,8 +117,7 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
         for batch in batches:
             if step == epoch * per_pass and rank:
                 torch.manual_seed(mixed_seed(seed, epoch, rank))
-            inputs, targets = checked_pair(batch)
-            yield step, inputs, targets
+            yield step, batch
             step += 1
             if step == end:
                 break
@@ -120,37 +135,44 @@ def set_epoch(batches: Batches, epoch: int) -> None:
         setter(epoch)
 
 
-def checked_pair(batch: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a batch."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return plain_mappings(batch[0]), batch[1]
-    found = f"a sequence of {len(batch)}" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
-    raise DataError(f"a batch is {found}: expected a pair (inputs, targets)")
-
-
-def share(inputs: Any, targets: Any, *, rank: int, n_processes: int) -> tuple[Any, Any, float]:
+def share(inputs: Any, targets: Any, task: Task, *, rank: int, n_processes: int) -> tuple[Any, Any, float]:
     """This process's part of a batch: consecutive rows, as even as possible.
 
     Args:
-        inputs: Tensors whose first dimension is the batch are cut, everything else is kept.
+        inputs: Tensors whose first dimension is the batch, and lists of its length, are cut; everything else is kept.
         targets: Likewise.
+        task: Says what a part counts.
         rank: Index of the process, in [0, n_processes).
         n_processes: Number of processes, >= 1.
 
     Returns:
         (inputs, targets, weight); the mean over processes of weight * (mean loss of the part) is the mean loss of the
-        batch. A batch with fewer rows than processes is given to all of them whole.
+        batch. A batch that leaves a process nothing that counts is given to all of them whole.
     """
-    n_rows = batch_size(inputs)
-    if n_processes == 1 or n_rows < n_processes:
+    n_rows = 0 if n_processes == 1 else task.n_rows(inputs, targets)
+    if n_rows < n_processes:
         return inputs, targets, 1.0
-    first, last = n_rows * rank // n_processes, n_rows * (rank + 1) // n_processes
+    bounds = [n_rows * number // n_processes for number in range(n_processes + 1)]
+    parts = [rows(inputs, targets, task, first, last) for first, last in itertools.pairwise(bounds)]
+    weights = [task.weight(*part) for part in parts]
+    if min(weights) <= 0:
+        return inputs, targets, 1.0
+    return *parts[rank], weights[rank] * n_processes / sum(weights)
+
+
+def rows(inputs: Any, targets: Any, task: Task, first: int, last: int) -> tuple[Any, Any]:
+    """Some rows of a batch."""
+    n_rows = task.n_rows(inputs, targets)
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs  # positional arguments
+
+    def is_batched(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == n_rows and not isinstance(value[0], (int, float, str))
 
     def part(leaf: Any) -> Any:
-        return leaf[first:last] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == n_rows else leaf
+        is_tensor = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == n_rows
+        return leaf[first:last] if is_tensor or is_batched(leaf) else leaf
 
-    weight = (last - first) * n_processes / n_rows
-    return pytree.tree_map(part, inputs), pytree.tree_map(part, targets), weight
+    return tuple(pytree.tree_map(part, value, is_leaf=is_batched) for value in (inputs, targets))  # type: ignore[return-value]
 
 
 def place(value: Any, device: torch.device, *, channels_last: bool) -> Any:
@@ -164,18 +186,6 @@ def place(value: Any, device: torch.device, *, channels_last: bool) -> Any:
         return leaf.to(device, non_blocking=True)
 
     return pytree.tree_map(placed, value)
-
-
-def batch_size(inputs: Any) -> int:
-    """Rows of the first tensor in `inputs`.
-
-    Raises:
-        DataError: if there is none.
-    """
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf.shape[0]
-    raise DataError(f"the inputs of a batch are a {type(inputs).__name__} without a tensor that has rows")
 
 
 def mixed_seed(*numbers: int) -> int:

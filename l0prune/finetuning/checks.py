@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
-from l0prune.finetuning.batches import Batches, batch_size, checked_pair, place, set_epoch, shapes, share
+from l0prune.finetuning.batches import place, shapes
 from l0prune.finetuning.goal import Goal
-from l0prune.finetuning.runtime import Runtime
-from l0prune.finetuning.stage import Loss
+from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated.model import GatedModel
 from l0prune.gated.training import require_priceable
 from l0prune.goals.budget import Budget
 from l0prune.goals.penalty import Penalty
-from l0prune.model_call import call, evaluation_mode
+from l0prune.model_call import copy_of, evaluation_mode
+from l0prune.tasks.task import Task
 
 __all__ = [
     "require_converging",
@@ -27,7 +28,6 @@ __all__ = [
     "require_same_run",
     "require_trainable",
     "try_batch",
-    "two_rows",
     "weights_digest",
 ]
 
@@ -95,31 +95,35 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def try_batch(
-    gated: GatedModel, inputs: Any, targets: Any, loss: Loss, runtime: Runtime, *, channels_last: bool
-) -> bool:
+    gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime: Runtime, *, channels_last: bool, taught: bool
+) -> tuple[bool, Task]:
     """Evaluate the loss on two rows, which changes nothing.
 
     Args:
         gated: On the runtime's device.
         inputs: Two rows of a batch.
         targets: Theirs.
-        loss: The task's loss.
+        task: What the model is trained for.
         runtime: Device and precision.
         channels_last: Whether the run wants channels-last inputs.
+        taught: Whether the dense network teaches.
 
     Returns:
-        Whether channels-last inputs may be used: False if the model works only without them.
+        Whether channels-last inputs may be used: False if the model works only without them. And the task, calibrated on
+        the outputs.
 
     Raises:
         DataError: if the model cannot take the inputs, or the loss cannot take outputs and targets.
-        ConfigError: if the loss is not a scalar.
+        ConfigError: if the loss is not a scalar, or there is none and nobody teaches.
     """
     wanted = (True, False) if channels_last else (False,)
     outputs: Any = None
-    with torch.no_grad(), evaluation_mode(gated):
+    targets = place(targets, runtime.device, channels_last=False)
+    model = copy_of(gated.model).train() if task.in_training_only else gated
+    with torch.no_grad(), nullcontext() if task.in_training_only else evaluation_mode(gated):
         for order in wanted:
             try:
-                outputs = call(gated, place(inputs, runtime.device, channels_last=order))
+                outputs = task.call(model, place(inputs, runtime.device, channels_last=order), targets)
                 break
             except Exception as error:
                 if order is wanted[-1]:
@@ -128,15 +132,19 @@ def try_batch(
                         " give batches with the model's input shape and type"
                     ) from error
         try:
-            value = loss(outputs, place(targets, runtime.device, channels_last=False))
+            value = task.loss(in_float32(outputs), targets)
+        except ConfigError:
+            raise
         except Exception as error:
             raise DataError(
                 f"the loss cannot take outputs of shape {shapes(outputs)} with targets of shape {shapes(targets)}"
                 f" ({first_line(error)}): see that the targets fit the model and the loss"
             ) from error
-    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+    if value is None and not taught:
+        raise ConfigError(f"{type(task).__name__} has no loss of its own, and nobody teaches: give a teacher")
+    if value is not None and (not isinstance(value, torch.Tensor) or value.dim() != 0):
         raise ConfigError(f"the loss returned {shapes(value) or 'nothing'}: expected a scalar tensor, such as a mean")
-    return order
+    return order, task.calibrated(in_float32(outputs), targets)
 
 
 def require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -177,20 +185,6 @@ def require_trainable(gated: GatedModel, goal: Goal) -> None:
     if isinstance(goal, Penalty):
         require_priceable(gated.gates)
         goal.prices(gated.flow)
-
-
-def two_rows(batches: Batches) -> tuple[Any, Any]:
-    """Two rows of the first batch, inputs and targets.
-
-    Raises:
-        DataError: there is no batch, or it is no pair.
-    """
-    set_epoch(batches, 0)
-    for batch in batches:
-        inputs, targets = checked_pair(batch)
-        first, first_targets, _ = share(inputs, targets, rank=0, n_processes=max(1, batch_size(inputs) // 2))
-        return first, first_targets
-    raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -90,11 +90,11 @@ def feature_sites(gated: GatedModel, compact: nn.Module) -> tuple[FeatureSite, .
         for name in block_names(gated.model)
         if name in nodes
     ]
-    args, kwargs = inputs_for(gated, None)
+    call = ModelCall(*inputs_for(gated, None))
     with evaluation_mode(gated):
-        _, dense = FeatureReader(gated, sites, within=gated.model)(*args, **kwargs)
+        _, dense = FeatureReader(gated, sites, within=gated.model)(call)
     with evaluation_mode(compact):
-        _, small = FeatureReader(compact, sites)(*args, **kwargs)
+        _, small = FeatureReader(compact, sites)(call)
     return tuple(site for site in sites if _agrees(site, dense.get(site.module), small.get(site.module)))
 
 
@@ -118,8 +118,8 @@ class FeatureReader:
             modules = dict((model if within is None else within).named_modules())
             self._modules = {site.module: modules[site.module] for site in sites if site.module in modules}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-        """The model's output, and its blocks' outputs by name.
+    def __call__(self, call: Callable[[nn.Module], Any]) -> tuple[Any, dict[str, Tensor]]:
+        """What `call` returns, which is given the model to call, and the outputs of its blocks by name.
 
         A block that returns no tensor, runs twice in a call, or is not there is missing; and so is one that a reentrant
         checkpoint runs, through whose output no gradient would flow.
@@ -130,7 +130,7 @@ class FeatureReader:
         with ExitStack() as stack:
             for name, module in self._modules.items():
                 stack.callback(module.register_forward_hook(partial(self._keep, name, seen)).remove)
-            output = ModelCall(args, kwargs)(self._model)
+            output = call(self._model)
         return output, dict(self._found)
 
     def _keep(self, name: str, seen: set[str], _module: nn.Module, _inputs: Any, output: Any) -> None:

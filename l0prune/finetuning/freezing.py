@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import call
 
 __all__ = ["decided_values", "recalibrate_"]
 
@@ -35,14 +34,14 @@ def decided_values(gated: GatedModel, is_open: Tensor, config: FinetuneConfig, *
 
 
 @torch.no_grad()
-def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> None:
-    """Replace the running statistics of batch norms by their means over `batches`.
+def recalibrate_(model: nn.Module, calls: Iterable[Callable[[nn.Module], Any]]) -> None:
+    """Replace the running statistics of batch norms by their means over some calls.
 
     Where the network is an exported graph, its statistics move towards these means as they do in training.
 
     Args:
         model: Its normalisation buffers change; nothing else does.
-        batches: Inputs, on the model's device.
+        calls: Each calls the model with a batch, on its device.
 
     Source: re-estimation of population statistics, Ioffe, Szegedy (2015), arXiv:1502.03167, algorithm 2.
     """
@@ -54,8 +53,8 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> None:
         for module in modules:
             module.reset_running_stats()
             module.momentum = None  # the plain mean over all batches
-        for inputs in batches:
-            call(model, inputs)
+        for call in calls:
+            call(model)
     finally:
         for module, momentum in zip(modules, momenta, strict=True):
             module.momentum = momentum

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from l0prune.errors import CheckpointError, RunDirectoryError
-from l0prune.finetuning.batches import Batches, count_batches, count_samples
+from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
+from l0prune.finetuning.batches import Batches, count_batches, count_samples, first_rows
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.checks import (
     require_finite,
@@ -18,11 +18,9 @@ from l0prune.finetuning.checks import (
     require_same_run,
     require_trainable,
     try_batch,
-    two_rows,
     weights_digest,
 )
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.distillation import frozen_copy
 from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.progress import Progress, SilentProgress
@@ -30,7 +28,6 @@ from l0prune.finetuning.rehearsal import rehearse_cut
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import Phases, plan_phases
-from l0prune.finetuning.stage import Loss
 from l0prune.finetuning.trainer import Trainer
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
@@ -38,6 +35,10 @@ from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.goals.budget import Budget
 from l0prune.goals.penalty import Penalty
 from l0prune.reading import reading
+from l0prune.tasks.of_loss import Loss, LossTask
+from l0prune.tasks.registry import load_task
+from l0prune.tasks.task import Task
+from l0prune.tasks.teaching import frozen_copy
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
@@ -48,7 +49,8 @@ def finetune(
     gated: GatedModel,
     train_batches: Batches,
     *,
-    loss: Loss,
+    loss: Loss | None = None,
+    task: Task | str | None = None,
     budget: Budget | None = None,
     penalty: Penalty | None = None,
     config: FinetuneConfig | None = None,
@@ -67,14 +69,17 @@ def finetune(
 
     Args:
         gated: From `inject`; its gates must not be frozen. Its model is trained in place.
-        train_batches: Iterable again and again, with a length, yields `(inputs, targets)`; inputs are a tensor, a tuple
-            of positional or a dict of keyword tensors. `set_epoch(epoch)` is called before each pass where it exists.
-        loss: `(outputs, targets)` to a scalar, the mean over the batch.
+        train_batches: Iterable again and again, with a length, yields `(inputs, targets)`, or dicts with `labels`; inputs
+            are a tensor, a tuple of positional or a dict of keyword tensors. `set_epoch(epoch)` is called before each pass
+            where it exists.
+        loss: `(outputs, targets)` to a scalar, the mean over the batch. Where it takes a softmax of an output the dense
+            network teaches by softened classes there, else by the numbers; which it does is found by trying.
+        task: Instead of a loss, what the network is for: a `Task`, or the name of one, such as "pixels".
         budget: What the compact network may cost; either this or `penalty`.
         penalty: A fixed price of open gates instead, in the L0 paper's units (`Penalty`): nothing is promised about the
             cost, and exactly the gates that training closed are cut.
         config: Lengths, optimizer, distillation ...; None takes the defaults.
-        teacher: Network with the same outputs that teaches by its logits; None is a copy of the dense network as it is
+        teacher: Network with the same outputs that teaches by them; None is a copy of the dense network as it is
             now, False trains without one.
         evaluate: Called with a network in evaluation mode (on the training device) at the end of each epoch, after the
             freeze and at the end; returns a number or figures by name, which go to the log and the result.
@@ -88,15 +93,15 @@ def finetune(
 
     Raises:
         BudgetInfeasibleError: the budget is below what closing every gate can reach; nothing was trained.
-        ConfigError: both budget and penalty, or neither; an option, or the gated model's state, cannot work; a branch that
-            runs in training mode only does not fit the cut network.
+        ConfigError: both budget and penalty, or neither; both loss and task, or neither; an option, or the gated model's
+            state, cannot work; a branch that runs in training mode only does not fit the cut network.
         DataError: the batches are empty, or do not fit the model or the loss.
         CheckpointError: weights are not finite, or the checkpoint is damaged or of another run.
         RunDirectoryError: `out` holds a checkpoint and `resume` is False.
         TrainingError: the loss is not finite; the last checkpoint stays.
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
     """
-    goal = one_goal(budget, penalty)
+    goal, task = one_goal(budget, penalty), _one_task(loss, task)
     config = (FinetuneConfig() if config is None else config).resolved(penalised=penalty is not None)
     progress = SilentProgress() if progress is None else progress
     directory = None if out is None else Path(out)
@@ -108,7 +113,7 @@ def finetune(
             "no weight takes a gradient: the gates alone are trained, and nothing is recovered after the cut"
         )
     if isinstance(goal, Penalty) and goal.n_samples is None:
-        goal = replace(goal, n_samples=count_samples(train_batches))
+        goal = replace(goal, n_samples=count_samples(train_batches, task))
     continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
     _require_free(directory, resume=resume)
     require_precision(gated.model)
@@ -132,7 +137,7 @@ def finetune(
             trainer = _trainer(
                 gated,
                 train_batches,
-                loss=loss,
+                task=task,
                 goal=goal,
                 config=config,
                 teacher=teacher,
@@ -163,7 +168,7 @@ def _trainer(
     gated: GatedModel,
     batches: Batches,
     *,
-    loss: Loss,
+    task: Task,
     goal: Goal,
     config: FinetuneConfig,
     teacher: nn.Module | Literal[False] | None,
@@ -176,17 +181,20 @@ def _trainer(
     rehearse: bool,
 ) -> Trainer:
     """Everything on its device and tried once; nothing is trained or written yet."""
-    inputs, targets = two_rows(batches)
+    inputs, targets = first_rows(batches, task)
     gated.to(runtime.device)
-    channels_last = try_batch(gated, inputs, targets, loss, runtime, channels_last=config.channels_last)
+    is_taught = teacher is not False and config.distillation > 0
+    channels_last, task = try_batch(
+        gated, inputs, targets, task, runtime, channels_last=config.channels_last, taught=is_taught
+    )
     if rehearse and gated.n_gates:
         gated.to("cpu")
-        rehearse_cut(gated, inputs, targets, loss)
+        rehearse_cut(gated, inputs, targets, task)
         gated.to(runtime.device)
     order = torch.channels_last if channels_last else torch.contiguous_format
     taught_by = None
-    if teacher is not False and config.distillation > 0:
-        taught_by = frozen_copy(gated.model if teacher is None else teacher)
+    if is_taught:
+        taught_by = frozen_copy(teacher if isinstance(teacher, nn.Module) else gated.model)
         taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
     optimizer = GateOptimizerConfig(lr=config.gate_lr)
     if isinstance(goal, Penalty):
@@ -209,7 +217,7 @@ def _trainer(
     return Trainer(
         gated.train(),
         batches,
-        loss=loss,
+        task=task,
         teacher=taught_by,
         teaches_features=teacher is None and taught_by is not None and config.feature_distillation > 0,
         goal=goal,
@@ -221,6 +229,16 @@ def _trainer(
         identity=identity,
         journal=journal,
     )
+
+
+def _one_task(loss: Loss | None, task: Task | str | None) -> Task:
+    """What the network is trained for."""
+    if (loss is None) == (task is None):
+        found = "both a loss and a task are given" if task is not None else "nothing says what the network is for"
+        raise ConfigError(f"{found}: give a loss such as F.cross_entropy, or a task such as 'classification'")
+    if isinstance(task, str):
+        return load_task(task)
+    return task if task is not None else LossTask(loss)  # type: ignore[arg-type]
 
 
 def _require_free(directory: Path | None, *, resume: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,14 @@ from torch import Tensor, nn
 from l0prune.errors import TrainingError
 from l0prune.finetuning.clipping import GradientClip
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.distillation import distillation_loss
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
 from l0prune.finetuning.gated_decay import GatedDecay
 from l0prune.finetuning.optimizers import build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import split_inputs
+from l0prune.tasks.task import Model, Task
 
-__all__ = ["Loss", "LossWindow", "Losses", "Stage"]
-
-Loss = Callable[[Any, Any], Tensor]
-"""Task loss: (outputs, targets) to a scalar, the mean over the batch."""
+__all__ = ["LossWindow", "Losses", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,13 @@ class Losses:
 
     Attributes:
         total: Everything, penalty included.
-        task: The task's part before weighting.
+        task: The task's part before weighting, or None where the teacher's is all.
         distillation: The teacher's part before weighting, or None.
         features: What its features add before weighting, or None.
     """
 
     total: Tensor
-    task: Tensor
+    task: Tensor | None
     distillation: Tensor | None
     features: Tensor | None = None
 
@@ -48,8 +44,8 @@ class Stage:
 
     Args:
         model: What is trained; a `GatedModel` also moves its gates.
-        loss: The task's loss.
-        teacher: Teaches by its logits, or None.
+        task: What it is trained for.
+        teacher: Teaches by its outputs, or None.
         config: Weights of the losses and the optimizer's settings.
         runtime: Device, precision, processes.
         sites: Blocks that the teacher also teaches by its features.
@@ -59,7 +55,7 @@ class Stage:
         self,
         model: nn.Module,
         *,
-        loss: Loss,
+        task: Task,
         teacher: nn.Module | None,
         config: FinetuneConfig,
         runtime: Runtime,
@@ -72,7 +68,7 @@ class Stage:
         self.optimizer = build_optimizer(model, config, lr=0.0, elsewhere=elsewhere)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._clip = GradientClip(config.grad_clip, config.grad_spike)
-        self._loss = loss
+        self._task = task
         taught = teacher is not None and config.distillation > 0
         self._sites = sites if taught else ()
         self._read = FeatureReader(model, self._sites)
@@ -85,7 +81,7 @@ class Stage:
 
         Args:
             inputs: A tensor, a tuple of positional or a dict of keyword tensors, on the device.
-            targets: What the loss takes.
+            targets: Of the batch.
             lr: Learning rate of this step, >= 0.
             weight: Factor of the loss of this process's part of the batch.
         """
@@ -118,23 +114,22 @@ class Stage:
 
     def _losses(self, inputs: Any, targets: Any, weight: float) -> tuple[Losses, Tensor]:
         """All losses, and the scalar to differentiate."""
-        args, kwargs = split_inputs(inputs, self.model)
+
+        def call(model: Model) -> Any:
+            return in_float32(self._task.call(model, inputs, targets))
+
         taught: Any = None
         wanted: dict[str, Tensor] = {}
         with self._runtime.autocast():
             if self._read_teacher is not None:
                 with torch.no_grad():
-                    taught, wanted = self._read_teacher(*args, **kwargs)
-            outputs, features = self._read(*args, **kwargs)
-        outputs = in_float32(outputs)
-        task = self._loss(outputs, targets)
-        total, distillation, hints = task, None, None
-        if taught is not None:
-            share = self._config.distillation
-            distillation = distillation_loss(
-                outputs, in_float32(taught), temperature=self._config.distillation_temperature
-            )
-            total = (1 - share) * task + share * distillation
+                    taught, wanted = self._read_teacher(call)
+            outputs, features = self._read(call)
+        task, distillation, hints = self._task.loss(outputs, targets), None, None
+        if self._read_teacher is not None:
+            temperature = self._config.distillation_temperature
+            distillation = self._task.teach(outputs, taught, targets, temperature=temperature)
+        total = self._blended(task, distillation)
         sites = [site for site in self._sites if site.module in features]
         if sites:
             hints = feature_loss(sites, features, wanted)
@@ -143,8 +138,15 @@ class Stage:
         if self.gated is not None:
             penalty = self.gated.penalty() if self._decay is None else self.gated.penalty() + self._decay()
             total, objective = total.detach() + penalty.detach(), objective + penalty
-        parts = [None if part is None else part.detach() for part in (distillation, hints)]
-        return Losses(total.detach(), task.detach(), *parts), objective
+        parts = [None if part is None else part.detach() for part in (task, distillation, hints)]
+        return Losses(total.detach(), *parts), objective
+
+    def _blended(self, task: Tensor | None, distillation: Tensor | None) -> Tensor:
+        """Loss of the task and the teacher's by their weights; one of them alone where the other does not exist."""
+        share = self._config.distillation
+        if task is not None and distillation is not None:
+            return (1 - share) * task + share * distillation
+        return distillation if task is None else task  # type: ignore[return-value]
 
     def _update(self) -> None:
         """Move weights, then gates; a step whose scaled half-precision gradients overflowed moves neither."""
@@ -205,9 +207,8 @@ class LossWindow:
                 f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1,"
                 " or train without mixed precision; see that inputs, targets and weights are finite"
             )
-        task = torch.stack([loss.task for loss in losses]).double().mean()
-        taught = _mean([loss.distillation for loss in losses])
-        return float(total.mean()), float(task), taught, _mean([loss.features for loss in losses])
+        task, taught = _mean([loss.task for loss in losses]), _mean([loss.distillation for loss in losses])
+        return float(total.mean()), task or 0.0, taught, _mean([loss.features for loss in losses])
 
 
 def _mean(losses: Sequence[Tensor | None]) -> float | None:

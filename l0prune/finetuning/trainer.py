@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from l0prune.finetuning.results import FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
 from l0prune.finetuning.settling import Settling, measure_salience
-from l0prune.finetuning.stage import Loss, Stage
+from l0prune.finetuning.stage import Stage
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.goals.budget import Budget
 from l0prune.surgery.shrink import absorb_, shrink
+from l0prune.tasks.task import Task
 
 __all__ = ["Trainer"]
 
@@ -40,8 +42,8 @@ class Trainer:
     Args:
         gated: On the runtime's device, gates not frozen, its budget set.
         batches: The training data.
-        loss: The task's loss.
-        teacher: Teaches by its logits, on the device, or None.
+        task: What the network is trained for.
+        teacher: Teaches by its outputs, on the device, or None.
         teaches_features: Whether it also teaches the blocks by their features; then it is the dense network itself.
         goal: What the compact network may cost, or what open gates do.
         config: Everything else.
@@ -58,7 +60,7 @@ class Trainer:
         gated: GatedModel,
         batches: Batches,
         *,
-        loss: Loss,
+        task: Task,
         teacher: nn.Module | None,
         teaches_features: bool,
         goal: Goal,
@@ -73,7 +75,7 @@ class Trainer:
         self.gated = gated
         self.step = 0
         self._batches = batches
-        self._loss = loss
+        self._task = task
         self._teacher = teacher
         self._teaches_features = teaches_features
         self._goal = goal
@@ -98,9 +100,9 @@ class Trainer:
         self._journal.continue_after(self.step)
         total = self._phases.total
         source = steps(self._batches, self.step, total, seed=self._config.seed, rank=self._runtime.rank)
-        for step, inputs, targets in source:
+        for step, batch in source:
             self._enter(self._phases.name_at(step))
-            self._train(step, inputs, targets)
+            self._train(step, batch)
         if self._compact is None:
             self._enter(RECOVERY)
 
@@ -177,7 +179,7 @@ class Trainer:
 
     def _new_stage(self, model: nn.Module, sites: Sequence[FeatureSite] = ()) -> Stage:
         return Stage(
-            model, loss=self._loss, teacher=self._teacher, config=self._config, runtime=self._runtime, sites=sites
+            model, task=self._task, teacher=self._teacher, config=self._config, runtime=self._runtime, sites=sites
         )
 
     def _new_average(self, model: nn.Module) -> MovingAverage | None:
@@ -190,19 +192,13 @@ class Trainer:
             self._average = self._new_average(self.gated)
         self._runtime.average_buffers_(self.gated)
 
-    def _train(self, step: int, inputs: Any, targets: Any) -> None:
+    def _train(self, step: int, batch: Any) -> None:
         """One step, and what is due after it."""
-        runtime = self._runtime
-        inputs, targets, weight = share(inputs, targets, rank=runtime.rank, n_processes=runtime.n_processes)
+        inputs, targets, weight = self._placed(batch)
         lr = self._phases.learning_rate(step, self._config)
         if self._phase == SETTLE:
             self.gated.freeze(self._settled.at((step + 1 - self._phases.freeze_at) / self._phases.settle))
-        losses = self._stage.step(
-            place(inputs, runtime.device, channels_last=self._channels_last),
-            place(targets, runtime.device, channels_last=False),
-            lr=lr,
-            weight=weight,
-        )
+        losses = self._stage.step(inputs, targets, lr=lr, weight=weight)
         if self._average is not None:
             self._average.update(self._network)
         self._journal.add(losses)
@@ -241,7 +237,7 @@ class Trainer:
         self._take_average()
         self._require_converging(self.gated.state_dict())
         self._expected_cost = float(self.gated.expected_cost(metric).detach())
-        examples = islice(self._examples(), config.salience_batches)
+        examples = islice(self._examples(), 0 if self._task.in_training_only else config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
         self._runtime.average_(salience)
         self._require_converging({"salience of the gates": salience})
@@ -265,8 +261,8 @@ class Trainer:
         self.gated.freeze(self._settled.end)
         self._cut()
         if self._config.recalibration_batches:
-            inputs = (inputs for inputs, _ in self._examples())
-            recalibrate_(self._compacted, islice(inputs, self._config.recalibration_batches))
+            calls = (partial(self._task.call, inputs=inputs, targets=targets) for inputs, targets in self._examples())
+            recalibrate_(self._compacted, islice(calls, self._config.recalibration_batches))
             self._runtime.average_buffers_(self._compacted)
         self._journal.judge(self._compacted, "freeze", step=self.step)
 
@@ -284,13 +280,16 @@ class Trainer:
 
     def _examples(self) -> Iterator[tuple[Any, Any]]:
         """(inputs, targets) of a pass over the data, this process's rows, on the device."""
-        runtime = self._runtime
         for batch in self._batches:
-            inputs, targets, _ = share(*batch, rank=runtime.rank, n_processes=runtime.n_processes)
-            yield (
-                place(inputs, runtime.device, channels_last=self._channels_last),
-                place(targets, runtime.device, channels_last=False),
-            )
+            inputs, targets, _ = self._placed(batch)
+            yield inputs, targets
+
+    def _placed(self, batch: Any) -> tuple[Any, Any, float]:
+        """Inputs and targets of this process's rows, on the device, and the weight of their loss."""
+        runtime, task = self._runtime, self._task
+        inputs, targets, weight = share(*task.split(batch), task, rank=runtime.rank, n_processes=runtime.n_processes)
+        inputs = place(inputs, runtime.device, channels_last=self._channels_last)
+        return inputs, place(targets, runtime.device, channels_last=False), weight
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""

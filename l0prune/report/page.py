@@ -110,8 +110,10 @@ def _lead(record: RunRecord) -> str:
 
 
 def _summary(result: Mapping[str, Any], bench: BenchReport | None) -> list[SummaryRow]:
-    unit = " (%)" if result["metric"] == "accuracy" else ""
-    rows = [SummaryRow(f"{result['metric']}{unit}", f"{result['dense']:.2f}", f"{result['final']:.2f}")]
+    unit = result.get("unit", "%" if result["metric"] == "accuracy" else "")
+    rows = [
+        SummaryRow(f"{result['metric']}{unit and f' ({unit})'}", f"{result['dense']:.2f}", f"{result['final']:.2f}")
+    ]
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         rows.append(_counted(name, result[f"{key}_before"], result[f"{key}_after"]))
     if bench is not None:

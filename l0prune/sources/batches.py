@@ -204,6 +204,7 @@ def make_batches(
     drop_last: bool = False,
     device: torch.device | str | None = None,
     channels_last: bool = False,
+    pairs: bool = False,
 ) -> Batches:
     """The kind of batches that a model and data call for, after checking that they fit each other.
 
@@ -218,6 +219,7 @@ def make_batches(
         drop_last: Leave out a last batch that is not full.
         device: Where batches go.
         channels_last: For uint8 images only.
+        pairs: Each entry is a pair of inputs: arrays (N, 2, ...).
 
     Raises:
         DataError: if names, shapes or types do not fit the model's inputs, or augmentation is asked of other data.
@@ -242,8 +244,13 @@ def make_batches(
         )
     if augment is not None:
         raise DataError("augmentation is for uint8 images; the data holds other arrays. Leave augmentation off.")
-    _check_arrays(loaded, x)
+    _check_arrays(loaded, _of_pairs(x) if pairs else x)
     return ArrayBatches(x, y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device)
+
+
+def _of_pairs(x: Inputs) -> Inputs:
+    """The first inputs of pairs."""
+    return {name: array[:, 0] for name, array in x.items()} if isinstance(x, dict) else x[:, 0]
 
 
 def _check_arrays(loaded: LoadedModel, x: Inputs) -> None:

@@ -35,10 +35,10 @@ class DataSource:
     Args:
         x_train: uint8 images (N, H, W) or (N, H, W, C); or float32 or integer arrays (N, ...); or a dict of such
             arrays, one a keyword of the model.
-        y_train: Class of each input, any integer type, (N,), in [0, n_classes); or float32 or integer targets (N, ...).
+        y_train: Targets, (N, ...): any integer type, or float32; what they mean is the task's matter.
         x_test: As `x_train`, for testing.
         y_test: As `y_train`, for testing.
-        n_classes: Number of classes; None counts them where the targets are classes.
+        n_classes: Number of classes, where that is known.
         class_names: What the classes are called, in the order of their numbers, where that is known.
         name: The specification the data came from.
 
@@ -64,13 +64,6 @@ class DataSource:
                     f"{self.name}: x_{part} has {count(x)} entries, y_{part} has {len(y)}; expected as many."
                 )
         _check_alike(self)
-        if self.has_classes:
-            object.__setattr__(self, "n_classes", _checked_classes(self))
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether each target is the number of a class."""
-        return self.y_train.ndim == 1 and self.y_train.dtype == np.int64
 
     @property
     def has_images(self) -> bool:
@@ -200,11 +193,6 @@ def _without_loss(source: DataSource, name: str, value: Array, kind: type[np.gen
 
 def _checked_targets(source: DataSource, name: str) -> Array:
     array = _checked_array(source, name, getattr(source, name))
-    if source.has_images and (array.dtype == np.float32 or array.ndim != 1):
-        found = getattr(source, name)
-        raise DataError(
-            f"{source.name}: {name} has type {found.dtype} and shape {found.shape}, expected integer labels (N,)."
-        )
     return array.astype(np.int64) if array.dtype == np.uint8 else array
 
 
@@ -223,16 +211,3 @@ def _signature(value: Inputs) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_signature(value[key])}" for key in sorted(value))
     return f"{value.dtype} {value.shape[1:]}"
-
-
-def _checked_classes(source: DataSource) -> int:
-    """The number of classes, every label being in range."""
-    low = min(int(source.y_train.min()), int(source.y_test.min()))
-    high = max(int(source.y_train.max()), int(source.y_test.max()))
-    n_classes = high + 1 if source.n_classes is None else source.n_classes
-    if low < 0 or high >= n_classes:
-        raise DataError(
-            f"{source.name}: labels range from {low} to {high}, expected 0 to {max(n_classes - 1, 0)}; "
-            "number the classes from 0."
-        )
-    return n_classes

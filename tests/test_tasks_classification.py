@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from l0prune.errors import DataError, L0PruneWarning
-from l0prune.model_call import logits_of
 from l0prune.sources.datasets import DataSource
-from l0prune.sources.evaluation import accuracy, check_classes, is_chance
 from l0prune.sources.model_spec import LoadedModel, load_model
+from l0prune.tasks.class_logits import is_chance
+from l0prune.tasks.provided.classification import Classification
+from l0prune.tasks.registry import default_task
 
 X = torch.eye(4)
+accuracy, check_classes = Classification().evaluate, Classification().for_data
 BATCHES = [(X[:3], torch.tensor([0, 1, 0])), (X[3:], torch.tensor([3]))]  # three of four on the diagonal
 
 
@@ -22,10 +24,13 @@ def test_accuracy_is_the_share_of_right_answers_in_per_cent():
     assert accuracy(lambda x: -x, BATCHES[1:]) == 0.0
 
 
-@pytest.mark.parametrize("wrap", [lambda x: (x, 0 * x), lambda x: {"logits": x, "a": -x}, lambda x: {"y": x}])
+@pytest.mark.parametrize("wrap", [lambda x: {"logits": x, "a": -x}, lambda x: {"y": x}, lambda x: (x, None)])
 def test_logits_are_found_in_what_models_return(wrap):
-    assert torch.equal(logits_of(wrap(X)), X)
     assert accuracy(wrap, BATCHES) == 75.0
+
+
+def test_logits_among_several_outputs_are_named():
+    assert Classification(output="output_1").evaluate(lambda x: (0 * x, x), BATCHES) == 75.0
 
 
 def test_inputs_may_be_positional_or_named():
@@ -71,7 +76,32 @@ def test_more_classes_than_outputs_is_an_error():
 
     check_classes(load_model("lenet5", model_args={"num_classes": 13}), data)
     features = DataSource(np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3))
-    check_classes(LoadedModel(nn.Linear(4, 1), (torch.zeros(2, 4),), None, "dense"), features)
+    with pytest.raises(DataError, match="targets have type float32, expected the numbers of classes"):
+        check_classes(LoadedModel(nn.Linear(4, 1), (torch.zeros(2, 4),), None, "dense"), features)
+
+
+@pytest.mark.parametrize(
+    ("y_test", "described", "reason"),
+    [
+        ([0, 1, -1], {}, "labels range from -1 to 2, expected 0 to 2"),
+        ([0, 1, 2], {"n_classes": 2}, "from 0 to 2, expected 0 to 1"),
+    ],
+)
+def test_labels_out_of_range_are_an_error(y_test, described, reason):
+    x = np.zeros((3, 28, 28), np.uint8)
+
+    with pytest.raises(DataError, match=reason):
+        check_classes(load_model("lenet5"), DataSource(x, np.arange(3), x, np.array(y_test), **described))
+
+
+def test_whole_numbers_are_classes_unless_somebody_says_otherwise():
+    x, images = np.zeros((4, 3)), np.zeros((4, 8, 8), np.uint8)
+
+    assert default_task(DataSource(images, np.arange(4), images, np.arange(4))) == "classification"
+    assert default_task(DataSource(x, np.zeros((4, 2), int), x, np.zeros((4, 2), int))) == "regression"
+    assert default_task(DataSource(images, np.zeros(4), images, np.zeros(4))) == "regression"
+    with pytest.raises(DataError, match=r"targets of its images have shape \(4, 8, 8\): say what they are"):
+        default_task(DataSource(images, np.zeros((4, 8, 8), int), images, np.zeros((4, 8, 8), int)))
 
 
 def images(labels, **described) -> DataSource:
@@ -126,4 +156,4 @@ BALANCED, RARE = np.arange(1000) % 20, np.arange(1000) % 20 == 0
     ],
 )
 def test_an_accuracy_that_chance_would_give_is_told_from_one_that_was_learned(labels, score, expected):
-    assert is_chance(score, images(labels)) is expected
+    assert is_chance(score, np.array(labels), int(max(labels)) + 1) is expected

@@ -1,0 +1,140 @@
+"""A model with its data and its task: batches to train and test on, and what a network scores there."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from l0prune.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from l0prune.sources.batches import Batches
+    from l0prune.sources.datasets import DataSource
+    from l0prune.sources.model_spec import LoadedModel
+    from l0prune.tasks.task import Task
+
+__all__ = ["EVALUATION_BATCH", "Case"]
+
+EVALUATION_BATCH = 250
+PADDED_SHARE = 16  # a crop moves an image by up to a sixteenth of its height: 2 of 32 pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What a command works on.
+
+    Args:
+        loaded: The dense model.
+        data: What it is trained and tested on.
+        task: What it is for.
+        task_spec: What the task was loaded from.
+        dense: A copy of the dense model that stays as it is, where the task's score compares with it.
+    """
+
+    loaded: "LoadedModel"
+    data: "DataSource"
+    task: "Task"
+    task_spec: str
+    dense: "nn.Module | None" = None
+
+    @classmethod
+    def of(cls, loaded: "LoadedModel", data: "DataSource", task: str | None, task_args: "Mapping[str, Any]") -> "Case":
+        """See that the three fit each other.
+
+        Args:
+            loaded: As in the class.
+            data: As in the class.
+            task: Specification of the task; None takes what such data is for.
+            task_args: Its arguments.
+
+        Raises:
+            DataError: they do not.
+            ConfigError: there is no such task.
+        """
+        from l0prune.tasks.registry import default_task, load_task
+        from l0prune.tasks.teaching import frozen_copy
+
+        spec = task or default_task(data)
+        fitted = load_task(spec, **task_args).for_data(loaded, data)
+        return cls(loaded, data, fitted, spec, frozen_copy(loaded.model) if fitted.compares else None)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random unless the user says: colour images of one target are."""
+        return self.data.has_images and self._n_channels > 1 and self.data.y_train.ndim == 1
+
+    @property
+    def _n_channels(self) -> int:
+        shape: tuple[int, ...] = getattr(self.data.x_train, "shape", ())
+        return shape[3] if len(shape) == 4 else 1
+
+    def train_batches(self, *, batch_size: int, augment: bool, seed: int) -> "Batches":
+        """Shuffled training batches of full size.
+
+        Args:
+            batch_size: Inputs a batch; a smaller data set is one batch.
+            augment: Crop images at random, and mirror them where they are in colour.
+            seed: Seed of order and augmentation.
+
+        Raises:
+            DataError: if the data does not fit the model, or augmentation is asked of what are no images, or of images whose
+                targets would have to move with them.
+        """
+        from l0prune.sources.augmentation import Augmentation
+        from l0prune.sources.batches import make_batches
+
+        if augment and not (self.data.has_images and self.data.y_train.ndim == 1):
+            what = "maps of targets, which would not move with their images"
+            what = what if self.data.has_images else "no images, so there is nothing to augment"
+            raise DataError(f"{self.data.name} holds {what}; leave out --augment")
+        change = None
+        if augment and self.loaded.preprocessing is not None:
+            height = self.loaded.preprocessing.image_size[0]
+            change = Augmentation(pad=height // PADDED_SHARE, flip=self._n_channels > 1)
+        return make_batches(
+            self.loaded,
+            self.data.x_train,
+            self.data.y_train,
+            batch_size=min(batch_size, len(self.data.y_train)),
+            augment=change,
+            shuffle=True,
+            seed=seed,
+            drop_last=True,
+            pairs=self.task.pairs,
+        )
+
+    def score(self, model: "nn.Module | Callable[..., Any]", *, batch_size: int = EVALUATION_BATCH) -> float:
+        """Score on the test data, in their order, wherever the model lives.
+
+        Raises:
+            DataError: if the data does not fit the model.
+        """
+        from torch import nn
+
+        from l0prune.sources.batches import make_batches
+
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        batches = make_batches(
+            self.loaded,
+            self.data.x_test,
+            self.data.y_test,
+            batch_size=batch_size,
+            device=None if parameter is None else parameter.device,
+            pairs=self.task.pairs,
+        )
+        return self.task.evaluate(model, batches, dense=self.dense)
+
+    def evaluate(self, model: "nn.Module") -> dict[str, float]:
+        """The score by its name, as `l0prune.finetune` wants it."""
+        return {self.task.metric.name: self.score(model)}
+
+    def doubts(self, score: float) -> str | None:
+        """What to look at where a trained network scores no better than chance; None where it does."""
+        return self.task.doubts(score, self.data)
+
+    def described(self) -> dict[str, Any]:
+        """What its score is, as commands print it and runs keep it."""
+        metric = self.task.metric
+        return {"metric": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better}

@@ -1,0 +1,57 @@
+"""One class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l0prune.tasks.class_logits import ClassLogits
+from l0prune.tasks.outputs import chosen_output
+from l0prune.tasks.task import Answer, Metric
+
+__all__ = ["PixelClassification"]
+
+
+@dataclass(frozen=True)
+class PixelClassification(ClassLogits):
+    """Logits (N, C, H, W), targets (N, H, W): cross-entropy, and the mean intersection over union of the classes.
+
+    Logits of another resolution are resized bilinearly to that of the targets.
+
+    Args:
+        output: As in `ClassLogits`; also "out" need not be given.
+        ignore: Label of pixels that have none.
+    """
+
+    ignore: int | None = 255
+
+    @property
+    def metric(self) -> Metric:
+        """In per cent; classes that are neither there nor predicted are left out."""
+        return Metric("miou", higher_is_better=True, unit="%")
+
+    def aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at the resolution of the targets."""
+        logits = chosen_output(outputs, self.output, usual=("logits", "out"))
+        if logits.shape[2:] != targets.shape[1:]:
+            logits = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)
+        return logits, targets
+
+    def score(self, answers: Iterable[Answer]) -> float:
+        """Mean over the classes of |predicted and true| / |predicted or true|, over all pixels that count."""
+        found = torch.zeros(())
+        for answer in answers:
+            logits, wanted = self.aligned(answer.outputs, answer.targets)
+            n_classes, counted = logits.shape[1], self.counted(wanted)
+            pairs = n_classes * wanted + logits.argmax(1)
+            pairs = pairs.reshape(-1) if counted is None else pairs[counted]
+            counts = torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
+            found = found + counts.double().cpu()
+        both = found.diagonal()
+        either = found.sum(0) + found.sum(1) - both
+        return 100.0 * float((both / either)[either > 0].mean()) if bool(either.any()) else 0.0

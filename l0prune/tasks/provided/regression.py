@@ -1,0 +1,51 @@
+"""Numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from l0prune.errors import DataError
+from l0prune.tasks.outputs import chosen_output
+from l0prune.tasks.task import Metric, Task
+from l0prune.tasks.teaching import squared_difference
+
+__all__ = ["Regression"]
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """As many numbers for each input as the targets have: mean squared error.
+
+    Args:
+        output: Name of the output, where the network has several.
+    """
+
+    output: str | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """Mean over all numbers."""
+        return Metric("mse", higher_is_better=False)
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Mean squared error.
+
+        Raises:
+            DataError: outputs and targets differ in size.
+        """
+        predicted = chosen_output(outputs, self.output)
+        if predicted.numel() != targets.numel():
+            raise DataError(
+                f"the targets have shape {tuple(targets.shape[1:])} each, and the model gives {tuple(predicted.shape[1:])}:"
+                " give targets, or a model, of the same size"
+            )
+        return F.mse_loss(predicted.reshape(targets.shape), targets.to(predicted.dtype))
+
+    def teach(self, outputs: Any, taught: Any, targets: Tensor, *, temperature: float) -> Tensor:
+        """Mean squared difference."""
+        del targets, temperature
+        return squared_difference(chosen_output(outputs, self.output), chosen_output(taught, self.output))

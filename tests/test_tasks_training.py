@@ -1,0 +1,259 @@
+"""Every task trains gates, cuts, and lets the rest recover, on a network of its kind; a loss alone makes a task."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from finetuning_case import run
+from torch import Tensor, nn
+
+import l0prune
+from l0prune.errors import ConfigError
+from l0prune.tasks.of_loss import Lesson, LossTask
+from l0prune.tasks.registry import load_task, task_names
+
+ROWS, TOKENS, WORDS, CLASSES = 16, 6, 11, 4
+CONFIG = l0prune.FinetuneConfig(
+    epochs=6, gate_epochs=3, optimizer="adam", lr=0.01, recovery_lr=0.01, align=1, log_every=50
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Texts(nn.Module):
+    """Embeds tokens and mixes each with its neighbours; answers for each token, with its own loss where it is given labels."""
+
+    def __init__(self, n_out: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, 8)
+        self.mix = nn.Conv1d(8, 24, 3, padding=1)
+        self.head = nn.Linear(24, n_out)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None):
+        x = self.embed(input_ids)
+        x = x if attention_mask is None else x * attention_mask.unsqueeze(-1)
+        logits = self.head(self.mix(x.transpose(1, 2)).relu().transpose(1, 2))
+        return (
+            {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+        )
+
+
+class States(Texts):
+    """Returns what it knows of each token, and of all of them."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor):
+        states = super().forward(input_ids, attention_mask)["logits"]
+        return {"last_hidden_state": states, "pooled": states.mean(1)}
+
+
+class Maps(nn.Module):
+    """An answer for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, CLASSES, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def dense(n_in: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_in, 24), nn.ReLU(), nn.Linear(24, n_out))
+
+
+def texts(seed: int) -> dict[str, Tensor]:
+    ids = torch.randint(1, WORDS, (ROWS, TOKENS), generator=seeded(seed))
+    mask = (torch.arange(TOKENS) < 3 + torch.arange(ROWS).unsqueeze(1) % 4).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def labelled_texts(seed: int) -> dict[str, Tensor]:
+    batch = texts(seed)
+    return {**batch, "labels": (batch["input_ids"] % CLASSES).masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def counting(seed: int) -> Tensor:
+    return (torch.randint(0, WORDS, (ROWS, 1), generator=seeded(seed)) + torch.arange(TOKENS)) % WORDS
+
+
+def numbers(seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 5, generator=seeded(seed))
+    return x, x[:, :2] * 2 - x[:, 2:4]
+
+
+def classes(seed: int) -> tuple[Tensor, Tensor]:
+    x, y = numbers(seed)
+    return x, y.argmax(1) + 2 * (x[:, 4] > 0)
+
+
+def maps(seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 1, 6, 6, generator=seeded(seed))
+    return x, torch.bucketize(x[:, 0], torch.tensor([-0.7, 0.0, 0.7]))
+
+
+def pairs(seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, 2, 5, generator=seeded(seed))
+    return x, F.cosine_similarity(x[:, 0, :3], x[:, 1, :3], dim=-1)
+
+
+CASES = {
+    "classification": ({}, lambda: dense(5, CLASSES), classes),
+    "regression": ({}, lambda: dense(5, 2), numbers),
+    "pixels": ({}, Maps, maps),
+    "tokens": ({}, lambda: Texts(CLASSES), labelled_texts),
+    "language": ({}, lambda: Texts(WORDS), counting),
+    "match": ({}, lambda: States(CLASSES), texts),
+    "embeddings": ({}, lambda: States(CLASSES), texts),
+    "embeddings of pairs": ({"pairs": True}, lambda: dense(5, 6), pairs),
+    "own-loss": ({}, lambda: Texts(CLASSES), labelled_texts),
+}
+
+
+def test_every_provided_task_is_trained_here():
+    assert {name.split()[0] for name in CASES} == set(task_names())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gates_are_trained_for_the_task_and_the_network_that_is_cut_recovers(name):
+    arguments, make, batch = CASES[name]
+    task, batches = load_task(name.split()[0], **arguments), [batch(seed) for seed in range(8)]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make().eval()
+    inputs, _ = task.split(batches[0])
+    example = inputs.flatten(0, 1) if task.pairs else inputs
+    teacher = make() if task.compares else None
+    if teacher is not None:
+        teacher.load_state_dict(model.state_dict())
+    gated = l0prune.inject(model, l0prune.trace(model, example))
+
+    def evaluate(network: nn.Module) -> float:
+        return task.evaluate(network, batches, dense=None if teacher is None else teacher.eval())
+
+    result = l0prune.finetune(
+        gated, batches, task=task, budget=l0prune.Budget("macs", 0.4), config=CONFIG, evaluate=evaluate
+    )
+
+    assert result.budget_met
+    assert 0 < result.n_open < gated.n_gates
+    scores = {milestone.when: milestone.figures["score"] for milestone in result.history}
+    gain = scores["end"] - scores["freeze"]
+    assert (gain if task.metric.higher_is_better else -gain) > 0
+
+
+def lessons(loss, outputs, targets) -> tuple[Lesson, ...]:
+    return LossTask(loss).calibrated(outputs, targets).lessons
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def labels(*shape: int) -> Tensor:
+    return torch.randint(0, 3, shape, generator=seeded(5))
+
+
+LOSSES = {
+    "classes": (F.cross_entropy, drawn(2, 3), labels(2), [("output", 1)]),
+    "smoothed classes": (nn.CrossEntropyLoss(label_smoothing=0.1), drawn(2, 3), labels(2), [("output", 1)]),
+    "classes of pixels": (F.cross_entropy, drawn(2, 3, 4, 4), labels(2, 4, 4), [("output", 1)]),
+    "classes of tokens": (
+        lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten()),
+        drawn(2, 4, 3),
+        labels(2, 4),
+        [("output", 2)],
+    ),
+    "maps with channels last": (
+        lambda out, y: F.cross_entropy(out.movedim(-1, 1), y),
+        drawn(2, 4, 4, 3),
+        labels(2, 4, 4),
+        [("output", 3)],
+    ),
+    "log-probabilities": (F.nll_loss, drawn(2, 3).log_softmax(1), labels(2), [("output", 1)]),
+    "an object with logits": (
+        lambda out, y: F.cross_entropy(out.logits, y),
+        SimpleNamespace(logits=drawn(2, 3)),
+        labels(2),
+        [("logits", 1)],
+    ),
+    "two heads": (
+        lambda out, y: F.cross_entropy(out[0], y) + F.cross_entropy(out[1], y),
+        (drawn(2, 3), drawn(2, 5, seed=1)),
+        labels(2),
+        [("output_0", 1), ("output_1", 1)],
+    ),
+    "the second of two outputs": (
+        lambda out, y: F.cross_entropy(out["scores"], y),
+        {"states": drawn(2, 7), "scores": drawn(2, 3)},
+        labels(2),
+        [("scores", 1)],
+    ),
+    "classes and boxes": (
+        lambda out, y: F.cross_entropy(out["classes"], y) + F.smooth_l1_loss(out["boxes"], out["boxes"].new_ones(2, 4)),
+        {"boxes": drawn(2, 4), "classes": drawn(2, 3)},
+        labels(2),
+        [("boxes", None), ("classes", 1)],
+    ),
+    "numbers": (F.mse_loss, drawn(2, 3), drawn(2, 3, seed=1), [("output", None)]),
+    "one number": (F.mse_loss, drawn(2, 1), drawn(2, 1, seed=1), [("output", None)]),
+    "a map of numbers": (F.l1_loss, drawn(2, 3, 4, 4), drawn(2, 3, 4, 4, seed=1), [("output", None)]),
+    "several labels": (F.binary_cross_entropy_with_logits, drawn(2, 3), torch.ones(2, 3), [("output", None)]),
+    "a constant": (lambda out, _y: 0 * out.sum(), drawn(2, 3), None, [("output", None)]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_loss_takes_the_softmax_of_is_found_by_trying(name):
+    loss, outputs, targets, expected = LOSSES[name]
+
+    assert [(lesson.name, lesson.axis) for lesson in lessons(loss, outputs, targets)] == expected
+
+
+def test_trying_leaves_the_outputs_as_they_were():
+    outputs = drawn(2, 3, 4)
+    before = outputs.clone()
+
+    lessons(lambda out, y: F.cross_entropy(out, y), outputs, labels(2, 4))
+
+    assert torch.equal(outputs, before)
+
+
+def test_numbers_are_taught_in_the_unit_that_they_have():
+    task = LossTask(F.mse_loss).calibrated(1e4 * drawn(4, 3), drawn(4, 3))
+
+    lesson = task.teach(1.1e4 * drawn(4, 3), 1e4 * drawn(4, 3), None, temperature=4.0)
+
+    assert lesson.item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_more_outputs_in_training_mode_do_not_confuse_the_teacher():
+    task = LossTask(F.cross_entropy).calibrated(drawn(2, 3), labels(2))
+
+    assert task.teach((drawn(2, 3), drawn(2, 5)), drawn(2, 3), None, temperature=2.0) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ConfigError, match="there is no output output to teach by"):
+        task.teach({}, {"other": drawn(2, 3)}, None, temperature=2.0)
+
+
+def test_either_a_loss_or_a_task_says_what_the_network_is_for():
+    with pytest.raises(ConfigError, match="both a loss and a task are given: give a loss such as"):
+        run(task="classification")
+    with pytest.raises(ConfigError, match="nothing says what the network is for"):
+        run(loss=None)
+    assert run(loss=None, task="classification").budget_met
+
+
+def test_a_task_by_name_is_the_run_that_its_loss_gives():
+    by_loss, by_name = run(), run(loss=None, task="classification")
+
+    for name, value in by_loss.compact.state_dict().items():
+        assert torch.equal(value, by_name.compact.state_dict()[name]), name
+
+
+def test_a_task_without_a_loss_needs_a_teacher(tmp_path):
+    with pytest.raises(ConfigError, match="Match has no loss of its own, and nobody teaches: give a teacher"):
+        run(loss=None, task="match", teacher=False, out=tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
