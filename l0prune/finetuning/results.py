@@ -14,7 +14,7 @@ from l0prune.goals.budget import Budget
 
 __all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
 
-Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+Evaluate = Callable[[nn.Module], float | Mapping[str, float]]
 """Judges a model in evaluation mode: one score, or figures by name."""
 
 
