@@ -139,7 +139,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
         L0PruneError: names what cannot work and what to do.
     """
     import l0prune
-    from l0prune.finetuning.checks import require_finite, require_trainable
+    from l0prune.finetuning.preflight import require_finite, require_trainable
     from l0prune.finetuning.schedule import plan_phases
     from l0prune.gated.decision import choose_open
     from l0prune.gates.registry import gate_distribution

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from l0prune.finetuning.clipping import GradientClip
+from l0prune.finetuning.optimization import GradientClip
 
 
 def clipped(clip: GradientClip, *norms: float) -> list[float]:

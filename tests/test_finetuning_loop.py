@@ -10,9 +10,9 @@ from finetuning_case import BUDGET, QUICK, SmallBatches, SmallNet, accuracy, den
 from torch import nn
 
 import l0prune
-from l0prune.finetuning.batches import share, steps
 from l0prune.finetuning.freezing import decided_values, recalibrate_
 from l0prune.finetuning.metrics import read_metrics
+from l0prune.finetuning.passes import share, steps
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.gated.decision import choose_open
 from l0prune.model_call import ModelCall

@@ -9,7 +9,7 @@ from torch import nn
 
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.optimizers import build_optimizer, decay_groups
+from l0prune.finetuning.optimization import build_optimizer, decay_groups
 from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.teaching import frozen_copy, softened_divergence, squared_difference
 

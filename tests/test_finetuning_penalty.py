@@ -21,10 +21,10 @@ from finetuning_case import (
 
 import l0prune
 from l0prune.errors import ConfigError
-from l0prune.finetuning.batches import count_samples
 from l0prune.finetuning.freezing import decided_values
+from l0prune.finetuning.journal import SilentProgress
 from l0prune.finetuning.metrics import read_metrics
-from l0prune.finetuning.progress import SilentProgress
+from l0prune.finetuning.passes import count_samples
 from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_names
 from l0prune.measuring.alignment import resolve_alignment

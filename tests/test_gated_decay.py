@@ -9,8 +9,8 @@ from finetuning_case import QUICK, SmallBatches, dense_net, gated_net, run, trac
 from torch import nn
 
 import l0prune
-from l0prune.finetuning.gated_decay import GatedDecay
 from l0prune.finetuning.metrics import read_metrics
+from l0prune.finetuning.optimization import GatedDecay
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.stage import Stage
 from l0prune.tasks.of_loss import LossTask

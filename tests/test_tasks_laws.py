@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, DataError
-from l0prune.finetuning.batches import rows, share
+from l0prune.finetuning.passes import rows, share
 from l0prune.tasks.provided.classification import Classification
 from l0prune.tasks.provided.embeddings import Embeddings, spearman
 from l0prune.tasks.provided.language import LanguageModelling

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,17 +15,15 @@ from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
-from l0prune.finetuning.progress import Progress
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, WARMUP, Phases
 from l0prune.finetuning.stage import Losses, LossWindow
-from l0prune.finetuning.step_timer import StepTimer
 from l0prune.gated.model import GatedModel
 from l0prune.goals.budget import METRICS
 from l0prune.model_call import evaluation_mode
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "Progress", "SilentProgress", "StepTimer"]
 
 
 class Journal:
@@ -192,3 +192,66 @@ class Journal:
         """Continue from `state_dict`."""
         self._n_lines = state["n_lines"]
         self.history = [Milestone(**entry) for entry in state["history"]]
+
+
+class StepTimer:
+    """Wall-clock time of the steps since the last reading; stopped while something else is done between them."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._seconds = 0.0
+        self._n_steps = 0
+
+    def start(self) -> None:
+        """Time counts from here, if it did not already."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Time no longer counts."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+        self._since = None
+
+    def count(self) -> None:
+        """A step is done."""
+        self._n_steps += 1
+
+    def take(self) -> float:
+        """Seconds a step since the last call, 0 if there was none; the timer stops and begins anew."""
+        self.stop()
+        mean = self._seconds / self._n_steps if self._n_steps else 0.0
+        self._seconds, self._n_steps = 0.0, 0
+        return mean
+
+
+class Progress(Protocol):
+    """What `finetune` calls while it works; a terminal renders it as it likes."""
+
+    def start(self, phase: str, total: int) -> None:
+        """A phase ("warmup", "gate", "settle", "recovery") begins and has `total` steps, of which none is done."""
+
+    def advance(self, steps: int, figures: Mapping[str, float]) -> None:
+        """`steps` more are done; `figures` are the latest means by name (loss, expected_cost, hard_cost, lr ...)."""
+
+    def finish(self) -> None:
+        """The phase is over, or was broken off."""
+
+    def message(self, text: str) -> None:
+        """One line worth showing: a decision, an evaluation, a remedy."""
+
+
+class SilentProgress:
+    """A progress that shows nothing."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Ignore the start of a phase."""
+
+    def advance(self, steps: int, figures: Mapping[str, float]) -> None:
+        """Ignore finished steps."""
+
+    def finish(self) -> None:
+        """Ignore the end of a phase."""
+
+    def message(self, text: str) -> None:
+        """Ignore a message."""

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
-from l0prune.finetuning.batches import Batches, count_batches, count_samples, first_rows
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
-from l0prune.finetuning.checks import (
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.goal import Goal, one_goal, record_of
+from l0prune.finetuning.journal import Journal, Progress, SilentProgress
+from l0prune.finetuning.passes import Loader, count_batches, count_samples, first_rows
+from l0prune.finetuning.preflight import (
+    rehearse_cut,
     require_finite,
     require_precision,
     require_same_run,
@@ -20,11 +24,6 @@ from l0prune.finetuning.checks import (
     try_batch,
     weights_digest,
 )
-from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.goal import Goal, one_goal, record_of
-from l0prune.finetuning.journal import Journal
-from l0prune.finetuning.progress import Progress, SilentProgress
-from l0prune.finetuning.rehearsal import rehearse_cut
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import Phases, plan_phases
@@ -47,7 +46,7 @@ AGAIN = "start the run again"
 
 def finetune(
     gated: GatedModel,
-    train_batches: Batches,
+    train_batches: Loader,
     *,
     loss: Loss | None = None,
     task: Task | str | None = None,
@@ -166,7 +165,7 @@ def finetune(
 
 def _trainer(
     gated: GatedModel,
-    batches: Batches,
+    batches: Loader,
     *,
     task: Task,
     goal: Goal,

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import TrainingError
-from l0prune.finetuning.clipping import GradientClip
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
-from l0prune.finetuning.gated_decay import GatedDecay
-from l0prune.finetuning.optimizers import build_optimizer
+from l0prune.finetuning.optimization import GatedDecay, GradientClip, build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated.model import GatedModel
 from l0prune.tasks.task import Model, Task

@@ -12,18 +12,17 @@ import torch
 from torch import nn
 
 from l0prune.finetuning.averaging import MovingAverage
-from l0prune.finetuning.batches import Batches, place, share, steps
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
-from l0prune.finetuning.checks import require_converging
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.features import FeatureSite, feature_sites
-from l0prune.finetuning.freezing import decided_values, recalibrate_
+from l0prune.finetuning.freezing import Settling, decided_values, measure_salience, recalibrate_
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
+from l0prune.finetuning.passes import Loader, place, share, steps
+from l0prune.finetuning.preflight import require_converging
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
-from l0prune.finetuning.settling import Settling, measure_salience
 from l0prune.finetuning.stage import Stage
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
@@ -58,7 +57,7 @@ class Trainer:
     def __init__(
         self,
         gated: GatedModel,
-        batches: Batches,
+        batches: Loader,
         *,
         task: Task,
         teacher: nn.Module | None,
