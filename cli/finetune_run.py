@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from l0prune.finetuning.results import FinetuneResult
     from l0prune.gated.model import GatedModel
     from l0prune.run_directory import RunDirectory
-    from l0prune.sources.batches import Batches
+    from l0prune.sources.batches import StoredBatches
 
 __all__ = ["begin", "resume_run"]
 
@@ -47,7 +47,7 @@ class Prepared:
 
     request: FinetuneRequest
     case: Case
-    batches: "Batches"
+    batches: "StoredBatches"
     gated: "GatedModel"
     goal: "Goal"
     config: "FinetuneConfig"

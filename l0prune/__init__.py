@@ -12,7 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> module that defines it. Nothing heavy is imported before a name is used.
 _EXPORTS = {
-    "Batches": "l0prune.finetuning.batches",
+    "Batches": "l0prune.finetuning.passes",
     "Budget": "l0prune.goals.budget",
     "BenchReport": "l0prune.bench.report",
     "ChannelFlow": "l0prune.flow.channel_flow",
@@ -25,7 +25,7 @@ _EXPORTS = {
     "ModelCall": "l0prune.model_call",
     "Penalty": "l0prune.goals.penalty",
     "Preprocessing": "l0prune.sources.preprocessing",
-    "Progress": "l0prune.finetuning.progress",
+    "Progress": "l0prune.finetuning.journal",
     "Surgery": "l0prune.surgery.record",
     "SurgeryPlan": "l0prune.surgery.plan",
     "Task": "l0prune.tasks.task",

@@ -159,6 +159,7 @@ def labels(*shape: int) -> Tensor:
 LOSSES = {
     "classes": (F.cross_entropy, drawn(2, 3), labels(2), [("output", 1)]),
     "smoothed classes": (nn.CrossEntropyLoss(label_smoothing=0.1), drawn(2, 3), labels(2), [("output", 1)]),
+    "classes that are beyond doubt": (F.cross_entropy, 1e4 * torch.eye(3)[:2], torch.arange(2), [("output", 1)]),
     "classes of pixels": (F.cross_entropy, drawn(2, 3, 4, 4), labels(2, 4, 4), [("output", 1)]),
     "classes of tokens": (
         lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten()),

@@ -14,7 +14,7 @@ from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
-from l0prune.finetuning.passes import Loader, count_batches, count_samples, first_rows
+from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows
 from l0prune.finetuning.preflight import (
     rehearse_cut,
     require_finite,
@@ -46,7 +46,7 @@ AGAIN = "start the run again"
 
 def finetune(
     gated: GatedModel,
-    train_batches: Loader,
+    train_batches: Batches,
     *,
     loss: Loss | None = None,
     task: Task | str | None = None,
@@ -165,7 +165,7 @@ def finetune(
 
 def _trainer(
     gated: GatedModel,
-    batches: Loader,
+    batches: Batches,
     *,
     task: Task,
     goal: Goal,

@@ -1,4 +1,4 @@
-"""Loader as the training loop sees them: counted, in epochs, shared out among processes."""
+"""Batches as the training loop sees them: counted, in epochs, shared out among processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l0prune.errors import DataError
 from l0prune.tasks.task import Task
 
 __all__ = [
-    "Loader",
+    "Batches",
     "count_batches",
     "count_samples",
     "first_rows",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-class Loader(Protocol):
+class Batches(Protocol):
     """Training data: can be iterated again and again, yields what the task splits into inputs and targets.
 
     That is `(inputs, targets)`, or a dict with `labels`; inputs are a tensor, a tuple of positional or a dict of keyword
@@ -41,12 +41,12 @@ class Loader(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Loader in one pass."""
+        """Batches in one pass."""
         ...
 
 
-def count_batches(batches: Loader) -> int:
-    """Loader in one pass.
+def count_batches(batches: Batches) -> int:
+    """Batches in one pass.
 
     Raises:
         DataError: if there are none, or they cannot be counted.
@@ -63,7 +63,7 @@ def count_batches(batches: Loader) -> int:
     return count
 
 
-def count_samples(batches: Loader, task: Task) -> int:
+def count_samples(batches: Batches, task: Task) -> int:
     """Rows of one pass, taking all batches to be as large as the first.
 
     Raises:
@@ -72,7 +72,7 @@ def count_samples(batches: Loader, task: Task) -> int:
     return count_batches(batches) * task.n_rows(*_first(batches, task))
 
 
-def first_rows(batches: Loader, task: Task, n_rows: int = 2) -> tuple[Any, Any]:
+def first_rows(batches: Batches, task: Task, n_rows: int = 2) -> tuple[Any, Any]:
     """Inputs and targets of the first rows of the first batch.
 
     Raises:
@@ -82,15 +82,15 @@ def first_rows(batches: Loader, task: Task, n_rows: int = 2) -> tuple[Any, Any]:
     return rows(inputs, targets, task, 0, n_rows)
 
 
-def _first(batches: Loader, task: Task) -> tuple[Any, Any]:
+def _first(batches: Batches, task: Task) -> tuple[Any, Any]:
     set_epoch(batches, 0)
     for batch in batches:
         return task.split(batch)
     raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
 
 
-def steps(batches: Loader, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any]]:
-    """Loader of the optimizer steps `start` to `stop` - 1, over as many passes as that takes.
+def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any]]:
+    """Batches of the optimizer steps `start` to `stop` - 1, over as many passes as that takes.
 
     The default random generator is seeded anew at the begin of each pass, so that a pass is the same whether the run
     was interrupted before it or not.
@@ -128,7 +128,7 @@ def steps(batches: Loader, start: int, stop: int, *, seed: int, rank: int = 0) -
             )
 
 
-def set_epoch(batches: Loader, epoch: int) -> None:
+def set_epoch(batches: Batches, epoch: int) -> None:
     """Tell the batches which pass comes, where they want to know."""
     setter = getattr(batches, "set_epoch", None)
     if setter is not None:

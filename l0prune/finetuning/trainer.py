@@ -18,7 +18,7 @@ from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, measure_salience, recalibrate_
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
-from l0prune.finetuning.passes import Loader, place, share, steps
+from l0prune.finetuning.passes import Batches, place, share, steps
 from l0prune.finetuning.preflight import require_converging
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.finetuning.runtime import Runtime
@@ -57,7 +57,7 @@ class Trainer:
     def __init__(
         self,
         gated: GatedModel,
-        batches: Loader,
+        batches: Batches,
         *,
         task: Task,
         teacher: nn.Module | None,

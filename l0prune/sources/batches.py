@@ -14,10 +14,10 @@ from l0prune.sources.datasets import Array, Inputs, count
 from l0prune.sources.model_spec import LoadedModel
 from l0prune.sources.preprocessing import Preprocessing
 
-__all__ = ["ArrayBatches", "Batches", "ImageBatches", "make_batches"]
+__all__ = ["ArrayBatches", "ImageBatches", "StoredBatches", "make_batches"]
 
 
-class Batches:
+class StoredBatches:
     """What all batches share: how many, in which order, on which device.
 
     Iterating twice gives the same batches; `set_epoch` chooses others. The order, and any augmentation, depend on
@@ -86,7 +86,7 @@ class Batches:
         return value if self.device is None else value.to(self.device, non_blocking=True)
 
 
-class ImageBatches(Batches):
+class ImageBatches(StoredBatches):
     """Batches of uint8 images, normalised for a network; the images stay uint8 in memory.
 
     Args:
@@ -147,7 +147,7 @@ class ImageBatches(Batches):
             yield self.preprocessing.normalise(images, channels_last=self.channels_last), self._to_device(self.y[rows])
 
 
-class ArrayBatches(Batches):
+class ArrayBatches(StoredBatches):
     """Batches of any arrays, as they are: features, token ids, prepared images.
 
     Args:
@@ -205,7 +205,7 @@ def make_batches(
     device: torch.device | str | None = None,
     channels_last: bool = False,
     pairs: bool = False,
-) -> Batches:
+) -> StoredBatches:
     """The kind of batches that a model and data call for, after checking that they fit each other.
 
     Args:

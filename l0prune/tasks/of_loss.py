@@ -18,6 +18,8 @@ __all__ = ["Lesson", "Loss", "LossTask"]
 
 Loss = Callable[[Any, Any], Tensor]
 """(outputs, targets) to a scalar, the mean over the batch."""
+SIZES = (1.0, 10.0, 100.0)
+"""How large noise is, in standard deviations of an output, until the loss notices it."""
 BLIND = 1e-3
 """A loss does not notice a change that moves it by less than this share of what noise of the same size does."""
 
@@ -98,8 +100,13 @@ class LossTask(Task):
         generator = torch.Generator().manual_seed(0)
         spread = float(value.float().std()) if value.numel() > 1 else 0.0
         spread = spread if 0 < spread < float("inf") else 1.0
-        plain = self._tried(outputs, targets)
-        noticed = abs(self._changed(value, spread * _noise(value.shape, value, generator), outputs, targets) - plain)
+        plain, noticed = self._tried(outputs, targets), 0.0
+        for spread in (size * spread for size in SIZES):  # a network that is very sure of itself does not feel a little
+            noticed = abs(
+                self._changed(value, spread * _noise(value.shape, value, generator), outputs, targets) - plain
+            )
+            if noticed != 0:
+                break
         if noticed == 0:
             return None
         axes = []
