@@ -4,18 +4,18 @@ import ast
 import copy
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import l0prune.ops
-from l0prune.ops import op
+from l0prune.ops import operation
 
 __all__ = ["RULES", "UNCHANGED", "Mutant", "mutants", "put_in_place", "rule_files"]
 
-_MACHINERY = {"__init__", "op", "tracker", "memory", "norm_calls"}
+_MACHINERY = {"__init__", "node", "operation", "sizes", "tracker"}
 RULES = Path(l0prune.ops.__file__).parent
 _HELPERS = """
 def _l0_rotated(result):
@@ -93,14 +93,19 @@ def _run(tree: ast.Module, path: Path) -> None:
     module = sys.modules[f"{l0prune.ops.__name__}.{path.stem}"]
     sound = {name: value for name, value in vars(module).items() if _is_own(module, value)}
     name_of = {id(value): name for name, value in sound.items()}
-    for name in [name for name, rule in op._RULES.items() if rule.__module__ == module.__name__]:
-        del op._RULES[name]
+    for name in [name for name, known in operation.operations() if known.rule.__module__ == module.__name__]:
+        del operation._BY_NAME[name]
     exec(compile(_HELPERS, "helpers", "exec"), vars(module))
     exec(compile(tree, str(path), "exec"), vars(module))
     for other in [m for name, m in sys.modules.items() if name.startswith(l0prune.ops.__name__)]:
         for name, value in list(vars(other).items()):
             if id(value) in name_of:
                 setattr(other, name, vars(module)[name_of[id(value)]])
+    for name, known in list(operation.operations()):  # parts that are shared by families
+        parts = {part: getattr(known, part) for part in vars(known)}
+        broken = {part: vars(module)[name_of[id(value)]] for part, value in parts.items() if id(value) in name_of}
+        if broken:
+            operation._BY_NAME[name] = replace(known, **broken)
 
 
 def _is_own(module: ModuleType, value: Any) -> bool:
@@ -118,15 +123,23 @@ class _Replace(ast.NodeTransformer):
 def _changes(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, Any, str, ast.AST]]:
     """(function, node, kind, replacement) of every change; the order is that of the source."""
     for function in tree.body:
-        if not isinstance(function, ast.FunctionDef):
+        if not isinstance(function, ast.FunctionDef) or _is_of_cuts(function):
             continue
-        is_rule = any("register" in ast.unparse(decorator) for decorator in function.decorator_list)
+        is_rule = any("Operation(" in ast.unparse(decorator) for decorator in function.decorator_list)
         nodes = [node for statement in function.body for node in ast.walk(statement)]
         whole = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
             for kind, replacement in _of(node, is_rule=is_rule):
                 if not (kind == "tie left out" and id(node) in whole):  # left out as a statement already
                     yield function, node, kind, replacement
+
+
+def _is_of_cuts(function: ast.FunctionDef) -> bool:
+    """Whether a function has nothing to do with rules: it works on what stays after a cut, or on tensors over open units."""
+    types = [argument.annotation for argument in function.args.args] + [function.returns]
+    return not {"Rewriter", "Cut", "Mask", "Contraction", "Normalisation"}.isdisjoint(
+        ast.unparse(annotation) for annotation in types if annotation is not None
+    )
 
 
 def _of(node: ast.AST, *, is_rule: bool) -> Iterator[tuple[str, ast.AST]]:

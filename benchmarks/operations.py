@@ -20,7 +20,8 @@ import torch
 from operations_models import OWN_CASES
 
 import l0prune.ops as families
-from l0prune.ops import op as ops
+from l0prune.ops.node import op_name
+from l0prune.ops.operation import UNKNOWN, operation_of, operations
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "operations.json", ROOT / "docs" / "operations.md"
@@ -63,7 +64,7 @@ def operations_of(program: torch.export.ExportedProgram) -> set[str]:
     found = set()
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
-            name = ops.op_name(node.target)
+            name = op_name(node.target)
             if name not in _OF_SIZES:
                 found.add(name if name.startswith("_") or not name.endswith("_") else name[:-1])
     return found
@@ -72,16 +73,20 @@ def operations_of(program: torch.export.ExportedProgram) -> set[str]:
 def rules_by_family() -> dict[str, dict[str, list[str]]]:
     """Family -> name of a rule -> operations that are registered for it."""
     found: dict[str, dict[str, list[str]]] = {name: defaultdict(list) for name in families.__all__}
-    for name, rule in ops._RULES.items():
-        found[rule.__module__.rpartition(".")[2]][rule.__name__].append(name)
+    for name, known in operations():
+        found[known.rule.__module__.rpartition(".")[2]][known.rule.__name__].append(name)
     return found
+
+
+def overloads_of(name: str) -> list[torch._ops.OpOverload]:
+    """All forms of an operation of torch."""
+    packet = getattr(torch.ops.aten, name, None)
+    return [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
 
 
 def has_rule(name: str) -> bool:
     """Whether some overload of an operation has a rule."""
-    packet = getattr(torch.ops.aten, name, None)
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
-    return name in ops._RULES or any(ops.rule_for(overload) is not None for overload in overloads)
+    return name in dict(operations()) or any(operation_of(overload) is not UNKNOWN for overload in overloads_of(name))
 
 
 def render(models_of: dict[str, list[str]]) -> str:
@@ -105,16 +110,17 @@ def render(models_of: dict[str, list[str]]) -> str:
         "and what the others do is said at the end.",
         "",
     ]
-    pointwise = sorted(name for name in models_of if _is_tagged(name))
+    known = dict(operations())
+    pointwise = sorted(name for name in models_of if _is_tagged(name) and has_rule(name))
     for family, rules in rules_by_family().items():
         if not rules:
             continue
         lines += [f"## {family}", "", _sentence(inspect.getdoc(getattr(families, family)) or ""), ""]
         lines += ["| operations | what happens |", "|---|---|"]
         for rule, registered in rules.items():
-            described = _sentence(inspect.getdoc(ops._RULES[registered[0]]) or "")
+            described = _sentence(inspect.getdoc(known[registered[0]].rule) or "")
             if rule == "pointwise":
-                others = _names(name for name in registered if name != rule)
+                others = _names(name for name in registered if not _is_tagged(name))
                 shown = f"every operation that torch tags as pointwise, such as {_names(pointwise)}; and {others}"
             else:
                 shown = _names(registered)
@@ -134,7 +140,7 @@ def render(models_of: dict[str, list[str]]) -> str:
 
 
 def _is_tagged(name: str) -> bool:
-    return name not in ops._RULES and has_rule(name)
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads_of(name))
 
 
 def _names(names: Iterable[str]) -> str:

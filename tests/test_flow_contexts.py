@@ -7,7 +7,7 @@ from torch import nn
 
 from l0prune.compact import load, save
 from l0prune.flow.trace import trace
-from l0prune.look.contexts import open_contexts_
+from l0prune.look.program import open_contexts_
 from l0prune.surgery.shrink import shrink, surgery_of
 
 

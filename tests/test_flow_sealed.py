@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import l0prune
 from l0prune.errors import TraceError
-from l0prune.look.sealed import SEALED, sealed_modules
+from l0prune.look.capture import SEALED, sealed_modules
 from l0prune.surgery.shrink import shrink
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:.*saved without model.pt2")

@@ -10,7 +10,7 @@ from torch import nn
 
 import l0prune
 from l0prune.errors import TraceError
-from l0prune.gated.masked_statistics import masked_statistic, statistic_of_open
+from l0prune.ops.reductions import masked_statistic, statistic_of_open
 
 STATISTICS = {
     "mean": lambda x, dim: x.mean(dim),
@@ -296,14 +296,14 @@ def test_places_of_masked_extremes_are_those_among_all_units(pick):
     x, mask = inputs(4, 6), torch.tensor([True, False, True, True, False, True])
     kind = pick.__name__
 
-    found = statistic_of_open(pick, kind, mask, x, 1, keepdim=True)
+    found = statistic_of_open(kind, pick, mask, x, 1, keepdim=True)
     expected = pick(x[:, mask], 1, keepdim=True)
 
     assert torch.equal(found.values, expected.values)
     assert torch.equal(x.gather(1, found.indices), expected.values)
-    assert not statistic_of_open(pick, kind, torch.zeros_like(mask), x, 1).values.any()
+    assert not statistic_of_open(kind, pick, torch.zeros_like(mask), x, 1).values.any()
 
 
 def test_a_norm_over_another_width_than_traced_is_an_error():
     with pytest.raises(TraceError, match="another path"):
-        statistic_of_open(F.normalize, "linalg_vector_norm", torch.ones(5, dtype=torch.bool), inputs(2, 6), dim=1)
+        statistic_of_open("linalg_vector_norm", F.normalize, torch.ones(5, dtype=torch.bool), inputs(2, 6), dim=1)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gates, inputs, random_gates, traced
 from torch import nn
 
-from l0prune.ops import op as ops
-from l0prune.ops.contraction import contract
-from l0prune.ops.op import Op
+from l0prune.ops import operation
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.weights import contract
 from l0prune.surgery.shrink import shrink
 
 N_OUT = 6
@@ -141,7 +141,7 @@ def failing(op: Op) -> list:
 @pytest.mark.usefixtures("failing_rules_pin")
 def test_a_rule_that_fails_pins_what_it_touches_and_leaves_no_trace(monkeypatch):
     net = Net(lambda net, x: net.tail(net.up(x).relu()[:, :, None]), up=nn.Linear(3, 8), tail=nn.Conv1d(8, 2, 1))
-    monkeypatch.setitem(ops._RULES, "linear", failing)
+    monkeypatch.setitem(operation._BY_NAME, "linear", Operation("linear", failing))
 
     flow = traced(net, inputs(5, 3))
 
@@ -153,7 +153,7 @@ def test_a_rule_that_fails_pins_what_it_touches_and_leaves_no_trace(monkeypatch)
 
 
 def test_a_rule_that_fails_is_seen_by_tests(monkeypatch):
-    monkeypatch.setitem(ops._RULES, "linear", failing)
+    monkeypatch.setitem(operation._BY_NAME, "linear", Operation("linear", failing))
 
     with pytest.raises(IndexError):
         traced(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), inputs(5, 3))

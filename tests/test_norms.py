@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l0prune.errors import TraceError
-from l0prune.gated.norms import MaskedNorms, masked_group_norm, masked_layer_norm, masked_rms_norm
-from l0prune.ops.norm_calls import RecordNorms
+from l0prune.gated.norms import MaskedNorms
+from l0prune.look.capture import RecordNorms
+from l0prune.ops.norms import masked_group_norm, masked_layer_norm, masked_rms_norm
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=9).filter(any).map(torch.tensor)
 

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError, first_line
 from l0prune.flow.follow import Followed
+from l0prune.look.capture import lies_in
 from l0prune.look.recording import variations
-from l0prune.look.sealed import lies_in
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 from l0prune.ops.tracker import NO_UNIT, IdArray, Multiplication, Tracker
 

@@ -11,16 +11,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-import l0prune.ops  # noqa: F401 - registers the rules
 from l0prune.errors import first_line
-from l0prune.look.sealed import SEALED, lies_in
-from l0prune.ops.norm_calls import KIND_OF
-from l0prune.ops.op import NoRuleError, Op, Origin, Result, is_pointwise, module_of, node_shape, rule_for
+from l0prune.look.capture import SEALED, lies_in
+from l0prune.ops.node import NoRuleError, module_of, node_shape
+from l0prune.ops.operation import UNKNOWN, Op, Origin, Result, operation_of
 from l0prune.ops.tracker import Labels, Tracker
 
 __all__ = ["Followed", "follow", "tensor_names"]
-
-_NORMS = frozenset(KIND_OF.values())
 
 
 @dataclass(eq=False)
@@ -88,7 +85,11 @@ def follow(
                 _give_origin(origins, node, aliases.get(name, name), saved=name not in transient, learned=learned)
         elif node.op == "call_function":
             followed.nodes[node] = _apply(followed, origins, node, program.state_dict)
-            if sealed and not is_pointwise(node.target) and any(lies_in(module_of(node), path) for path in sealed):
+            if (
+                sealed
+                and not operation_of(node.target).is_pointwise
+                and any(lies_in(module_of(node), path) for path in sealed)
+            ):
                 for touched in (node, *node.all_input_nodes):
                     _pin_result(followed.tracker, followed.nodes.get(touched), SEALED)  # its code may name sizes
         elif node.op == "output":
@@ -130,14 +131,14 @@ def _apply(followed: Followed, origins: dict[Node, Origin], node: Node, tensors:
         return _getitem(followed, node)
     op = Op(node, followed.tracker, followed.nodes, origins, tensors)
     followed.tracker.op = op.name
-    rule = rule_for(node.target)
+    operation = operation_of(node.target)
     reason = f"no rule for {node.target}"
-    if rule is not None:
-        if op.name in _NORMS:
-            followed.tracker.count_norm(op.name, op.name_of(op.arg("weight")))
+    if operation is not UNKNOWN:
+        if operation.normalises is not None and operation.normalises.by_weight:
+            followed.tracker.count_norm(operation.normalises.kind, op.name_of(op.arg("weight")))
         recorded = followed.tracker.recorded
         try:
-            return rule(op)
+            return operation.rule(op)
         except NoRuleError:
             pass
         except Exception as error:  # noqa: BLE001 - the last line: a rule that fails is as good as none

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from l0prune.flow.follow import Followed
-from l0prune.look.capture import Captured
+from l0prune.look.capture import Captured, lies_in
 from l0prune.look.recording import number_of_paths, path_of
-from l0prune.look.sealed import lies_in
 from l0prune.look.watching import fixed_dimensions
-from l0prune.ops.op import op_name
+from l0prune.ops.operation import operation_of
 
 __all__ = ["restrict_to_recorded"]
 
-_CREATED = frozenset({"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"})
 UNREACHED = "as wide as a layer that the example inputs do not reach"
 
 
@@ -35,7 +33,7 @@ def restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterabl
         tracker.pin_all(followed.tensors[constant], "a constant of the code, which cannot be cut in place")
     unreached: set[int] = set()
     for node in program.graph.nodes:
-        if node.op == "call_function" and op_name(node.target) in _CREATED:
+        if node.op == "call_function" and operation_of(node.target).makers:
             for dim in fixed_dimensions(node):
                 tracker.pin(followed.nodes[node][dim], "made at full size by the code")  # type: ignore[arg-type]
         name = names.get(node.name) if node.op == "placeholder" else None

@@ -18,15 +18,10 @@ from torch.fx import Graph, Node
 
 from l0prune.flow.costs import Dimension
 from l0prune.kept import Kept
-from l0prune.ops.memory import aliased
-from l0prune.ops.op import op_name
+from l0prune.ops.node import aliased
+from l0prune.ops.operation import InClosedBranch, operation_of
 
 __all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
-
-CONTRACTIONS = frozenset({"linear", "matmul", "mm", "addmm", "conv1d", "conv2d", "conv3d", "convolution",
-                          "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})  # fmt: skip
-_BROADCASTING = frozenset({"batch_norm", "layer_norm", "rms_norm", "dropout", "dropout_", "contiguous", "clone", "detach", "to",
-                           "_to_copy", "alias", "linear", "feature_dropout", "permute", "transpose"})  # fmt: skip
 
 
 class State(Enum):
@@ -145,7 +140,8 @@ def branch_states(order: Iterable[Node], dead: set[Node], live: frozenset[Node])
         return states
     for node in order:
         if node in dead:
-            states[node] = State.STUCK if op_name(node.target) == "_weight_norm" else State.DEAD
+            needs_units = operation_of(node.target).closed is InClosedBranch.NEEDS_UNITS
+            states[node] = State.STUCK if needs_units else State.DEAD
         elif node.op in ("call_function", "output"):
             affected = [states[source] for source in node.all_input_nodes if source in states]
             if affected:
@@ -163,25 +159,24 @@ def _state(node: Node, states: dict[Node, State], live: frozenset[Node]) -> Stat
     """State of a node with at least one affected input; None for live."""
     if node.op == "output":
         return State.STUCK
-    name = op_name(node.target)
+    operation = operation_of(node.target)
+    passes_constants = operation.closed is InClosedBranch.PASSES_CONSTANTS
     of_inputs = [states.get(source) for source in node.all_input_nodes]
     if State.STUCK in of_inputs:
         return State.STUCK
-    if name in CONTRACTIONS:
-        activation = node.all_input_nodes[1 if name == "addmm" else 0]
-        if states.get(activation) is State.DEAD or (name == "linear" and states.get(activation) is State.CONSTANT):
-            return State.CONSTANT
-        return State.STUCK
-    if name in ("cat", "concat"):
+    if operation.contracts is not None:
+        of_activation = states.get(operation.contracts(node).activation)
+        is_constant = of_activation is State.DEAD or (passes_constants and of_activation is State.CONSTANT)
+        return State.CONSTANT if is_constant else State.STUCK
+    if operation.closed is InClosedBranch.LEAVES_OUT:
         return None if all(s is not State.CONSTANT for s in of_inputs) and None in of_inputs else State.STUCK
     if State.DEAD in of_inputs:
         return State.STUCK
     others = [source for source in node.all_input_nodes if source not in states and source in live]
-    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or name.rstrip("_") in ("add", "mul", "sub")
     if not others:
-        return State.CONSTANT if pointwise or name in _BROADCASTING else State.STUCK
+        return State.CONSTANT if operation.is_pointwise or passes_constants else State.STUCK
     full = node.meta["val"].shape if isinstance(node.meta.get("val"), torch.Tensor) else None
-    if pointwise and any(_shape(source) == full for source in others):
+    if operation.is_pointwise and any(_shape(source) == full for source in others):
         return None
     return State.STUCK
 

@@ -18,11 +18,10 @@ from l0prune.flow.removable import removable_dimensions
 from l0prune.flow.terms import dimensions_of, macs_terms, params_terms
 from l0prune.flow.units import Units, solve
 from l0prune.flow.unreached import unreached_parameters
-from l0prune.look.capture import Captured, capture, without_graph
-from l0prune.look.contexts import open_contexts_
+from l0prune.look.capture import Captured, NormCalls, capture, without_graph
+from l0prune.look.program import open_contexts_
 from l0prune.look.recording import record
 from l0prune.model_call import ExampleInputs, ModelCall
-from l0prune.ops.norm_calls import NormCalls
 from l0prune.ops.tracker import INERT, Split
 
 __all__ = ["aliases_of", "trace", "trace_modules", "trace_program", "trace_refused"]

@@ -1,4 +1,8 @@
-"""Capture a model with torch.export: an ATen graph, with a free batch and free lengths where the model allows it."""
+"""Capture a model with torch.export: an ATen graph, with a free batch and free lengths where the model allows it.
+
+Beside it, what the graph does not show: which norms an ordinary forward pass calls, and which modules are sealed: their code is
+compiled by TorchScript, so they stay as they are, whatever is cut around them.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,71 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import CaptureError, TraceError, first_line
-from l0prune.look.caches import without_caches
-from l0prune.look.data_sizes import note_data_sizes_
 from l0prune.look.free_sizes import FreeSizes, image_dimensions, length_dimensions, shares_batch
-from l0prune.look.kept_by_forward import forgetful, replaced_forward
-from l0prune.look.sealed import sealed_modules
+from l0prune.look.kept_by_forward import forgetful, replaced_forward, without_caches
+from l0prune.look.program import drop_unused_, forget_fake_results, note_data_sizes_
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
-from l0prune.ops.norm_calls import NormCalls, RecordNorms
+from l0prune.ops.operation import norm_called
 
-__all__ = ["Captured", "capture", "forget_fake_results", "without_graph"]
+__all__ = ["SEALED", "Captured", "NormCalls", "RecordNorms", "capture", "lies_in", "sealed_modules", "without_graph"]
 
+SEALED = "inside a module compiled by TorchScript, which stays as it is"
 _NOISY = "torch.fx.experimental.symbolic_shapes"
+
+
+@dataclass(frozen=True)
+class NormCalls:
+    """The normalisations and statistics of one forward pass.
+
+    Attributes:
+        weights: Names of the parameters or buffers that serve as their weights.
+        n_others: Kind -> number of calls without a weight (statistics have none), or with one that was computed.
+        observed: Whether the model ran; False where it has no numbers (meta device) and reads some.
+    """
+
+    weights: frozenset[str] = frozenset()
+    n_others: dict[str, int] = field(default_factory=dict)
+    observed: bool = True
+
+
+class RecordNorms(TorchFunctionMode):
+    """Inside this block, calls of normalisations are written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[str, Tensor | None]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Write the call down and make it."""
+        kwargs = kwargs or {}
+        norm = norm_called(func, args, kwargs)
+        if norm is not None:
+            self._calls.append((norm.kind, norm.weight_of(args, kwargs)))
+        return func(*args, **kwargs)
+
+    def calls(self, model: nn.Module) -> NormCalls:
+        """What was called, with the names that `model` has for the weights."""
+        names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        found = [(kind, names.get(id(weight))) for kind, weight in self._calls]
+        return NormCalls(
+            frozenset(name for _, name in found if name is not None),
+            dict(Counter(kind for kind, name in found if name is None)),
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,46 +233,19 @@ def _export(model: nn.Module, call: ModelCall, free_dims: dict[int, tuple[int, .
     with without_caches(model), _silent(logging.getLogger(_NOISY)), redirect_stderr(io.StringIO()):
         program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     forget_fake_results(program)
-    _drop_unused_(program)
+    drop_unused_(program)
     return program
 
 
-def forget_fake_results(program: ExportedProgram) -> None:
-    """Empty the table of op results by which torch has found the sizes in a program.
-
-    The sizes themselves, one `ShapeEnv` a program, stay in memory for good (torch 2.13: a symbol in a tensor's size is held
-    from C++, where Python's collector sees no cycle). With their table a small network would leave four times as much.
-    """
-    for node in program.graph.nodes:
-        shapes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
-        table = getattr(shapes, "fake_tensor_cache", None)
-        if isinstance(table, dict):
-            table.clear()
-            return
+def sealed_modules(model: nn.Module) -> frozenset[str]:
+    """Names of the outermost modules that torch.jit has scripted or traced; the empty name if that is the model itself."""
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    return frozenset(name for name in scripted if not any(lies_in(name, other) for other in scripted if other != name))
 
 
-def _drop_unused_(program: ExportedProgram) -> None:
-    """Take out ops that no output depends on, such as attention weights, averaged over heads, that nobody asked for.
-
-    Those that some parameter is used for alone, such as a head whose result the model throws away, stay: a cut in place
-    runs them too.
-    """
-    needed: set[Node] = set()
-    for node in reversed(list(program.graph.nodes)):
-        if node.op == "output" or node.is_impure() or any(user in needed for user in node.users):
-            needed.add(node)
-    parameters = program.graph_signature.inputs_to_parameters
-    alone = [
-        node
-        for node in program.graph.nodes
-        if node.name in parameters and node.users and not needed & node.users.keys()
-    ]
-    kept = set(alone)
-    for node in program.graph.nodes:
-        if any(source in kept for source in node.all_input_nodes):
-            kept.add(node)
-    program.graph.eliminate_dead_code(lambda node: node.is_impure() or node in kept)
-    program.graph_module.recompile()
+def lies_in(name: str, module: str) -> bool:
+    """Whether a tensor or module is that of a name, or is inside of it."""
+    return not module or name == module or name.startswith(f"{module}.")
 
 
 def _plain(output: Any, *, tuples: bool) -> Any:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from l0prune.model_call import ModelCall
-from l0prune.ops.op import varies
+from l0prune.ops.node import varies
 
 __all__ = ["FreeSizes", "image_dimensions", "length_dimensions", "other_images", "shares_batch"]
 

@@ -1,7 +1,8 @@
 """What a forward pass keeps in its modules for the next one: anchors, grids or masks, and the shape that they were made for.
 
 A graph that is exported while a module has something for the very shape of the example holds that as a constant, and so the
-shape is fixed. Made to forget it, the module computes it again, from sizes that may stay free.
+shape is fixed. Made to forget it, the module computes it again, from sizes that may stay free. So it does with tensors in
+dictionaries of its own, such as attention biases looked up once and kept for evaluation: a graph has no parameter behind them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
 
-__all__ = ["forgetful", "replaced_forward"]
+__all__ = ["empty_caches_", "forgetful", "replaced_forward", "without_caches"]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: its parameters, buffers, hooks, mode
 _Kept = dict[tuple[nn.Module, str], Any]
@@ -186,3 +187,35 @@ def _restore_(held: Any, content: Any) -> None:
     elif type(held) is dict:
         held.clear()
         held.update(content)
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """For a while the caches are empty, so that what is kept in them is computed again, from the parameters there are."""
+    kept = [(held, dict(held)) for held in _caches(model)]
+    empty_caches_(model)
+    try:
+        yield
+    finally:
+        for held, tensors in kept:
+            held.clear()
+            held.update(tensors)
+
+
+def empty_caches_(model: nn.Module) -> None:
+    """Empty the caches of all modules."""
+    for held in _caches(model):
+        held.clear()
+
+
+def _caches(model: nn.Module) -> list[dict[Any, Tensor]]:
+    """Dictionaries of modules that hold tensors and nothing else; parameters and buffers are kept elsewhere."""
+    return [
+        held
+        for module in model.modules()
+        for name, held in vars(module).items()
+        if type(held) is dict
+        and name not in ("_parameters", "_buffers")
+        and held
+        and all(isinstance(value, Tensor) for value in held.values())
+    ]

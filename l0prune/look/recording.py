@@ -31,13 +31,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import TraceError, first_line
-from l0prune.look.caches import without_caches
-from l0prune.look.capture import Captured
+from l0prune.look.capture import Captured, NormCalls, RecordNorms, sealed_modules
 from l0prune.look.free_sizes import FreeSizes, shares_batch
-from l0prune.look.sealed import sealed_modules
+from l0prune.look.kept_by_forward import without_caches
 from l0prune.look.watching import Path, Watch, current_tracer
 from l0prune.model_call import ModelCall, evaluation_mode, output_tensors
-from l0prune.ops.norm_calls import NormCalls, RecordNorms
 
 __all__ = ["number_of_paths", "path_of", "record", "variations"]
 

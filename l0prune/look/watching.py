@@ -13,16 +13,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from l0prune.ops.operation import makers
+
 __all__ = ["Path", "Watch", "current_tracer", "fixed_dimensions"]
 
 _READERS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr})
 """Functions that read numbers without an op of their own."""
 
 _SIZES = frozenset({Tensor.size, Tensor.shape.__get__})  # type: ignore[attr-defined]
-_METHODS = frozenset({Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty})
-_MAKERS = _METHODS | {torch.zeros, torch.ones, torch.empty}
-"""Functions that make a tensor of given sizes."""
-
 _FIXED = "l0prune_fixed"
 
 
@@ -77,6 +75,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
+        self._makers = makers()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -88,7 +87,7 @@ class Watch(TorchFunctionMode):
         if func in _SIZES:
             measured = [_Measured(size) for size in result] if isinstance(result, tuple) else _Measured(result)
             return torch.Size(measured) if isinstance(measured, list) else measured
-        if func in _MAKERS:
+        if func in self._makers:
             node = next(iter(reversed(current_tracer().graph.nodes)))
             node.meta[_FIXED] = self._fixed(func, args, kwargs or {}, result.dim())
         return result
@@ -96,7 +95,7 @@ class Watch(TorchFunctionMode):
     def _fixed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], n_dims: int
     ) -> tuple[int, ...]:
-        given: Any = kwargs.get("size", args[1:] if func in _METHODS else args)
+        given: Any = kwargs.get("size", args[1:] if args and isinstance(args[0], Tensor) else args)
         sizes = given[0] if given and isinstance(given[0], tuple | list) else given
         if len(sizes) != n_dims:
             return tuple(range(n_dims))

@@ -22,10 +22,9 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.files import draft_folder
-from l0prune.look.caches import without_caches
-from l0prune.look.capture import forget_fake_results
 from l0prune.look.free_sizes import FreeSizes
-from l0prune.look.kept_by_forward import forgetful
+from l0prune.look.kept_by_forward import forgetful, without_caches
+from l0prune.look.program import forget_fake_results
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
 from l0prune.onnx.model import (
     DYNAMIC_BATCH_KEY,

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 
 from l0prune.look.free_sizes import FreeSizes, length_dimensions
 from l0prune.model_call import ModelCall, output_tensors
-from l0prune.ops.op import varies
+from l0prune.ops.node import varies
 
 __all__ = [
     "SIZE_TOLERANCE",

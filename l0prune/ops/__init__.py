@@ -1,45 +1,22 @@
-"""What each family of ATen ops does to unit ids: one file a family; importing this package registers them all."""
+"""All that l0prune knows of operations: a family a file, an entry for every operation. Importing this package registers them."""
 
 from l0prune.ops import (
     attention,
     convolution,
     einsum,
-    fourier,
     indexing,
     joining,
     layout,
     linear,
     norms,
-    patches,
+    numbers,
     pointwise,
-    quantised,
-    reads,
     recurrent,
     reductions,
-    reparametrised,
+    slicing,
     spatial,
     views,
-    writes,
 )
 
-__all__ = [
-    "attention",
-    "convolution",
-    "einsum",
-    "fourier",
-    "indexing",
-    "joining",
-    "layout",
-    "linear",
-    "norms",
-    "patches",
-    "pointwise",
-    "quantised",
-    "reads",
-    "recurrent",
-    "reductions",
-    "reparametrised",
-    "spatial",
-    "views",
-    "writes",
-]
+__all__ = ["attention", "convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
+           "recurrent", "reductions", "slicing", "spatial", "views"]  # fmt: skip

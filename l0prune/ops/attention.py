@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from l0prune.ops.contraction import SCORES, count_multiplications
-from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.node import NoRuleError
+from l0prune.ops.operation import Op, Operation
 from l0prune.ops.tracker import IdArray, Labels
+from l0prune.ops.weights import SCORES, count_multiplications
 
 __all__: list[str] = []
 
 POSITIONS = "attention positions"
 
 
-@register("scaled_dot_product_attention")
+@Operation("scaled_dot_product_attention")
 def attention(op: Op) -> Labels:
     """Softmax attention: heads (all leading dimensions) are tied over q, k, v; v's features flow through."""
     query, key, value, mask = op.arg("query"), op.arg("key"), op.arg("value"), op.arg("attn_mask")

@@ -6,30 +6,119 @@ import math
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from torch.fx import Node
 
-from l0prune.ops.contraction import contract, count_multiplications
-from l0prune.ops.op import NoRuleError, Op, in_example, register
+from l0prune.ops.node import NoRuleError, argument_of, in_example, op_name, set_argument
+from l0prune.ops.operation import Contraction, Op, Operation
+from l0prune.ops.sizes import Cut, Pairs, Rewriter, Rows, SizedCall, Sizes
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Split
+from l0prune.ops.weights import contract, count_multiplications
 
 __all__: list[str] = []
 
 INSIDE_GROUP = "channels inside a convolution group stay together"
 
 
-@register("conv1d", "conv2d", "conv3d")
+def _groups_left(cut: Cut, node: Node) -> tuple[int, int] | None:
+    """(dense, compact) number of groups: as many as have inputs left; None where the cut leaves them, or their number varies."""
+    gates, groups = cut.gates(node.args[0]), argument_of(node, "groups")
+    if not gates or gates[1] is None or groups == 1 or isinstance(groups, Node):
+        return None
+    return groups, cut.kept.count_groups(gates[1], groups)
+
+
+def _fewer_groups(rewriter: Rewriter, node: Node) -> None:
+    if (found := _groups_left(rewriter, node)) is not None:
+        set_argument(node, "groups", found[1])
+
+
+def _numbers_of_groups(cut: Cut, node: Node) -> Pairs:
+    found = _groups_left(cut, node)
+    return [] if found is None else [found]
+
+
+class GroupsCall(SizedCall):
+    """A convolution; its only size is the number of groups, the seventh argument."""
+
+    kind = "groups"
+    functions = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+    def given(self) -> dict[int, tuple[Any, ...]]:
+        """The number of groups."""
+        return {0: (self._argument(6, "groups", 1),)}
+
+    def with_sizes(self, rows: Rows) -> GroupsCall:
+        """The same convolution in another number of groups."""
+        groups = rows[0][1]
+        if len(self.args) > 6:
+            return GroupsCall(self.func, (*self.args[:6], groups, *self.args[7:]), self.kwargs)
+        return GroupsCall(self.func, self.args, {**self.kwargs, "groups": groups})
+
+    def results(self, result: Any) -> list[tuple[int, Sizes]]:
+        """Shape of the result, and number of groups."""
+        return [(0, (*result.shape, *self.given()[0]))]
+
+    @classmethod
+    def of_node(cls, node: Node) -> Sizes | None:
+        """The same of a node."""
+        (shape,) = super().of_node(node) or ((),)
+        return (*shape, in_example(argument_of(node, "groups")))
+
+    @classmethod
+    def rows(cls, cut: Cut, node: Node, item: int) -> Rows:
+        """As in `SizedCall`."""
+        found = _groups_left(cut, node)
+        return () if found is None else ((0, found[1]),)
+
+
+def _weights(node: Node) -> Contraction:
+    """Parts of a convolution; the outputs of a group of a transposed one have their own part of the weight's rows."""
+    general = op_name(node.target).rstrip("_") in ("convolution", "_convolution")
+    transposed = argument_of(node, "transposed") if general else "transpose" in op_name(node.target)
+    groups = argument_of(node, "groups")
+    dim, out = (0, 1) if transposed else (1, 0)
+    return Contraction(
+        argument_of(node, "input"),
+        argument_of(node, "weight"),
+        None if transposed and groups != 1 else dim,
+        out,
+        argument_of(node, "bias"),
+        channel=1,
+        groups=groups if transposed else 1,
+    )
+
+
+@Operation(
+    "conv1d conv2d conv3d",
+    rewrite=_fewer_groups,
+    sizes=_numbers_of_groups,
+    call=GroupsCall,
+    contracts=_weights,
+)
 def convolution(op: Op) -> Labels:
     """Weight `(out, in / groups, *kernel)`: it consumes inputs, outputs are its rows; a unit of several groups is one of them."""
     return _convolve(op, op.arg("groups"), transposed=False)
 
 
-@register("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@Operation(
+    "conv_transpose1d conv_transpose2d conv_transpose3d",
+    rewrite=_fewer_groups,
+    sizes=_numbers_of_groups,
+    call=GroupsCall,
+    contracts=_weights,
+)
 def transposed_convolution(op: Op) -> Labels:
     """Weight `(in, out / groups, *kernel)`: the same, with rows for the inputs."""
     return _convolve(op, op.arg("groups"), transposed=True)
 
 
-@register("convolution", "_convolution")
+@Operation(
+    "convolution _convolution",
+    rewrite=_fewer_groups,
+    sizes=_numbers_of_groups,
+    contracts=_weights,
+)
 def general_convolution(op: Op) -> Labels:
     """aten.convolution, the form that has every option as an argument; TorchScript has one with more of them."""
     return _convolve(op, op.arg("groups"), transposed=bool(op.arg("transposed")))

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from l0prune.ops.contraction import SCORES, contract, count_multiplications
-from l0prune.ops.equations import Index, indices_of
-from l0prune.ops.op import NoRuleError, Op, register
-from l0prune.ops.tracker import IdArray, Labels
+from torch.fx import Node
 
-__all__ = ["multilinear"]
+from l0prune.ops.node import NoRuleError, argument_of, node_shape
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.tracker import IdArray, Labels, Places
+from l0prune.ops.weights import SCORES, best, contract, count_multiplications, made_of, places_that_zero
+
+__all__ = ["Index", "multilinear"]
+
+Index: TypeAlias = str | int
+"""A letter of an equation; a number, counted from the right, for a dimension that an ellipsis stands for."""
 
 
-@register("einsum")
+def _factors(op: Op, node: Node, dim: int) -> Places:
+    """Any tensor with the index may be zero, as a factor of a product."""
+    operands = argument_of(node, "tensors")
+    terms, out = _indices_of(argument_of(node, "equation"), [len(node_shape(x)) for x in operands])
+    choices = []
+    for k, (x, term) in enumerate(zip(operands, terms, strict=True)):
+        if out[dim] in term and node_shape(x)[term.index(out[dim])] == node_shape(node)[dim]:
+            places = places_that_zero(op, x, term.index(out[dim]))
+            parameters = {place.parameter for place in places or ()}
+            if not any(made_of(op, other, parameters) for j, other in enumerate(operands) if j != k):
+                choices.append(places)
+    return best(choices)
+
+
+@Operation("einsum", zeros=_factors)
 def einsum(op: Op) -> Labels:
     """Any equation in which no tensor has an index twice."""
     operands = list(op.arg("tensors"))
-    indices, out = indices_of(op.arg("equation"), [len(op.shape(x)) for x in operands])
+    indices, out = _indices_of(op.arg("equation"), [len(op.shape(x)) for x in operands])
     return multilinear(op, operands, indices, out)
 
 
-@register("mv", "dot", "vdot", "outer", "ger", "inner")
+@Operation("mv dot vdot outer ger inner")
 def vectors(op: Op) -> Labels:
     """Products with vectors; `inner` of tensors contracts the last dimensions."""
     a, b = op.node.args[:2]
@@ -40,7 +59,7 @@ def _once(first: list[Index], second: list[Index]) -> list[Index]:
     return [index for index in [*first, *second] if not (index in first and index in second)]
 
 
-@register("tensordot")
+@Operation("tensordot")
 def tensordot(op: Op) -> Labels:
     """Given dimensions of two tensors are contracted with each other, the others follow one another."""
     a, b = op.arg("self"), op.arg("other")
@@ -131,3 +150,32 @@ def _count(
         held |= set(indices[k])
         count_multiplications(op, [(sizes[i], ids[i]) for i in sorted(held, key=str)])
         held &= set(out).union(*indices[k + 1 :])
+
+
+def _indices_of(equation: str, n_dims: Sequence[int]) -> tuple[list[list[Index]], list[Index]]:
+    """The indices of every operand, and of the result.
+
+    Args:
+        equation: As for torch.einsum, with letters.
+        n_dims: Number of dimensions of every operand.
+    """
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms = [_indices(term, n) for term, n in zip(given.split(","), n_dims, strict=True)]
+    if not arrow:
+        return terms, _implicit(terms)
+    n_hidden = max(sum(isinstance(index, int) for index in term) for term in terms)
+    return terms, _indices(result, len(result.replace("...", "")) + n_hidden)
+
+
+def _indices(term: str, n_dims: int) -> list[Index]:
+    """One index for each dimension of a tensor."""
+    before, dots, after = term.partition("...")
+    hidden = n_dims - len(before) - len(after) if dots else 0
+    return [*before, *range(hidden - 1, -1, -1), *after]
+
+
+def _implicit(indices: list[list[Index]]) -> list[Index]:
+    """Without an arrow: the dimensions of the ellipsis, then the letters that occur once, in the order of the alphabet."""
+    every = [index for term in indices for index in term]
+    hidden = sorted({index for index in every if isinstance(index, int)}, reverse=True)
+    return [*hidden, *sorted(letter for letter in every if isinstance(letter, str) and every.count(letter) == 1)]

@@ -1,15 +1,18 @@
-"""Ops that join, cut and pad along a dimension."""
+"""Ops that join tensors along a dimension, or pad one; and gated linear units, which fold one."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from torch.fx import Node
 
-from l0prune.ops.memory import written_later
-from l0prune.ops.op import NoRuleError, Op, Result, register, varies
-from l0prune.ops.tracker import IdArray, Labels
+from l0prune.ops.node import NoRuleError, argument_of, set_argument
+from l0prune.ops.operation import InClosedBranch, Op, Operation
+from l0prune.ops.sizes import Cut, Pairs, Rewriter
+from l0prune.ops.tracker import IdArray, Labels, Places
+from l0prune.ops.weights import places_that_zero, together
 
 __all__: list[str] = []
 
@@ -23,7 +26,12 @@ def _known(op: Op, ids: IdArray | None, size: int, reason: str) -> IdArray:
     return fresh
 
 
-@register("cat", "concat", "concatenate")
+def _all_parts(op: Op, node: Node, dim: int) -> Places:
+    """Tensors one behind the other: all of them."""
+    return together(places_that_zero(op, part, dim) for part in argument_of(node, "tensors"))
+
+
+@Operation("cat concat concatenate", zeros=_all_parts, closed=InClosedBranch.LEAVES_OUT)
 def cat(op: Op) -> Labels:
     """Parts one behind the other along `dim`; the other dimensions are tied."""
     return _joined(op, op.arg("tensors"), op.arg("dim"))
@@ -32,7 +40,7 @@ def cat(op: Op) -> Labels:
 _STACKED = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}
 
 
-@register(*_STACKED)
+@Operation(" ".join(_STACKED), closed=InClosedBranch.LEAVES_OUT)
 def stacked(op: Op) -> Labels:
     """Like cat along one of the first three dimensions, which all tensors must have."""
     tensors, dim = op.arg("tensors"), _STACKED[op.name]
@@ -41,7 +49,7 @@ def stacked(op: Op) -> Labels:
     return _joined(op, tensors, dim)
 
 
-@register("glu")
+@Operation("glu")
 def gated_half(op: Op) -> Labels:
     """The first half of `dim`, times the sigmoid of the second: equal places live or die together."""
     labels = op.labels(op.arg("self"))
@@ -75,7 +83,7 @@ def _joined(op: Op, tensors: list[Any], along: int) -> Labels:
     return out
 
 
-@register("stack")
+@Operation("stack")
 def stack(op: Op) -> Labels:
     """Equal tensors along a new dimension."""
     labels = [op.labels(t) for t in op.arg("tensors")]
@@ -87,74 +95,28 @@ def stack(op: Op) -> Labels:
     return out
 
 
-@register("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")
-def split(op: Op) -> Result:
-    """Consecutive parts along `dim`; equal parts are tied part to part, so that code saying `chunk(2)` stays right."""
-    x = op.arg("self")
-    labels = op.labels(x)
-    dim = op.arg("dim") % len(labels)
-    op.set_origin(x, [None if d == dim else d for d in range(len(labels))])
-    ids = labels[dim]
-    sizes = [op_part.shape[dim] for op_part in op.node.meta["val"]]
-    if ids is not None and _is_free(x, dim):
-        labels = _cut_anywhere(op, labels, dim)
-    if labels[dim] is None:
-        return [list(labels) for _ in sizes]
-    ends = np.cumsum([int(size) for size in sizes])
-    parts = np.split(ids, ends[:-1])  # type: ignore[arg-type]
-    if op.name != "split_with_sizes" and len({len(part) for part in parts}) == 1:
-        op.tracker.tie_rows(np.stack(parts, axis=1))
-    return [[*labels[:dim], part, *labels[dim + 1 :]] for part in parts]
+def _resize_padding(rewriter: Rewriter, node: Node) -> None:
+    amounts = list(argument_of(node, "pad"))
+    for position, new in _amounts(rewriter, node):
+        amounts[position] = new
+    set_argument(node, "pad", amounts)
 
 
-@register("slice")
-def slice_(op: Op) -> Labels:
-    """`x[start:end:step]` along `dim`."""
-    labels = op.labels(op.arg("self"))
-    dim = op.arg("dim") % len(labels)
-    op.set_origin(op.arg("self"), [None if d == dim else d for d in range(len(labels))])
-    if labels[dim] is None:
-        return labels
-    start, end, step = op.arg("start"), op.arg("end"), op.arg("step")
-    whole = start in (None, 0) and step in (None, 1) and (end is None or end == sys.maxsize)
-    if whole:
-        return labels
-    if not all(bound is None or isinstance(bound, int) for bound in (start, end, step)) or _is_free(
-        op.arg("self"), dim
-    ):
-        return _cut_anywhere(op, labels, dim)
-    if step not in (None, 1) and written_later(op.node):
-        op.tracker.pin(labels[dim], "every so many of it are written in place")
-    labels[dim] = labels[dim][start:end:step]  # type: ignore[index]
-    return labels
+def _padding(cut: Cut, node: Node) -> Pairs:
+    return [(argument_of(node, "pad")[position], new) for position, new in _amounts(cut, node)]
 
 
-def _is_free(x: Any, dim: int) -> bool:
-    """Whether a dimension may have another length than in the example, as heads times batch has."""
-    return varies(x.meta["val"].shape[dim])
+def _amounts(cut: Cut, node: Node) -> Iterator[tuple[int, int]]:
+    """Position of an amount among the arguments, and what it is after the cut, for padding before and after gated dimensions."""
+    amounts, gates = argument_of(node, "pad"), cut.gates(node)
+    for i in range(min(len(amounts) // 2, len(gates))):
+        dimension, (before, after) = gates[len(gates) - 1 - i], amounts[2 * i : 2 * i + 2]
+        if dimension is not None and (before or after):
+            yield 2 * i, cut.kept.count(dimension[:before])
+            yield 2 * i + 1, cut.kept.count(dimension[len(dimension) - after :])
 
 
-def _cut_anywhere(op: Op, labels: Labels, dim: int) -> Labels:
-    """How much of a dimension remains is known when the model runs: as of position weights for a sequence."""
-    op.tracker.pin(labels[dim], "cut at a size that varies")
-    labels[dim] = None
-    return labels
-
-
-@register("narrow")
-def narrow(op: Op) -> Labels:
-    """`length` indices from `start` along `dim`."""
-    labels = op.labels(op.arg("self"))
-    dim, start, length = op.arg("dim") % len(labels), op.arg("start"), op.arg("length")
-    if labels[dim] is not None:
-        if not (isinstance(start, int) and isinstance(length, int)) or _is_free(op.arg("self"), dim):
-            return _cut_anywhere(op, labels, dim)
-        start += len(labels[dim]) if start < 0 else 0  # type: ignore[arg-type]
-        labels[dim] = labels[dim][start : start + length]  # type: ignore[index]
-    return labels
-
-
-@register("pad", "constant_pad_nd")
+@Operation("pad constant_pad_nd", rewrite=_resize_padding, sizes=_padding)
 def pad(op: Op) -> Labels:
     """Padding along channels brings constant indices of its own (option-A shortcuts): fresh, removable units."""
     labels = op.labels(op.arg("self"))

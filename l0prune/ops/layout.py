@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
 
-from l0prune.ops.op import NoRuleError, Op, register, varies
+from l0prune.ops.node import NoRuleError, argument_of, node_shape, set_argument, varies
+from l0prune.ops.operation import InClosedBranch, Op, Operation
+from l0prune.ops.sizes import Cut, Rewriter, SizedCall
 from l0prune.ops.tracker import Labels
+from l0prune.ops.weights import moved
 
 __all__: list[str] = []
 
 
-@register("contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as", "cpu", "cuda", "float",
-          "half", "double", "bfloat16", "_assert_tensor_metadata")  # fmt: skip
+@Operation("_assert_tensor_metadata")
+@Operation(
+    "contiguous clone detach alias lift_fresh_copy to _to_copy type_as cpu cuda float half double bfloat16",
+    zeros=moved,
+    closed=InClosedBranch.PASSES_CONSTANTS,
+)
 def same(op: Op) -> Labels:
     """The same tensor, perhaps copied or cast."""
     x = op.tensor_args()[0]
@@ -22,14 +32,14 @@ def same(op: Op) -> Labels:
     return labels
 
 
-@register("permute")
+@Operation("permute", zeros=moved, closed=InClosedBranch.PASSES_CONSTANTS)
 def permute(op: Op) -> Labels:
     """Dimensions in another order."""
     x, order = op.arg("self"), op.arg("dims")
     return _reordered(op, x, [d % len(order) for d in order])
 
 
-@register("transpose", "swapaxes", "swapdims")
+@Operation("transpose swapaxes swapdims", zeros=moved, closed=InClosedBranch.PASSES_CONSTANTS)
 def transpose(op: Op) -> Labels:
     """Two dimensions exchanged."""
     x, a, b = op.node.args[:3]
@@ -38,7 +48,7 @@ def transpose(op: Op) -> Labels:
     return _reordered(op, x, order)
 
 
-@register("t", "numpy_T", "mT", "adjoint")
+@Operation("t numpy_T mT adjoint", zeros=moved)
 def t(op: Op) -> Labels:
     """The last two dimensions exchanged."""
     x = op.arg("self")
@@ -53,7 +63,7 @@ def _reordered(op: Op, x: Any, order: list[int]) -> Labels:
     return [labels[d] for d in order]
 
 
-@register("movedim", "moveaxis")
+@Operation("movedim moveaxis", zeros=moved)
 def movedim(op: Op) -> Labels:
     """Dimensions moved to other places."""
     x, source, destination = op.arg("self"), op.arg("source"), op.arg("destination")
@@ -65,7 +75,7 @@ def movedim(op: Op) -> Labels:
     return _reordered(op, x, [moved[d] if d in moved else next(rest) for d in range(n)])
 
 
-@register("unsqueeze")
+@Operation("unsqueeze", zeros=moved)
 def unsqueeze(op: Op) -> Labels:
     """A new dimension of size one."""
     labels = op.labels(op.arg("self"))
@@ -74,23 +84,54 @@ def unsqueeze(op: Op) -> Labels:
     return labels
 
 
-@register("squeeze")
+def _squeeze(rewriter: Rewriter, node: Node) -> None:
+    """Only dimensions of the dense model's size one go, not those of which one index is left."""
+    source: Any = node.args[0]
+    if all(g is None for g in rewriter.gates(source)):
+        return
+    gone = sorted(_squeezed(node))
+    if gone:
+        rewriter.replace(node, torch.ops.aten.squeeze.dims, source, gone)
+    else:
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)
+
+
+def _squeezed(node: Node) -> set[int]:
+    """The dimensions of size one that go."""
+    shape = node_shape(node.args[0])
+    try:
+        dims = argument_of(node, "dim")
+    except NoRuleError:
+        dims = list(range(len(shape)))
+    return {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims) if shape[d] == 1}
+
+
+@Operation("squeeze", rewrite=_squeeze, zeros=moved)
 def squeeze(op: Op) -> Labels:
     """Dimensions of size one removed."""
     x = op.arg("self")
-    labels, shape = op.labels(x), op.shape(x)
-    try:
-        dims = op.arg("dim")
-    except NoRuleError:
-        dims = list(range(len(shape)))
-    chosen = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    gone = {d for d in chosen if shape[d] == 1}
+    labels, gone = op.labels(x), _squeezed(op.node)
     for d in gone:
         op.tracker.pin(labels[d], "a single unit's dimension is squeezed away")
     return [ids for d, ids in enumerate(labels) if d not in gone]
 
 
-@register("expand", "expand_as", "broadcast_to")
+def _expand(rewriter: Rewriter, node: Node) -> None:
+    gates = rewriter.gates(node)
+    if any(g is not None for g in gates):
+        set_argument(node, "size", rewriter.sizes(argument_of(node, "size"), gates))
+
+
+class ExpandCall(SizedCall):
+    """A call that takes the whole shape, as many of an index as its size says."""
+
+    kind = "expand"
+    functions = (Tensor.expand, Tensor.broadcast_to, torch.broadcast_to)
+
+
+@Operation("expand_as", zeros=moved)
+@Operation("expand broadcast_to", rewrite=_expand, sizes=Cut.changed, call=ExpandCall, zeros=moved)
 def expand(op: Op) -> Labels:
     """Dimensions of size one repeated; as many copies of an index as what they meet asks for, or the other tensor has."""
     x = op.arg("self")
@@ -117,7 +158,7 @@ def _input_size(size: Any) -> bool:
     return varies(size) and bool(size.node.expr.is_symbol)
 
 
-@register("repeat", "tile")
+@Operation("repeat tile")
 def repeat(op: Op) -> Labels:
     """The whole tensor again and again along dimensions: an index goes with all its copies."""
     x = op.arg("self")
@@ -135,7 +176,7 @@ def repeat(op: Op) -> Labels:
     return out
 
 
-@register("repeat_interleave")
+@Operation("repeat_interleave")
 def repeat_interleave(op: Op) -> Labels:
     """Every index several times in a row, as key heads for the query heads that share them."""
     labels, repeats, dim = op.labels(op.arg("self")), op.arg("repeats"), op.arg("dim")
@@ -147,7 +188,7 @@ def repeat_interleave(op: Op) -> Labels:
     return labels
 
 
-@register("flip", "roll")
+@Operation("flip roll")
 def rearrange(op: Op) -> Labels:
     """Indices in another order along `dims`, none of which can be missing."""
     labels = op.labels(op.arg("self"))
@@ -155,11 +196,3 @@ def rearrange(op: Op) -> Labels:
     for d in dims if dims else range(len(labels)):
         op.tracker.pin(labels[d], f"{op.name} moves indices along it")
     return labels
-
-
-@register("sym_size", "size")
-def sym_size(op: Op) -> Labels:
-    """How long a dimension is, where that varies: asking changes nothing, but the number must stay."""
-    labels = op.labels(op.arg("self"))
-    op.tracker.pin(labels[op.arg("dim") % len(labels)], "its size is used as a number")
-    return []

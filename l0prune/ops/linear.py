@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from l0prune.ops.contraction import SCORES, contract, count_multiplications
-from l0prune.ops.einsum import multilinear
-from l0prune.ops.equations import Index
-from l0prune.ops.op import Op, register
-from l0prune.ops.tracker import Labels
+from torch.fx import Node
+
+from l0prune.ops.einsum import Index, multilinear
+from l0prune.ops.node import argument_of, node_shape
+from l0prune.ops.operation import Contraction, InClosedBranch, Op, Operation
+from l0prune.ops.tracker import Labels, Places
+from l0prune.ops.weights import SCORES, aligned, contract, count_multiplications, places_that_zero, product
 
 __all__: list[str] = []
 
 
-@register("linear")
+def _layer(node: Node) -> Contraction:
+    return Contraction(argument_of(node, "input"), argument_of(node, "weight"), 1, 0, argument_of(node, "bias"))
+
+
+def _layer_zeros(op: Op, node: Node, dim: int) -> Places:
+    """Outputs of a layer without a bias, or any other dimension of its input."""
+    x, weight = node.args[:2]
+    if argument_of(node, "bias") is not None:
+        return None
+    return places_that_zero(op, weight, 0) if dim == len(node_shape(node)) - 1 else places_that_zero(op, x, dim)
+
+
+@Operation("linear", contracts=_layer, zeros=_layer_zeros, closed=InClosedBranch.PASSES_CONSTANTS)
 def linear(op: Op) -> Labels:
     """`x W^T + b`: the input's last dimension is consumed by W's dimension 1, the output is W's dimension 0."""
     x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
@@ -26,7 +40,7 @@ def linear(op: Op) -> Labels:
     return [*x_labels[:-1], w_labels[0]]
 
 
-@register("bilinear")
+@Operation("bilinear")
 def bilinear(op: Op) -> Labels:
     """`x_1 W_k x_2 + b_k` for every output k: the weight is `(out, in_1, in_2)` and contracts both."""
     first, second, weight, bias = op.arg("input1"), op.arg("input2"), op.arg("weight"), op.arg("bias")
@@ -39,7 +53,25 @@ def bilinear(op: Op) -> Labels:
     return multilinear(op, [first, weight, second], terms, [*outer, "k"])
 
 
-@register("matmul", "mm", "bmm")
+def _product_of_two(node: Node) -> Contraction:
+    a, b = node.args[:2]
+    return Contraction(a, b, -2, -1)
+
+
+def _product_zeros(op: Op, node: Node, dim: int) -> Places:
+    """Rows are those of the first matrix, columns those of the second; a batch is that of either."""
+    a, b = node.args[:2]
+    n_dims = len(node_shape(node))
+    if min(len(node_shape(a)), len(node_shape(b))) < 2:
+        return None
+    from_right = dim - n_dims
+    if from_right < -2:
+        return product(op, node, dim)
+    return aligned(op, node, a if from_right == -2 else b, dim)
+
+
+@Operation("bmm", zeros=_product_zeros)
+@Operation("matmul mm", contracts=_product_of_two, zeros=_product_zeros)
 def matmul(op: Op) -> Labels:
     """Batched product of two tensors; either may be a parameter."""
     a, b = op.node.args[:2]
@@ -52,7 +84,13 @@ def matmul(op: Op) -> Labels:
     return multilinear(op, [a, b], [first, second], [i for i in [*first, *second] if i != first[-1]])
 
 
-@register("addmm", "baddbmm")
+def _product_and_bias(node: Node) -> Contraction:
+    bias, a, b = node.args[:3]
+    return Contraction(a, b, -2, -1, bias)
+
+
+@Operation("baddbmm")
+@Operation("addmm", contracts=_product_and_bias)
 def addmm(op: Op) -> Labels:
     """`bias + a b`, as in Conv1D layers of GPT-2."""
     bias, a, b = op.node.args[:3]

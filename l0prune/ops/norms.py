@@ -1,11 +1,32 @@
-"""Normalisations: per channel, over channels, over groups of channels."""
+"""Normalisations: per channel, over channels, over groups of channels; and weights that are normed when they are used.
+
+A norm over a dimension of units takes its statistics over those that are open; that is what the smaller norm of the compact model
+computes.
+"""
 
 from __future__ import annotations
 
-from l0prune.ops.op import NoRuleError, Op, register
-from l0prune.ops.tracker import IdArray, Labels, NormUse
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-__all__: list[str] = []
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+from l0prune.errors import TraceError
+from l0prune.ops.node import NoRuleError, argument_of, node_shape, set_argument
+from l0prune.ops.operation import InClosedBranch, Normalisation, Op, Operation, operation_of
+from l0prune.ops.sizes import Cut, Rewriter
+from l0prune.ops.tracker import IdArray, Labels, NormUse, Places
+from l0prune.ops.weights import places_that_zero
+
+__all__ = ["HALF", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
+
+aten = torch.ops.aten
+Mask = Tensor
+HALF = (torch.float16, torch.bfloat16)
 
 
 def _tie_affine(op: Op, ids: IdArray | None, *names: str) -> None:
@@ -23,7 +44,172 @@ def _record(op: Op, kind: str, ids: IdArray | None) -> None:
         op.tracker.norms.append(NormUse(op.node.name, kind, weight, order, ids))
 
 
-@register("batch_norm", "instance_norm")
+def masked_layer_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm over the last dimension with statistics over the open units.
+
+    Args:
+        x: Shape `(..., C)`.
+        mask: 1 for open units and 0 for closed ones, shape `(C,)`, dtype of `x`.
+        weight: Shape `(C,)`, or None.
+        bias: Shape `(C,)`, or None.
+        eps: Added to the variance, > 0.
+
+    Returns:
+        Shape `(..., C)`; closed units hold the bias.
+    """
+    count = mask.sum().clamp_min(1)
+    centred = (x - (x * mask).sum(-1, keepdim=True) / count) * mask
+    out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + eps)
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+def masked_rms_norm(x: Tensor, mask: Mask, weight: Tensor | None, eps: float | None) -> Tensor:
+    """RMSNorm over the last dimension with the mean square over the open units.
+
+    Args:
+        x: Shape `(..., C)`.
+        mask: 1 for open and 0 for closed units, shape `(C,)`, dtype of `x`.
+        weight: Shape `(C,)`, or None.
+        eps: Added to the mean square; None is the machine epsilon of `x`, as in torch.
+
+    Returns:
+        Shape `(..., C)`; closed units are zero.
+    """
+    opened = x * mask
+    mean_square = opened.square().sum(-1, keepdim=True) / mask.sum().clamp_min(1)
+    out = opened * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps))
+    return out if weight is None else out * weight
+
+
+def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """One-group GroupNorm with statistics over the open channels.
+
+    Args:
+        x: Shape `(N, C, *)`.
+        mask: 1 for open and 0 for closed channels, shape `(C,)`, dtype of `x`.
+        weight: Shape `(C,)`, or None.
+        bias: Shape `(C,)`, or None.
+        eps: Added to the variance, > 0.
+
+    Returns:
+        Shape `(N, C, *)`; closed channels hold the bias.
+    """
+    per_channel = (1, -1, *([1] * (x.dim() - 2)))
+    dims = tuple(range(1, x.dim()))
+    mask = mask.view(per_channel)
+    count = (mask.sum() * (x[0, 0].numel())).clamp_min(1)
+    centred = (x - (x * mask).sum(dims, keepdim=True) / count) * mask
+    out = centred * torch.rsqrt(centred.square().sum(dims, keepdim=True) / count + eps)
+    if weight is not None:
+        out = out * weight.view(per_channel)
+    return out if bias is None else out + bias.view(per_channel)
+
+
+def _over_open(
+    kind: str,
+    func: Callable[..., Any],
+    mask: Mask,
+    input: Tensor,  # noqa: A002 - the name torch gives it
+    shape: Any = None,
+    weight: Tensor | None = None,
+    bias: Any = None,
+    eps: float | None = None,
+    *_: Any,
+    **options: Any,
+) -> Tensor:
+    width = input.shape[1] if kind == "group_norm" else input.shape[-1]
+    if width != len(mask):
+        raise TraceError(
+            f"a {kind} of the forward pass normalises {width} units, the traced one {len(mask)}: the model takes another "
+            "path than when it was traced; trace it with inputs of the kind it is trained on"
+        )
+    # Statistics of half precision numbers are taken in single precision, as torch's own norms do.
+    x = input.float() if input.dtype in HALF else input
+    weights = mask.to(x.dtype)
+    if kind == "rms_norm":
+        # rms_norm(input, normalized_shape, weight, eps): the fourth positional argument is eps.
+        eps = bias if eps is None else eps
+        out = masked_rms_norm(x, weights, weight, torch.finfo(input.dtype).eps if eps is None else eps)
+    elif kind == "group_norm":
+        out = masked_group_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+    else:
+        out = masked_layer_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+    return out if _norms_stay_single(input) else out.to(input.dtype)
+
+
+def _norms_stay_single(x: Tensor) -> bool:
+    """Whether torch's own norm of this half precision tensor would return single precision: autocast on a GPU."""
+    return x.dtype in HALF and x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+
+
+def _widths(dim: int, cut: Cut, node: Node) -> dict[str, tuple[Any, Any]]:
+    """The width of a norm along `dim`, under the names that modules have for it."""
+    labels = cut.gates(node)
+    if not labels or labels[dim] is None:
+        return {}
+    dense, compact = len(labels[dim]), cut.kept.count(labels[dim])
+    return {
+        "normalized_shape": ((dense,), (compact,)),
+        **dict.fromkeys(("num_channels", "num_features"), (dense, compact)),
+    }
+
+
+def _narrower(rewriter: Rewriter, node: Node) -> None:
+    gates = rewriter.gates(node)
+    if gates and gates[-1] is not None:
+        set_argument(node, "normalized_shape", [rewriter.kept.count(gates[-1])])
+
+
+def _by_weight(kind: str, *functions: Any) -> Normalisation:
+    return Normalisation(kind, functions, partial(_over_open, kind), by_weight=True)
+
+
+def _standardised(
+    func: Callable[..., Any],
+    mask: Mask,
+    input: Tensor,  # noqa: A002 - the name torch gives it
+    running_mean: None = None,
+    running_var: None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A batch norm without running statistics over `(1, channels, units)`: each channel over its open units."""
+    if input.shape[0] != 1 or input.dim() != 3 or input.shape[2] != len(mask):
+        raise TraceError(
+            f"a batch norm of the forward pass standardises {tuple(input.shape)}, the traced one {len(mask)} units: the model "
+            "takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+        )
+    out = masked_layer_norm(input, mask.to(input.dtype), None, None, eps)
+    if weight is not None:
+        out = out * weight.view(1, -1, 1)
+    return out if bias is None else out + bias.view(1, -1, 1)
+
+
+def _is_without_running_statistics(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    given = dict(zip(("input", "running_mean", "running_var"), args, strict=False)) | dict(kwargs)
+    return given.get("running_mean") is None and given.get("running_var") is None
+
+
+def _standardised_zeros(op: Op, node: Node, dim: int) -> Places:
+    """A weight as one sample of a batch norm without a shift: its statistics are taken over what is open."""
+    x, _, shift, mean, variance = node.args[:5]
+    plain = mean is None and variance is None and shift is None and node_shape(node)[0] == 1
+    return places_that_zero(op, x, dim) if plain else None
+
+
+@Operation("instance_norm", attributes=partial(_widths, 1), training="use_input_stats")
+@Operation(
+    "batch_norm",
+    normalises=Normalisation("batch_norm", (F.batch_norm,), _standardised, counts=_is_without_running_statistics),
+    training="training",
+    zeros=_standardised_zeros,
+    closed=InClosedBranch.PASSES_CONSTANTS,
+)
 def batch_norm(op: Op) -> Labels:
     """Statistics of each channel alone: the affine and running tensors tie to the channel.
 
@@ -41,7 +227,14 @@ def batch_norm(op: Op) -> Labels:
     return labels
 
 
-@register("layer_norm")
+@Operation(
+    "layer_norm",
+    rewrite=_narrower,
+    sizes=Cut.changed,
+    attributes=partial(_widths, -1),
+    normalises=_by_weight("layer_norm", F.layer_norm, torch.layer_norm, aten.layer_norm.default),
+    closed=InClosedBranch.PASSES_CONSTANTS,
+)
 def layer_norm(op: Op) -> Labels:
     """Statistics span the last dimension: gated units need masked statistics; more dimensions are pinned."""
     labels = op.labels(op.arg("input"))
@@ -63,7 +256,14 @@ def _pin_affine(op: Op, labels: Labels) -> Labels:
     return labels
 
 
-@register("rms_norm")
+@Operation(
+    "rms_norm",
+    rewrite=_narrower,
+    sizes=Cut.changed,
+    attributes=partial(_widths, -1),
+    normalises=_by_weight("rms_norm", F.rms_norm, torch.rms_norm, aten.rms_norm.default),
+    closed=InClosedBranch.PASSES_CONSTANTS,
+)
 def rms_norm(op: Op) -> Labels:
     """Root mean square over the last dimension, with masked statistics for gated units."""
     labels = op.labels(op.arg("input"))
@@ -74,7 +274,27 @@ def rms_norm(op: Op) -> Labels:
     return labels
 
 
-@register("group_norm")
+def _fewer_groups(rewriter: Rewriter, node: Node) -> None:
+    gates, groups = rewriter.gates(node), argument_of(node, "num_groups")
+    if gates and gates[1] is not None and groups > 1:
+        set_argument(node, "num_groups", rewriter.kept.count(gates[1]) // (len(gates[1]) // groups))
+
+
+def _group_widths(cut: Cut, node: Node) -> dict[str, tuple[Any, Any]]:
+    found, groups = _widths(1, cut, node), argument_of(node, "num_groups")
+    if found and groups > 1:
+        dense, compact = found["num_channels"]
+        found["num_groups"] = (groups, compact * groups // dense)
+    return found
+
+
+@Operation(
+    "group_norm",
+    rewrite=_fewer_groups,
+    sizes=Cut.changed,
+    attributes=_group_widths,
+    normalises=_by_weight("group_norm", F.group_norm, torch.group_norm, aten.group_norm.default),
+)
 def group_norm(op: Op) -> Labels:
     """One group: masked statistics. Several groups: the unit is a whole group, exact without any mask."""
     labels = op.labels(op.arg("input"))
@@ -88,3 +308,58 @@ def group_norm(op: Op) -> Labels:
     if labels[1] is not None:
         op.tracker.tie_rows(labels[1].reshape(groups, -1))
     return labels
+
+
+def _normed_weight(func: Callable[..., Any], mask: Mask, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`g v / |v|`, where closed units of `v` are zero already; zero where they all are."""
+    if len(mask) not in v.shape:
+        raise TraceError(
+            f"a weight norm of the forward pass is over {tuple(v.shape)}, the traced one over {len(mask)} units: the model takes "
+            "another path than when it was traced; trace it with inputs of the kind it is trained on"
+        )
+    norm = torch.norm_except_dim(v, 2, dim)
+    return v * (g / norm.where(norm > 0, 1))
+
+
+def _normed_zeros(op: Op, node: Node, dim: int) -> Places:
+    """A direction times a length: along the dimension of the lengths the scale of the direction is lost."""
+    return places_that_zero(op, argument_of(node, "g" if argument_of(node, "dim") == dim else "v"), dim)
+
+
+@Operation(
+    "_weight_norm",
+    normalises=Normalisation("weight_norm", (torch._weight_norm,), _normed_weight),
+    zeros=_normed_zeros,
+    closed=InClosedBranch.NEEDS_UNITS,
+)
+def weight_norm(op: Op) -> Labels:
+    """`g v / |v|` with one norm for every index of `dim`.
+
+    A gate on `v` makes closed inputs zero before the norm is taken, as if they were not there. So units may be removed along
+    `dim`, and along the dimension that every user of the weight contracts; the norm pins the others.
+    """
+    v, g, dim = op.arg("v"), op.arg("g"), op.arg("dim")
+    op.tracker.count_norm("weight_norm", None)
+    if dim < 0:
+        raise NoRuleError  # one norm for all
+    labels = op.labels(v)
+    op.tracker.tie(labels[dim], op.labels(g)[dim])
+    used = [_use(op.node, user) for user in op.node.users]
+    for d, ids in enumerate(labels):
+        if d == dim or ids is None:
+            continue
+        if used and all(contracted == d for contracted, _ in used):
+            order = op.tracker.n_other_norms["weight_norm"] - 1
+            op.tracker.norms.append(NormUse(op.node.name, "weight_norm", None, order, ids))
+        elif d < 2 or not all(is_convolution for _, is_convolution in used):
+            op.tracker.pin(ids, "statistics are taken over it")
+    return labels
+
+
+def _use(weight: Node, user: Node) -> tuple[int | None, bool]:
+    """The dimension along which an op contracts its weight, and whether it is a convolution."""
+    contracts = operation_of(user.target).contracts
+    used = None if contracts is None else contracts(user)
+    if used is None or used.weight is not weight:
+        return None, False
+    return None if used.dim is None else used.dim % len(node_shape(weight)), used.channel == 1

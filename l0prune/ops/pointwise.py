@@ -1,28 +1,106 @@
-"""Ops that treat every element alone, with broadcasting; and ops that create tensors."""
+"""Ops that treat every element alone, with broadcasting; also rounding as a quantised network will have it."""
 
 from __future__ import annotations
 
-from l0prune.ops.op import Op, register
-from l0prune.ops.tracker import Labels
+from typing import Any
 
-__all__: list[str] = []
+import torch
+from torch.fx import Node
 
+from l0prune.ops.node import argument_of, op_name
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.tracker import Labels, Places
+from l0prune.ops.weights import aligned, is_finite_beside, places_that_zero, product, together
+
+__all__ = ["pointwise"]
+
+
+def _unchanged(op: Op, node: Node, dim: int) -> Places:
+    """A function of each element alone, which is zero at zero."""
+    return places_that_zero(op, node.args[0], dim)
+
+
+_BOUNDS = {"clamp": ("min", "max"), "clip": ("min", "max"), "hardtanh": ("min_val", "max_val")}
+
+
+def _within_bounds(op: Op, node: Node, dim: int) -> Places:
+    """Clamped between numbers on both sides of zero."""
+    low, high = (argument_of(node, name) for name in _BOUNDS[op_name(node.target).rstrip("_")])
+    given = [bound for bound in (low, high) if bound is not None]
+    if not all(isinstance(bound, (int, float)) for bound in given):
+        return None
+    around = (low is None or low <= 0) and (high is None or high >= 0)
+    return _unchanged(op, node, dim) if around else None
+
+
+def _power(op: Op, node: Node, dim: int) -> Places:
+    """Zero to the power of a positive number."""
+    exponent = node.args[1]
+    return _unchanged(op, node, dim) if isinstance(exponent, (int, float)) and exponent > 0 else None
+
+
+def _quotient(op: Op, node: Node, dim: int) -> Places:
+    """The numerator is zero and the denominator is not."""
+    a, b = node.args[:2]
+    return aligned(op, node, a, dim) if is_finite_beside(op, node, a, b, dim) else None
+
+
+def _sum(op: Op, node: Node, dim: int) -> Places:
+    """All summands are zero, and none is spread over the dimension."""
+    return together(aligned(op, node, part, dim) for part in node.args[:2])
+
+
+def _masked(op: Op, node: Node, dim: int) -> Places:
+    """Elements that a mask chooses become zero too."""
+    value = argument_of(node, "value")
+    return aligned(op, node, node.args[0], dim) if value == 0 and isinstance(value, (int, float)) else None
+
+
+def _either(op: Op, node: Node, dim: int) -> Places:
+    """Elements of two tensors, or of one and zeros."""
+    parts = [part for part in node.args[1:3] if not _is_zero(part)]
+    return together(aligned(op, node, part, dim) for part in parts) if parts else None
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Node):
+        return value.op == "call_function" and op_name(value.target) in ("zeros", "zeros_like", "new_zeros")
+    return isinstance(value, (int, float)) and value == 0
+
+
+_ZERO_AT_ZERO = """
+neg negative abs absolute sign relu relu6 leaky_relu silu gelu elu selu celu tanh sin sinh tan asin asinh atan erf expm1 log1p
+square round floor ceil trunc fix hardswish mish
+"""
 
 # Ops that torch does not tag as pointwise although they are.
-_UNTAGGED = ["where", "masked_fill", "lerp", "addcmul", "addcdiv", "dropout", "alpha_dropout", "feature_dropout", "prelu",
-             "_prelu_kernel", "rrelu", "hardswish", "hardsigmoid", "hardtanh", "relu6", "silu", "gelu", "mish", "elu", "selu",
-             "celu", "leaky_relu", "threshold", "softplus", "log_sigmoid", "clamp", "rsub", "pow",
-             "copy", "fill", "zero", "complex", "polar", "conj", "_conj", "resolve_conj", "resolve_neg", "real",
-             "imag"]  # fmt: skip
+_UNTAGGED = """
+lerp addcmul addcdiv prelu _prelu_kernel hardsigmoid threshold softplus log_sigmoid rsub copy fill zero complex polar conj _conj
+resolve_conj resolve_neg real imag
+"""
 
 # Other names of pointwise ops, which torch.export keeps and torch does not tag.
-_ALIASES = ["multiply", "subtract", "divide", "floor_divide", "negative", "absolute", "greater", "greater_equal", "less",
-            "less_equal", "not_equal", "arccos", "arcsin", "arctan", "arctan2", "arccosh", "arcsinh", "arctanh", "fix", "isclose",
-            "special_expit", "special_erf", "special_erfc", "special_exp2", "special_expm1", "special_log1p", "special_logit",
-            "special_sinc", "special_round", "__and__", "__or__", "__xor__"]  # fmt: skip
+_ALIASES = """
+floor_divide greater greater_equal less less_equal not_equal arccos arcsin arctan arctan2 arccosh arcsinh arctanh isclose
+special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p special_logit special_sinc special_round
+__and__ __or__ __xor__
+"""
 
 
-@register("pointwise", *_UNTAGGED, *_ALIASES)
+@Operation(_ALIASES)
+@Operation(_UNTAGGED)
+@Operation("rrelu", training="training")
+@Operation("alpha_dropout feature_alpha_dropout", training="train")
+@Operation("dropout feature_dropout", training="train", zeros=_unchanged)
+@Operation("where", zeros=_either)
+@Operation("masked_fill", zeros=_masked)
+@Operation("add sub subtract", zeros=_sum)
+@Operation("div divide", zeros=_quotient)
+@Operation("mul multiply", zeros=product)
+@Operation("pow", zeros=_power)
+@Operation(" ".join(_BOUNDS), zeros=_within_bounds)
+@Operation(_ZERO_AT_ZERO, zeros=_unchanged)
+@Operation(tag=torch.Tag.pointwise)
 def pointwise(op: Op) -> Labels:
     """Index i of the output depends on index i of every operand: equal indices are tied."""
     if op.name == "prelu":
@@ -52,14 +130,35 @@ def _prelu(op: Op) -> Labels:
     return labels
 
 
-@register("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-def creation(op: Op) -> Labels:
-    """A constant tensor: fixed sizes may shrink with what they are joined to."""
-    size = op.arg("size")
-    return [op.tracker.fresh(s) if isinstance(s, int) and s > 1 else None for s in size]
+OBSERVED = "an observer looks at all of it; torch.ao.quantization.disable_observer ends that"
 
 
-@register("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
-def creation_like(op: Op) -> Labels:
-    """A tensor of another's shape."""
+@Operation("fake_quantize_per_tensor_affine", zeros=_unchanged)
+def one_scale(op: Op) -> Labels:
+    """Rounded as a quantised network will have it; scale and zero point are single numbers."""
     return op.labels(op.arg("self"))
+
+
+@Operation("fake_quantize_per_channel_affine", zeros=_unchanged)
+def scale_of_each_channel(op: Op) -> Labels:
+    """Scales and zero points lie along `axis`."""
+    return _along(op, op.arg("axis"), "scale", "zero_point")
+
+
+@Operation("fused_moving_avg_obs_fake_quant", zeros=_unchanged)
+def observed(op: Op) -> Labels:
+    """The same with an observer, which moves the scales by the extremes of all that it sees, as long as it is on."""
+    is_on = op.value(op.arg("observer_on"))
+    if is_on is None or bool(is_on.any()):
+        op.tracker.pin_all(op.labels(op.arg("self")), OBSERVED)
+    if op.arg("per_row_fake_quant"):
+        return _along(op, op.arg("ch_axis"), "running_min", "running_max", "scale", "zero_point")
+    return op.labels(op.arg("self"))
+
+
+def _along(op: Op, axis: int, *names: str) -> Labels:
+    labels = op.labels(op.arg("self"))
+    for name in names:
+        for ids in op.labels(op.arg(name)):
+            op.tracker.tie(labels[axis], ids)
+    return labels

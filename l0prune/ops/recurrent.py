@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch.fx import Node
 
-from l0prune.ops.contraction import contract, count_multiplications
-from l0prune.ops.op import NoRuleError, Op, register
+from l0prune.ops.node import NoRuleError, argument_of
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.sizes import Cut
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels
+from l0prune.ops.weights import contract, count_multiplications
 
 __all__: list[str] = []
 
@@ -21,7 +24,25 @@ _BLOCKS = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 ALONG = "a recurrent layer runs along it"
 
 
-@register(*_BLOCKS)
+def _cells(node: Node) -> tuple[list[list[Any]], bool]:
+    """Weights and biases of every layer and direction, and whether outputs are projected, by the last of these."""
+    params = list(argument_of(node, "params"))
+    per_cell = len(params) // (argument_of(node, "num_layers") * (2 if argument_of(node, "bidirectional") else 1))
+    return [params[start : start + per_cell] for start in range(0, len(params), per_cell)], per_cell % 2 == 1
+
+
+def _widths(cut: Cut, node: Node) -> dict[str, tuple[int, int]]:
+    cells, projected = _cells(node)
+    from_input, from_outputs, last = cells[0][0], cells[0][1], cells[0][-1]
+    sides = {"hidden_size": (last if projected else from_outputs, 1)}
+    if projected:
+        sides["proj_size"] = (last, 0)
+    sides["input_size"] = (from_input, 1)
+    found = {name: (cut.gates(weight) or (None, None))[dim] for name, (weight, dim) in sides.items()}
+    return {name: (len(gates), cut.kept.count(gates)) for name, gates in found.items() if gates is not None}
+
+
+@Operation(" ".join(_BLOCKS), attributes=_widths, training="train")
 def recurrent(op: Op) -> list[Labels]:
     """Units of all layers and directions are tied by their number, because one state tensor holds them all.
 
@@ -29,13 +50,9 @@ def recurrent(op: Op) -> list[Labels]:
     """
     packed = op.node.target._overloadname == "data"  # type: ignore[union-attr]
     x = op.arg("data" if packed else "input")
-    n_layers, params = op.arg("num_layers"), list(op.arg("params"))
-    n_directions = 2 if op.arg("bidirectional") else 1
+    n_layers, n_directions = op.arg("num_layers"), 2 if op.arg("bidirectional") else 1
     states = op.arg("hx") if op.name == "lstm" else [op.arg("hx")]
-    n_cells = n_layers * n_directions
-    per_cell = len(params) // n_cells
-    projected = per_cell % 2 == 1
-    cells = [params[start : start + per_cell] for start in range(0, len(params), per_cell)]
+    cells, projected = _cells(op.node)
     outputs = op.labels(cells[0][1])[1]
     hidden = op.labels(cells[0][-1])[1] if projected else outputs
     labels = op.labels(x)
@@ -60,7 +77,13 @@ def recurrent(op: Op) -> list[Labels]:
     return [[*no_labels, ids], *([None, None, units] for units in held)]
 
 
-@register("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell_widths(cut: Cut, node: Node) -> dict[str, tuple[int, int]]:
+    sides = {"hidden_size": "w_hh", "input_size": "w_ih"}
+    found = {name: (cut.gates(argument_of(node, weight)) or (None, None))[1] for name, weight in sides.items()}
+    return {name: (len(gates), cut.kept.count(gates)) for name, gates in found.items() if gates is not None}
+
+
+@Operation("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", attributes=_cell_widths)
 def recurrent_cell(op: Op) -> Any:
     """One step of one layer, for the rows of a batch."""
     x, states = op.arg("input"), op.arg("hx") if op.name == "lstm_cell" else [op.arg("hx")]
@@ -99,7 +122,7 @@ def _projection(op: Op, weight: Any, hidden: IdArray, outputs: IdArray, steps: i
     count_multiplications(op, [(steps, None), (len(hidden), hidden), (len(outputs), outputs)])
 
 
-@register("_pack_padded_sequence")
+@Operation("_pack_padded_sequence")
 def packed(op: Op) -> list[Labels]:
     """The steps of all sequences in one dimension, beside it how many there are at each time."""
     *others, features = op.labels(op.arg("input"))
@@ -108,7 +131,7 @@ def packed(op: Op) -> list[Labels]:
     return [[None, features], [None]]
 
 
-@register("_pad_packed_sequence")
+@Operation("_pad_packed_sequence")
 def padded(op: Op) -> list[Labels]:
     """The other way: time and batch are dimensions of their own, beside it the lengths."""
     steps, features = op.labels(op.arg("data"))

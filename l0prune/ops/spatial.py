@@ -1,13 +1,15 @@
-"""Pooling and resampling: they act on trailing space dimensions and leave channels alone."""
+"""Ops that mix positions of some dimensions and leave the others alone: pools, resampling, patches, Fourier transforms."""
 
 from __future__ import annotations
 
+import math
 import re
 
-from l0prune.ops.op import Op, register
-from l0prune.ops.tracker import Labels
+from l0prune.ops.node import NoRuleError
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.tracker import IdArray, Labels
 
-__all__ = ["pin_space"]
+__all__: list[str] = []
 
 _POOLS = [
     f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
@@ -21,7 +23,7 @@ _OTHERS = ["_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_
            "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"]  # fmt: skip
 
 
-@register(*_POOLS, *_UPSAMPLES, *_OTHERS)
+@Operation(" ".join([*_POOLS, *_UPSAMPLES, *_OTHERS]))
 def spatial(op: Op) -> Labels | list[Labels]:
     """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
     labels = op.labels(op.tensor_args()[0])
@@ -46,7 +48,7 @@ def _at(option: int | list[int], k: int) -> int:
     return option if isinstance(option, int) else option[k if len(option) > 1 else 0]
 
 
-@register("max_unpool2d", "max_unpool3d")
+@Operation("max_unpool2d max_unpool3d")
 def unpooled(op: Op) -> Labels:
     """What was pooled goes back to its place, channel by channel; the places may come from another layer."""
     labels, places = op.labels(op.arg("self")), op.labels(op.arg("indices"))
@@ -57,7 +59,7 @@ def unpooled(op: Op) -> Labels:
     return [*outer, *([None] * n_space)]
 
 
-@register("grid_sampler")
+@Operation("grid_sampler")
 def grid_sampler(op: Op) -> Labels:
     """Channels are looked up at places of space that a tensor names: the same places for all of them."""
     labels, grid = op.labels(op.arg("input")), op.labels(op.arg("grid"))
@@ -69,3 +71,88 @@ def pin_space(op: Op, labels: Labels) -> None:
     """Pin the dimensions along which an op mixes positions."""
     for ids in labels:
         op.tracker.pin(ids, f"{op.name} mixes along it")
+
+
+@Operation("unfold")
+def windows(op: Op) -> Labels:
+    """Tensor.unfold: windows along one dimension; places inside the window become a dimension of their own, at the end."""
+    labels = op.labels(op.arg("self"))
+    if not labels:
+        raise NoRuleError  # a single number
+    dim = op.arg("dimension") % len(labels)
+    op.tracker.pin(labels[dim], "windows are cut along it")
+    labels[dim] = None
+    return [*labels, None]
+
+
+@Operation("im2col")
+def patches(op: Op) -> Labels:
+    """F.unfold, `(*, C, H, W)` to `(*, C * positions, L)`: a channel goes with all positions of the patch."""
+    labels = op.labels(op.arg("self"))
+    pin_space(op, labels[-2:])
+    return [*labels[:-3], _repeated(labels[-3], math.prod(op.arg("kernel_size"))), None]
+
+
+@Operation("col2im")
+def sum_of_patches(op: Op) -> Labels:
+    """F.fold, `(*, C * positions, L)` to `(*, C, H, W)`: all positions of a channel live or die together."""
+    labels = op.labels(op.arg("self"))
+    pin_space(op, labels[-1:])
+    return [*labels[:-2], _merged(op, labels[-2], math.prod(op.arg("kernel_size"))), None, None]
+
+
+@Operation("pixel_shuffle")
+def pixel_shuffle(op: Op) -> Labels:
+    """`(*, C * r * r, H, W)` to `(*, C, H * r, W * r)`: the r * r channels that become one live or die together."""
+    labels = op.labels(op.arg("self"))
+    pin_space(op, labels[-2:])
+    return [*labels[:-3], _merged(op, labels[-3], op.arg("upscale_factor") ** 2), None, None]
+
+
+@Operation("pixel_unshuffle")
+def pixel_unshuffle(op: Op) -> Labels:
+    """`(*, C, H * r, W * r)` to `(*, C * r * r, H, W)`: a channel goes with the r * r that it becomes."""
+    labels = op.labels(op.arg("self"))
+    pin_space(op, labels[-2:])
+    return [*labels[:-3], _repeated(labels[-3], op.arg("downscale_factor") ** 2), None, None]
+
+
+@Operation("channel_shuffle native_channel_shuffle")
+def channel_shuffle(op: Op) -> Labels:
+    """Channels of `groups` groups are interleaved; each group loses the same ones, so that the groups stay as long."""
+    labels, groups = op.labels(op.arg("self")), op.arg("groups")
+    if labels[1] is not None:
+        rows = labels[1].reshape(groups, -1).T
+        op.tracker.tie_rows(rows)
+        labels[1] = rows.ravel()
+    return labels
+
+
+def _repeated(ids: IdArray | None, n: int) -> IdArray | None:
+    return None if ids is None else ids.repeat(n)
+
+
+def _merged(op: Op, ids: IdArray | None, n: int) -> IdArray | None:
+    if ids is None:
+        return None
+    rows = ids.reshape(-1, n)
+    op.tracker.tie_rows(rows)
+    return rows[:, 0].copy()
+
+
+_ONE = ["fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft"]
+_SEVERAL = [f"fft_{inverse}{real}fft{dims}" for dims in ("2", "n") for real in ("", "r") for inverse in ("", "i")]
+
+
+@Operation(" ".join([*_ONE, *_SEVERAL, "fft_fftshift", "fft_ifftshift"]))
+def fourier(op: Op) -> Labels:
+    """Every output along the transformed dimensions depends on all inputs along them; of the others each stays what it was."""
+    labels = op.labels(op.arg("self"))
+    dims = op.arg("dim")
+    if dims is None:
+        sizes = op.arg("s") if op.name in _SEVERAL else None
+        dims = range(-len(sizes), 0) if sizes else range(len(labels))
+    for d in [dims] if isinstance(dims, int) else dims:
+        op.tracker.pin(labels[d], f"{op.name} mixes along it")
+        labels[d] = None
+    return labels

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["INERT", "NO_UNIT", "Consumption", "IdArray", "Labels", "Multiplication", "NormUse", "Split", "Tracker"]
+__all__ = ["INERT", "NO_UNIT", "Consumption", "IdArray", "Labels", "Multiplication", "NormUse", "Place", "Places", "Split",
+           "Tracker"]  # fmt: skip
 
 IdArray = npt.NDArray[np.int64]
 NO_UNIT = "no unit at all, e.g. a position in a kernel"
@@ -17,6 +19,20 @@ INERT = "meets a dimension without parameters (model input, positions, space)"
 
 Labels = list[IdArray | None]
 """One entry a dimension: the unit ids of its indices, or None where no parameter is behind the dimension."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A dimension of a parameter or buffer, with its units, shape `(size,)`."""
+
+    parameter: str
+    dim: int
+    ids: IdArray
+    learned: bool
+
+
+Places: TypeAlias = list[Place] | None
+"""Places of which all together make a slice zero; None if there are none such."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,25 @@
-"""Views: how unit ids go through merging and splitting dimensions."""
+"""Views: how unit ids go through merging and splitting dimensions; also complex numbers as pairs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
 
-from l0prune.ops.op import NoRuleError, Op, register
-from l0prune.ops.tracker import IdArray, Labels, Split
+from l0prune.ops.node import NoRuleError, argument_of, node_shape, op_name, set_argument
+from l0prune.ops.operation import Op, Operation
+from l0prune.ops.sizes import Cut, Rewriter, Rows, SizedCall
+from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Split
+from l0prune.ops.weights import moved
 
 __all__ = ["blocks"]
+
+aten = torch.ops.aten
 
 LARGEST_BLOCK = 1 << 26
 """Elements of a block beyond which the ids are not followed."""
@@ -38,7 +47,56 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[li
         yield list(range(i0, i)), list(range(j0, j))
 
 
-@register("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as", "ravel")
+def _reshape(rewriter: Rewriter, node: Node) -> None:
+    """New sizes; and always a reshape, because a view fails on tensors in channels-last order."""
+    if node.target is aten.view.dtype:
+        return
+    gates = rewriter.gates(node)
+    name = "size" if op_name(node.target) in ("view", "_unsafe_view") else "shape"
+    sizes = argument_of(node, name)
+    rewriter.replace(node, aten.reshape.default, node.args[0], rewriter.sizes(sizes, gates) if gates else sizes)
+
+
+def _unflatten(rewriter: Rewriter, node: Node) -> None:
+    """Sizes for those dimensions alone that take the place of one."""
+    gates = rewriter.gates(node)
+    if any(g is not None for g in gates):
+        dim, sizes = UnflattenCall.first_size(node), argument_of(node, "sizes")
+        set_argument(node, "sizes", rewriter.sizes(sizes, gates[dim : dim + len(sizes)]))
+
+
+class ViewCall(SizedCall):
+    """A call that takes the whole shape."""
+
+    kind = "view"
+    functions = (Tensor.view, Tensor.reshape, torch.reshape)
+
+    @classmethod
+    def rows(cls, cut: Cut, node: Node, item: int) -> Rows:
+        """As in `SizedCall`; nothing for a view as another type."""
+        return () if node.target is aten.view.dtype else super().rows(cut, node, item)
+
+
+class UnflattenCall(SizedCall):
+    """A call that takes the sizes which one dimension becomes."""
+
+    kind = "unflatten"
+    functions = (Tensor.unflatten, torch.unflatten)
+
+    @classmethod
+    def first_size(cls, node: Node) -> int:
+        """The dimension that is replaced."""
+        dim: int = argument_of(node, "dim") % (len(node_shape(node.args[0])) or 1)
+        return dim
+
+    def _before_sizes(self) -> tuple[Any, ...]:
+        return (self._argument(1, "dim", None),)
+
+
+@Operation("flatten reshape_as view_as ravel", zeros=moved)
+@Operation("unflatten", rewrite=_unflatten, sizes=Cut.changed, call=UnflattenCall, zeros=moved)
+@Operation("_unsafe_view", rewrite=_reshape, sizes=Cut.changed, zeros=moved)
+@Operation("view reshape", rewrite=_reshape, sizes=Cut.changed, call=ViewCall, zeros=moved)
 def view(op: Op) -> Labels:
     """Match runs of input and output dimensions; within a run the ids must lie along one axis of the result."""
     x = op.tensor_args()[0]
@@ -126,3 +184,17 @@ def _spread(
     rows = np.moveaxis(full, axis, 0).reshape(shape_out[axis], -1)
     op.tracker.tie_rows(rows)
     out[outs[axis]] = rows[:, 0].copy()
+
+
+@Operation("view_as_real")
+def pairs(op: Op) -> Labels:
+    """One more dimension: the real part and the imaginary one."""
+    return [*op.labels(op.arg("self")), None]
+
+
+@Operation("view_as_complex")
+def complex_numbers(op: Op) -> Labels:
+    """The last dimension is the real part and the imaginary one."""
+    *labels, parts = op.labels(op.arg("self"))
+    op.tracker.pin(parts, NO_UNIT)
+    return labels

@@ -10,10 +10,10 @@ from torch.fx import GraphModule, Node
 
 from l0prune.errors import EquivalenceError
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.removable import CONTRACTIONS, State, branch_states, dead_nodes, input_dependent
+from l0prune.flow.removable import State, branch_states, dead_nodes, input_dependent
 from l0prune.kept import Kept
-from l0prune.ops.memory import aliased
-from l0prune.ops.op import op_name
+from l0prune.ops.node import aliased, op_name
+from l0prune.ops.operation import Contraction, InClosedBranch, operation_of
 
 __all__ = ["drop_dead_branches", "has_dropped_branches"]
 
@@ -58,9 +58,9 @@ def has_dropped_branches(model: nn.Module) -> bool:
 
 def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> Tensor:
     """Value of a constant node in evaluation mode, with size one along batch, positions and space."""
-    name = op_name(node.target)
-    if name in CONTRACTIONS and not any(source in constants for source in node.all_input_nodes):
-        return _bias_alone(graph, node)
+    contracts = operation_of(node.target).contracts
+    if contracts is not None and not any(source in constants for source in node.all_input_nodes):
+        return _bias_alone(graph, contracts(node), n_dims=node.meta["val"].dim())
 
     def value(argument: Any) -> Any:
         if not isinstance(argument, Node):
@@ -76,23 +76,14 @@ def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> 
         return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
 
 
-def _bias_alone(graph: GraphModule, node: Node) -> Tensor:
+def _bias_alone(graph: GraphModule, layer: Contraction, *, n_dims: int) -> Tensor:
     """What a layer yields from no input at all: its bias, or zero."""
-    name = op_name(node.target)
-    n_dims = node.meta["val"].dim()
-    weight_at, bias_at = (2, 0) if name == "addmm" else (1, 2)
-    bias = node.args[bias_at] if len(node.args) > bias_at and name not in ("matmul", "mm") else None
-    channel = 1 if name.startswith("conv") else n_dims - 1
     shape = [1] * n_dims
-    shape[channel] = -1
-    if isinstance(bias, Node):
-        return _attribute(graph, bias).detach().view(shape)
-    weight = _attribute(graph, node.args[weight_at])  # type: ignore[arg-type]
-    if name in ("matmul", "mm", "addmm"):
-        n_out = weight.shape[-1]
-    else:
-        n_out = weight.shape[1] if "transpose" in name else weight.shape[0]
-    return weight.new_zeros(n_out).view(shape)
+    shape[layer.channel] = -1
+    if isinstance(layer.bias, Node):
+        return _attribute(graph, layer.bias).detach().view(shape)
+    weight = _attribute(graph, layer.weight)
+    return weight.new_zeros(weight.shape[layer.out] * layer.groups).view(shape)
 
 
 def _attribute(graph: GraphModule, node: Node) -> Tensor:
@@ -103,7 +94,7 @@ def _attribute(graph: GraphModule, node: Node) -> Tensor:
 
 def _feed_constants(graph: GraphModule, node: Node, constants: dict[Node, Tensor], dead: set[Node]) -> None:
     """A live node takes constants from buffers, and drops empty operands of a concatenation."""
-    if op_name(node.target) in ("cat", "concat"):
+    if operation_of(node.target).closed is InClosedBranch.LEAVES_OUT:
         tensors = [t for t in node.args[0] if t not in dead]  # type: ignore[union-attr]
         node.args = (tensors, *node.args[1:])
     fed = [source for source in node.all_input_nodes if source in constants]

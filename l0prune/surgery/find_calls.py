@@ -12,29 +12,18 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.kept import DimensionGates, Kept
+from l0prune.kept import Kept
 from l0prune.look.recording import path_of
 from l0prune.model_call import evaluation_mode
-from l0prune.ops.op import argument_of, concrete, in_example, module_of, op_name, varies
+from l0prune.ops.node import module_of
+from l0prune.ops.operation import operation_of, sized_call
+from l0prune.ops.sizes import Cut, Rows, SizedCall, Sizes
 from l0prune.surgery.plan import CallChange
-from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
 
 __all__ = ["CallFinder"]
 
-_KIND_OF_OP = {
-    **dict.fromkeys(("view", "reshape"), "view"),
-    **dict.fromkeys(("expand", "broadcast_to"), "expand"),
-    "unflatten": "unflatten",
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), "split"),
-    "slice": "slice",
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "groups"),
-}
-
-_Sizes = tuple[Any, ...]
-"""What a call and its node in the dense graph have in common: the sizes that come out."""
 _Place = tuple[str, str]
 """Module and kind of calls."""
 _Wanted = dict[_Place, list[Rows]]
@@ -90,7 +79,7 @@ class _Follow(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, wanted: _Wanted) -> None:
         super().__init__()
-        self.sizes: dict[_Place, list[list[tuple[int, _Sizes]]]] = defaultdict(list)
+        self.sizes: dict[_Place, list[list[tuple[int, Sizes]]]] = defaultdict(list)
         self.changed: dict[tuple[str, str, int], Rows] = {}
         self._wanted = wanted
         self._paths = {module: path for path, module in model.named_modules()}
@@ -121,9 +110,10 @@ class _Follow(TorchFunctionMode):
     ) -> Any:
         """Make the call, and write it down."""
         kwargs = kwargs or {}
-        if func not in KIND_OF or not self._running:
+        kind = sized_call(func)
+        if kind is None or not self._running:
             return func(*args, **kwargs)
-        call = SizedCall(func, args, kwargs)
+        call = kind(func, args, kwargs)
         path, seen = self._running[-1]
         place = (path, call.kind, seen[call.kind])
         for _, counted in self._running:
@@ -136,7 +126,7 @@ class _Follow(TorchFunctionMode):
         made.append([])
         position = len(made) - 1
         result = call.make()
-        made[position] = _sizes_of_call(call, result)
+        made[position] = call.results(result)
         return result
 
     def _rows_for(self, path: str, kind: str, position: int) -> Rows:
@@ -149,98 +139,36 @@ def _wrong(call: SizedCall, rows: Rows) -> Rows:
     """The rows that a call has other sizes for; a split is given all its sizes together."""
     given = call.given()
     wrong = tuple(row for row in rows if given.get(row[0], row[1:]) != row[1:])
-    return rows if wrong and call.kind == "split" else wrong
-
-
-def _sizes_of_call(call: SizedCall, result: Any) -> list[tuple[int, _Sizes]]:
-    """The sizes that come out of each node that a call becomes; for a slice also its place in the index."""
-    if call.kind == "slice":
-        return [(item, sizes) for item, sizes in call.cutting_slices()]
-    if call.kind == "groups":
-        return [(0, (*result.shape, *call.given()[0]))]
-    return [(0, tuple(tuple(part.shape) for part in pytree.tree_leaves(result)))]
-
-
-def _sizes_of_node(kind: str, node: Node) -> _Sizes | None:
-    """The same of a node; None if it is a slice that leaves everything."""
-    parts = [tuple(concrete(size) for size in value.shape) for value in pytree.tree_leaves(node.meta["val"])]
-    if kind == "slice":
-        dim, before = _sliced(node)
-        return None if parts[0][dim] == before else (dim, before, parts[0][dim])
-    if kind == "groups":
-        return (*parts[0], in_example(argument_of(node, "groups")))
-    return tuple(parts)
-
-
-def _sliced(node: Node) -> tuple[int, int]:
-    """Dimension of a slice, and its size before."""
-    source: Any = node.args[0]
-    shape = source.meta["val"].shape
-    dim: int = argument_of(node, "dim") % len(shape)
-    return dim, concrete(shape[dim])
+    return rows if wrong and call.together else wrong
 
 
 def _wanted(
     flow: ChannelFlow,
     model: nn.Module,
-    called: dict[_Place, list[list[tuple[int, _Sizes]]]],
+    called: dict[_Place, list[list[tuple[int, Sizes]]]],
     kept: Kept,
 ) -> _Wanted:
     """What each call is to be given, of those kinds and modules for which calls and nodes of the dense model agree."""
     paths = {module: path for path, module in model.named_modules()}
-    nodes: dict[_Place, list[tuple[Node, _Sizes]]] = defaultdict(list)
+    cut = Cut(flow.nodes, kept)
+    nodes: dict[_Place, list[tuple[Node, type[SizedCall], Sizes]]] = defaultdict(list)
     for node in flow.captured.program.graph.nodes:
         followed = node.op == "call_function" and path_of(node) == 0
-        kind = _KIND_OF_OP.get(op_name(node.target)) if followed else None
-        sizes = None if kind is None else _sizes_of_node(kind, node)
-        if kind is not None and sizes is not None:
-            nodes[paths[model.get_submodule(module_of(node))], kind].append((node, sizes))
+        call = operation_of(node.target).call if followed else None
+        sizes = None if call is None else call.of_node(node)
+        if call is not None and sizes is not None:
+            nodes[paths[model.get_submodule(module_of(node))], call.kind].append((node, call, sizes))
     wanted = {}
     for (path, kind), calls in called.items():
         found = nodes.get((path, kind), [])
-        if [sizes for _, sizes in found] == [sizes for call in calls for _, sizes in call]:
-            nodes_in_order = iter(node for node, _ in found)
+        if [sizes for *_, sizes in found] == [sizes for made in calls for _, sizes in made]:
+            in_order = iter((node, call) for node, call, _ in found)
             wanted[path, kind] = [
-                tuple(row for item, _ in call for row in _rows(flow, kind, next(nodes_in_order), kept, item))
-                for call in calls
+                tuple(
+                    row
+                    for (item, _), (node, call) in zip(made, in_order, strict=False)
+                    for row in call.rows(cut, node, item)
+                )
+                for made in calls
             ]
     return wanted
-
-
-def _rows(flow: ChannelFlow, kind: str, node: Node, kept: Kept, item: int) -> Rows:
-    """The sizes of a node after the cut, as far as they do not grow with an input; those of a slice for the item of an index."""
-    if node.target is torch.ops.aten.view.dtype:
-        return ()
-    source: Any = node.args[0]
-    before, after = flow.nodes.get(source.name, []), flow.nodes.get(node.name, [])
-    if kind == "slice":
-        dim, size = _sliced(node)
-        return _bounds(node, before[dim] if before else None, size, kept, item)
-    if kind == "groups":
-        groups = argument_of(node, "groups")
-        gates = before[1] if before else None
-        if gates is None or groups == 1 or isinstance(groups, Node):
-            return ()
-        return ((0, kept.count_groups(gates, groups)),)
-    if kind == "split":
-        dim = argument_of(node, "dim")
-        widths = [part[dim] if part else None for part in after]
-        sizes = [concrete(value.shape[dim]) for value in node.meta["val"]]
-        new = [size if gates is None else kept.count(gates) for gates, size in zip(widths, sizes, strict=True)]
-        return () if any(varies(value.shape[dim]) for value in node.meta["val"]) else tuple(enumerate(new))
-    first = argument_of(node, "dim") % len(before) if kind == "unflatten" and before else 0
-    return tuple(
-        (dim - first, concrete(size) if gates is None else kept.count(gates))
-        for dim, (gates, size) in enumerate(zip(after, node.meta["val"].shape, strict=False))
-        if not varies(size) and dim >= first
-    )
-
-
-def _bounds(node: Node, gates: DimensionGates, size: int, kept: Kept, item: int) -> Rows:
-    """Start and stop of a slice among the indices that stay; nothing for one with steps."""
-    start, stop, step = (argument_of(node, name) for name in ("start", "end", "step"))
-    if gates is None or step != 1 or isinstance(start, Node) or isinstance(stop, Node):
-        return ()
-    stays = kept[gates]
-    begin, end, _ = slice(start, stop).indices(size)
-    return ((item, int(stays[:begin].sum()), int(stays[:end].sum())),)

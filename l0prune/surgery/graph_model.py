@@ -14,16 +14,13 @@ from torch.fx.graph import PythonCode
 
 from l0prune.errors import ConfigError
 from l0prune.input_sizes import check_inputs_, input_sizes_of
-from l0prune.ops.op import op_name
+from l0prune.ops.node import argument_of, op_name, set_argument
+from l0prune.ops.operation import operation_of
 from l0prune.surgery.graph_precision import convert_types_, precision_of, require_convertible
 from l0prune.surgery.pickled_graph import GraphData
 
 __all__ = ["GraphModel"]
 
-_NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
-_TRAINING_ARGUMENT = {**_NORMS, "dropout": "train", "alpha_dropout": "train", "feature_dropout": "train",
-                      "feature_alpha_dropout": "train", "rrelu": "training",
-                      **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "train")}  # fmt: skip
 _SWITCHED = "l0prune_switched_to_training"
 
 
@@ -119,10 +116,10 @@ class GraphModel(GraphModule):
             argument = _training_argument(node)
             if argument is None:
                 continue
-            if mode and _set_argument(node, argument, value=True):
+            if mode and set_argument(node, argument, True):
                 node.meta[_SWITCHED] = changed = True
             elif not mode and node.meta.pop(_SWITCHED, False):
-                changed |= _set_argument(node, argument, value=False)
+                changed |= set_argument(node, argument, False)
         if changed:
             self.recompile()
         return self
@@ -168,26 +165,10 @@ def _keep_transient(source: nn.Module, target: nn.Module) -> None:
 
 def _training_argument(node: Node) -> str | None:
     """Name of the argument that follows the mode; None for ops that do not depend on it."""
-    if node.op != "call_function":
+    argument = operation_of(node.target).training if node.op == "call_function" else None
+    if argument is None:
         return None
-    name = op_name(node.target).rstrip("_")
-    if name in _NORMS and node.args[3] is None:
-        return None  # no running mean: batch statistics in either mode
-    return _TRAINING_ARGUMENT.get(name)
-
-
-def _set_argument(node: Node, name: str, *, value: bool) -> bool:
-    """Set an argument of an op by its schema name; says whether it changed."""
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name != name:
-            continue
-        if position < len(node.args):
-            if node.args[position] == value:
-                return False
-            node.args = (*node.args[:position], value, *node.args[position + 1 :])
-        else:
-            if node.kwargs.get(name, argument.default_value) == value:
-                return False
-            node.kwargs = {**node.kwargs, name: value}
-        return True
-    return False
+    has_statistics = any(known.name == "running_mean" for known in node.target._schema.arguments)  # type: ignore[union-attr]
+    if has_statistics and argument_of(node, "running_mean") is None:
+        return None  # batch statistics in either mode
+    return argument

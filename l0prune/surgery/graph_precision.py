@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from l0prune.errors import ConfigError
-from l0prune.ops.op import op_name
+from l0prune.ops.node import op_name
 
 __all__ = ["captured_precision", "convert_types_", "precision_of", "require_convertible"]
 

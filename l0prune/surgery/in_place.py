@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from l0prune.flow.trace import aliases_of
-from l0prune.look.caches import empty_caches_
+from l0prune.look.kept_by_forward import empty_caches_
 from l0prune.model_call import copy_of
 from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, named_tensors

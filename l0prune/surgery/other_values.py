@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.gated.model import GatedModel
-from l0prune.look.caches import without_caches
+from l0prune.look.kept_by_forward import without_caches
 
 __all__ = ["holding", "own_modules", "with_values"]
 

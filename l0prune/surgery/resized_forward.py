@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from l0prune.errors import ConfigError
+from l0prune.ops.operation import sized_call
+from l0prune.ops.sizes import Rows
 from l0prune.recomputation import CountedCalls, kept_for_backward
 from l0prune.surgery.plan import CallChange
-from l0prune.surgery.sized_call import KIND_OF, Rows, SizedCall
 
 __all__ = ["apply_calls_"]
 
@@ -82,9 +83,10 @@ class _GiveSizes(CountedCalls):
     ) -> Any:
         """Make the call, with its own sizes or those of the plan."""
         kwargs = kwargs or {}
-        if func not in KIND_OF or (self.is_again and not torch.is_grad_enabled()):
+        kind = sized_call(func)
+        if kind is None or (self.is_again and not torch.is_grad_enabled()):
             return func(*args, **kwargs)
-        call = SizedCall(func, args, kwargs)
+        call = kind(func, args, kwargs)
         number = self.calls.get(call.kind, 0)
         self.calls[call.kind] = number + 1
         rows = self._sizes.get((call.kind, number))

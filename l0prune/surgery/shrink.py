@@ -21,6 +21,7 @@ from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.sources.library_models import origins_of
+from l0prune.surgery.attributes import give_back_spare_integers_
 from l0prune.surgery.class_lost import WhyNotInPlace
 from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
@@ -31,7 +32,6 @@ from l0prune.surgery.other_values import with_values
 from l0prune.surgery.plan import make_plan, named_tensors
 from l0prune.surgery.precision import COARSE, TOLERANCE
 from l0prune.surgery.record import Surgery, has_surgery, remember_surgery_, surgery_of
-from l0prune.surgery.spare_integers import give_back_spare_integers_
 from l0prune.surgery.trial import Outcome
 from l0prune.surgery.trials import Trials
 from l0prune.surgery.ways import ways_to_cut
