@@ -18,7 +18,7 @@ INSTALLED_MODELS := $(VENV)/.installed-models
 export ORT_DISABLE_TELEMETRY ?= 1
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
 
-.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules operations bench-alignment bench-own-loop bench-step bench-gates bench-mnist fuzz clean
+.PHONY: help install demo test lint types unit test-slow coverage coverage-models mutation-rules operations options bench-alignment bench-own-loop bench-step bench-gates bench-mnist fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -73,6 +73,9 @@ mutation-rules: $(INSTALLED) ## break every rule of the channel flow in turn: wh
 
 operations: $(INSTALLED_MODELS) ## which operations networks are made of, and what becomes of them: docs/operations.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python benchmarks/operations.py --collect
+
+options: $(INSTALLED) ## all options of a run: docs/options.md
+	$(BIN)/python benchmarks/option_page.py
 
 bench-alignment: $(INSTALLED_MODELS) ## latency of a pruned MobileNetV2 against the rounding of its widths
 	$(BIN)/python benchmarks/alignment.py

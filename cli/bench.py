@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import THREADS, FilePath, Number, Whole, common_options
+from l0prune.cli.options import FilePath, chosen, common_options, flags_of
 from l0prune.cli.output import console, note, show, working
 from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.errors import RunDirectoryError
+from l0prune.machine import most_threads
+from l0prune.options import Options, documented, option
 
 if TYPE_CHECKING:
     from l0prune.bench.report import BenchReport
@@ -19,66 +21,34 @@ if TYPE_CHECKING:
 __all__ = ["BenchOptions", "bench_command", "bench_run"]
 
 
+@documented
 @dataclass(frozen=True)
-class BenchOptions:
-    """How long and on what terms to measure.
+class BenchOptions(Options):
+    """How long and on what terms to measure."""
 
-    Args:
-        threads: onnxruntime's threads within one operator, >= 1.
-        batch_size: Rows of the inputs, >= 1.
-        warmup_s: Seconds of untimed runs of each model.
-        min_samples: Timed runs of each model, at least.
-        min_seconds: Seconds of timing in all, at least.
-        max_seconds: Seconds after which the timing ends.
-        seed: Seed of inputs and order.
-    """
-
-    threads: int = 1
-    batch_size: int = 1
-    warmup_s: float = 0.3
-    min_samples: int = 100
-    min_seconds: float = 2.0
-    max_seconds: float = 60.0
-    seed: int = 0
+    threads: int = option(
+        1, "Threads of onnxruntime within one operator, or of torch.", within=f"[1, {most_threads()}]"
+    )
+    batch_size: int = option(1, "Inputs in one run.", within="[1, inf)")
+    warmup_s: float = option(0.3, "Seconds of untimed runs of each model.", within="[0, inf)", flag="--warmup")
+    min_samples: int = option(100, "Timed runs of each model, at least.", within="[1, inf)", flag="--samples")
+    min_seconds: float = option(2.0, "Seconds of timing in all, at least.", within="[0, inf)")
+    max_seconds: float = option(60.0, "Seconds after which the timing ends.", within="[0, inf)")
+    seed: int = option(0, "Seed of inputs and order.", within="[0, inf)")
 
 
 @click.command("bench")
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="RUN | A.onnx [B.onnx ...]")
-@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of onnxruntime, or torch.")
-@click.option("--batch-size", type=Whole(1), default=1, show_default=True, help="Inputs in one run.")
-@click.option("--warmup", "warmup_s", type=Number(min=0), default=0.3, show_default=True, help="Untimed seconds each.")
-@click.option("--samples", "min_samples", type=Whole(1), default=100, show_default=True, help="Timed runs, at least.")
-@click.option("--min-seconds", type=Number(min=0), default=2.0, show_default=True, help="Seconds of timing, at least.")
-@click.option("--max-seconds", type=Number(min=0), default=60.0, show_default=True, help="Seconds of timing, at most.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of inputs and order.")
+@flags_of(BenchOptions)
 @trust_option
 @common_options
-def bench_command(
-    paths: tuple[Path, ...],
-    as_json: bool,
-    threads: int,
-    batch_size: int,
-    warmup_s: float,
-    min_samples: int,
-    min_seconds: float,
-    max_seconds: float,
-    seed: int,
-    trust: bool,
-) -> None:
+def bench_command(paths: tuple[Path, ...], as_json: bool, trust: bool, **values: Any) -> None:
     """Time a run's ONNX files, or those named, in onnxruntime.
 
     The first file is the baseline of the speedup. Sizes that a file leaves free, other than the batch, are those of the inputs
     it was exported with.
     """
-    options = BenchOptions(
-        threads=threads,
-        batch_size=batch_size,
-        warmup_s=warmup_s,
-        min_samples=min_samples,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        seed=seed,
-    )
+    options = chosen(BenchOptions, values)
     with working():
         if is_onnx(paths):
             if trust:

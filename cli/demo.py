@@ -13,16 +13,17 @@ from l0prune.cli.finetune_run import begin
 from l0prune.cli.options import BUNDLED, THREADS, FilePath, ModelOptions, common_options
 from l0prune.cli.output import console, note, print_table, ratio, score_text, show, size, working
 from l0prune.cli.report import report_run
-from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.shrink import shrink_run
 from l0prune.errors import ConfigError, RunDirectoryError
+from l0prune.finetuning.config import FinetuneConfig
 
 __all__ = ["demo_command", "run_demo"]
 
 REQUEST = FinetuneRequest(
     ModelOptions("digits_resnet", weights=Path(BUNDLED)),
-    "digits",
-    FinetuneOptions("macs=0.4", epochs=4.0, gate_epochs=2.0, batch_size=32, recovery_lr=0.02),
+    RunOptions(data="digits", budget="macs=0.4", batch_size=32),
+    FinetuneConfig(epochs=4.0, gate_epochs=2.0, recovery_lr=0.02),
 )
 BENCH = BenchOptions(min_seconds=2.0)
 
@@ -48,7 +49,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     """Every step, as its own command would do it; plain data."""
     start = time.perf_counter()
     require_own(out)
-    announce("finetune", f"{REQUEST.model.spec} --data digits --budget {REQUEST.options.budget} --out {out}")
+    announce("finetune", f"{REQUEST.model.spec} --data digits --budget {REQUEST.run.budget} --out {out}")
     begin(out, REQUEST, argv=sys.argv, overwrite=True)
     announce("shrink", str(out))
     shrunk = shrink_run(out)
@@ -82,8 +83,8 @@ def require_own(out: Path) -> None:
     if not run.record_path.exists():
         return
     record = run.read()
-    same = record.model.get("spec") == REQUEST.model.spec and record.config.get("epochs") == REQUEST.options.epochs
-    if not (same and record.data == {"spec": REQUEST.data}):
+    same = record.model.get("spec") == REQUEST.model.spec and record.config.get("epochs") == REQUEST.training.epochs
+    if not (same and record.data == {"spec": REQUEST.run.data}):
         raise RunDirectoryError(f"{out} holds a run that is no demo: name another directory with --out")
 
 

@@ -10,16 +10,17 @@ import click
 from l0prune.cli.case import EVALUATION_BATCH, Case
 from l0prune.cli.loading import has_random_weights, load, load_case
 from l0prune.cli.options import (
+    GroupedCommand,
     ModelOptions,
-    Whole,
     common_options,
-    data_option,
     flag,
+    flags_of,
     model_options,
-    task_options,
     threads_option,
+    whole,
 )
 from l0prune.cli.output import console, metric_text, note, print_table, score_text, show, working
+from l0prune.cli.request import RunOptions
 from l0prune.cli.runs import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.trust import data_call, model_call, remember, task_call, trust_option
 from l0prune.errors import ConfigError
@@ -30,19 +31,20 @@ if TYPE_CHECKING:
 __all__ = ["eval_command", "evaluate_run"]
 
 
-@click.command("eval")
+@click.command("eval", cls=GroupedCommand)
 @model_options(metavar="RUN|MODEL")
-@data_option(required=False)
-@task_options
-@click.option("--batch-size", type=Whole(1), default=EVALUATION_BATCH, show_default=True, help="Inputs.")
+@flags_of(RunOptions, only=("data", "task", "task_args"), group="")
+@click.option(
+    "--batch-size", type=whole("[1, inf)"), default=EVALUATION_BATCH, show_default=True, help="Inputs of one call."
+)
 @trust_option
 @threads_option
 @common_options
 def eval_command(
     model: ModelOptions,
-    data_spec: str | None,
+    data: str | None,
     task: str | None,
-    task_args: tuple[tuple[str, Any], ...],
+    task_args: dict[str, Any] | None,
     batch_size: int,
     trust: bool,
     as_json: bool,
@@ -56,16 +58,14 @@ def eval_command(
     with working():
         if Path(model.spec).is_dir() and not is_compact_folder(model.spec):
             require_no_options(model)
-            result = evaluate_run(
-                Path(model.spec), data_spec, task, dict(task_args), batch_size=batch_size, trust=trust
-            )
-        elif data_spec is None:
+            result = evaluate_run(Path(model.spec), data, task, task_args, batch_size=batch_size, trust=trust)
+        elif data is None:
             what = "a compact model" if is_compact_folder(model.spec) else "there is no such run"
             raise ConfigError(f"{model.spec}: {what}; a model needs --data SPEC to be scored on")
         elif trust:
             raise click.UsageError(f"--trust is for a run; what you type runs without it, and {model.spec} is no run")
         else:
-            result = evaluate_model(model, data_spec, task, dict(task_args), batch_size=batch_size)
+            result = evaluate_model(model, data, task, task_args or {}, batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
 
 
@@ -118,10 +118,11 @@ def evaluate_run(
         L0PruneError: if the run, its model or its data cannot be brought back.
     """
     run = open_finished(path, trust=trust)
-    spec, arguments, options = data_spec or run.request.data, task_args or {}, run.request.options
+    own, arguments = run.request.run, task_args or {}
+    spec = data_spec or own.data
     if task is None:
-        task, arguments = options.task, {**options.task_args, **arguments}
-    run.require_typed(data=data_spec is None, task=task == options.task)
+        task, arguments = own.task, {**own.task_args, **arguments}
+    run.require_typed(data=data_spec is None, task=task == own.task)
     loaded = dense_model(run)
     case = load_case(loaded, run.request.model, spec, task=task, task_args=arguments)
     scores = {"dense": case.score(loaded.model, batch_size=batch_size)}
@@ -131,7 +132,7 @@ def evaluate_run(
         scores[form] = case.score(model, batch_size=batch_size)
     if not compact:
         note(f"{path} is not shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
-    return described(str(path), spec, case, scores, trained=not run.request.options.from_scratch)
+    return described(str(path), spec, case, scores, trained=not own.from_scratch)
 
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:

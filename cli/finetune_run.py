@@ -1,7 +1,7 @@
 """A fine-tuning run from request to result: check everything, begin on disk, train, note how it ended."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from l0prune.cli.case import Case
 from l0prune.cli.failures import Interrupted
 from l0prune.cli.loading import gated_model_of, load, load_case, require_from_scratch, require_weights
+from l0prune.cli.options import ModelOptions, chosen
 from l0prune.cli.output import note
 from l0prune.cli.progress import progress_for_stderr
-from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.trust import FactoryCall, data_call, model_call, remember, require_typed, task_call
 from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from l0prune.finetuning.config import FinetuneConfig
     from l0prune.finetuning.goal import Goal
     from l0prune.finetuning.results import FinetuneResult
     from l0prune.gated.model import GatedModel
@@ -40,7 +40,6 @@ class Prepared:
         batches: Training batches.
         gated: The model with its gates.
         goal: What may be kept, or what open gates pay.
-        config: The library's configuration.
         dense_score: Score of the dense model on the test data.
         doubts: What speaks against that score, or None.
     """
@@ -50,7 +49,6 @@ class Prepared:
     batches: "StoredBatches"
     gated: "GatedModel"
     goal: "Goal"
-    config: "FinetuneConfig"
     dense_score: float
     doubts: str | None
 
@@ -76,25 +74,24 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
     if is_main_process():
         RunDirectory(out).require_free(overwrite=overwrite)
     prepared = prepare(request)
-    for call in calls_of(request):
+    for call in calls_of(request.model, request.run):
         remember(call)
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with RunDirectory(out).locked():
             run = RunDirectory.create(
-                out, argv=argv, **prepared.request.to_record(), seed=prepared.config.seed, overwrite=overwrite
+                out, argv=argv, **prepared.request.to_record(), seed=prepared.request.training.seed, overwrite=overwrite
             )
             return train(run, prepared, resume=False)
     return train(RunDirectory(out), prepared, resume=False)
 
 
-def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: bool = False) -> dict[str, Any] | None:
+def resume_run(out: Path, typed: Mapping[str, Any], *, trust: bool = False) -> dict[str, Any] | None:
     """Continue a run to the same result it would have had.
 
     Args:
         out: Directory of the run.
-        typed: The command line, which may repeat what the run began with.
-        explicit: Names of the parameters that were typed.
+        typed: Options of the command line by name, which may repeat what the run began with.
         trust: Whether factories may run that only its run.json names.
 
     Returns:
@@ -110,12 +107,13 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: 
     run = RunDirectory.open(out)
     record = run.read()
     request = FinetuneRequest.from_record(record)
-    request.require_same(typed, explicit)
+    request.require_same(typed)
     if record.status == "finished":
         raise RunDirectoryError(f"{out}: the run has finished; go on with `l0prune shrink {out}`")
-    named = calls_of(request)
-    for call, now in zip(named, calls_of(typed), strict=True):
-        if call == now:
+    named = calls_of(request.model, request.run)
+    now = calls_of(chosen(ModelOptions, dict(typed)), chosen(RunOptions, dict(typed)))
+    for call, typed_call in zip(named, now, strict=True):
+        if call == typed_call:
             remember(call)
     require_typed(named, run.record_path, trust=trust)
     prepared = prepare(request)
@@ -126,10 +124,9 @@ def resume_run(out: Path, typed: FinetuneRequest, explicit: set[str], *, trust: 
     return train(run, prepared, resume=True)
 
 
-def calls_of(request: FinetuneRequest) -> tuple[FactoryCall | None, ...]:
+def calls_of(model: ModelOptions, run: RunOptions) -> tuple[FactoryCall | None, ...]:
     """The factories that model, data and task come from; None for what is no code of a user."""
-    options = request.options
-    return model_call(request.model), data_call(request.data), task_call(options.task, options.task_args)
+    return model_call(model), data_call(run.data), task_call(run.task, run.task_args)
 
 
 def prepare(request: FinetuneRequest) -> Prepared:
@@ -145,38 +142,36 @@ def prepare(request: FinetuneRequest) -> Prepared:
     from l0prune.gates.registry import gate_distribution
     from l0prune.goals.by_layer import read_by_layer
 
-    options = request.options
-    goal = goal_of(options)
-    droprate = read_by_layer(options.droprate_init) if options.droprate_init else None
-    gate_distribution(options.gate, **options.gate_args)
-    options.resolved(augment=False)  # its numbers are checked before anything is loaded
-    if options.from_scratch:
+    run, settings = request.run, request.settings  # whose numbers are checked before anything is loaded
+    goal = goal_of(run)
+    droprate = read_by_layer(run.droprate_init) if run.droprate_init else None
+    gate_distribution(run.gate, **run.gate_args)
+    if run.from_scratch:
         require_from_scratch(request.model)
-        if options.distillation:
+        if settings.distillation:
             raise ConfigError(
                 "--from-scratch starts with an untrained network, which has nothing to teach: no distillation"
             )
     else:
         require_weights(request.model)
-    choose_device(options.device)
+    choose_device(run.device)
     loaded = load(request.model, seed=request.initial_seed)
     require_finite(loaded.model)
-    case = load_case(loaded, request.model, request.data, task=options.task, task_args=options.task_args)
-    options = replace(options.resolved(augment=case.augments), task=case.task_spec)
-    config = options.config()
-    batches = case.train_batches(batch_size=options.batch_size, augment=bool(options.augment), seed=options.seed)
-    plan_phases(config, len(batches))
-    gated = gated_model_of(loaded, options, droprate=droprate)
+    case = load_case(loaded, request.model, run.data, task=run.task, task_args=run.task_args)
+    request = request.resolved(augment=case.augments, task=case.task_spec)
+    batches = case.train_batches(batch_size=run.batch_size, augment=bool(request.run.augment), seed=settings.seed)
+    plan_phases(settings, len(batches))
+    gated = gated_model_of(loaded, request, droprate=droprate)
     if isinstance(goal, l0prune.Penalty):
         goal = replace(goal, n_samples=len(case.data.y_train))
     require_trainable(gated, goal)
-    choose_open(gated, goal, align=config.rounding)
+    choose_open(gated, goal, align=settings.align)
     dense_score = case.score(loaded.model)
     note(f"{request.model.spec}: {gated.n_gates} gates; dense {case.task.metric.name} {dense_score:.4g}")
-    doubts = None if options.from_scratch else case.doubts(dense_score)
+    doubts = None if run.from_scratch else case.doubts(dense_score)
     if doubts:
         note(doubts)
-    return Prepared(replace(request, options=options), case, batches, gated, goal, config, dense_score, doubts)
+    return Prepared(request, case, batches, gated, goal, dense_score, doubts)
 
 
 def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
@@ -189,7 +184,7 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
             prepared.batches,
             task=prepared.case.task,
             **goal_argument(prepared.goal),
-            config=prepared.config,
+            config=prepared.request.training,
             evaluate=prepared.case.evaluate,
             out=run.path,
             resume=resume,
@@ -202,7 +197,7 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
     return {"run": str(run.path), "model": prepared.request.model.spec, **figures}
 
 
-def goal_of(options: FinetuneOptions) -> "Goal":
+def goal_of(options: RunOptions) -> "Goal":
     """What is asked for.
 
     Raises:
@@ -254,7 +249,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     about = prepared.case.described()
     return {
         **result.to_json(),
-        "from_scratch": prepared.request.options.from_scratch,
+        "from_scratch": prepared.request.run.from_scratch,
         **about,
         "dense": prepared.dense_score,
         "doubts": prepared.doubts,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.loading import load
-from l0prune.cli.options import ModelOptions, common_options, ignore_option, model_options, threads_option
+from l0prune.cli.options import GroupedCommand, ModelOptions, common_options, flag_of, model_options, threads_option
 from l0prune.cli.output import console, print_table, show, size, working
+from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class LayerRow:
     macs: float
 
 
-@click.command("inspect")
+@click.command("inspect", cls=GroupedCommand)
 @model_options()
-@ignore_option
+@flag_of(RunOptions, "ignore", group="")
 @threads_option
 @common_options
 def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool) -> None:

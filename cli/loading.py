@@ -12,7 +12,7 @@ from l0prune.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from l0prune.cli.request import FinetuneOptions
+    from l0prune.cli.request import FinetuneRequest
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
     from l0prune.sources.libraries import Built
@@ -134,18 +134,19 @@ def has_random_weights(options: ModelOptions) -> bool:
 
 
 def gated_model_of(
-    loaded: "LoadedModel", options: "FinetuneOptions", *, droprate: "DropRate | None" = None
+    loaded: "LoadedModel", request: "FinetuneRequest", *, droprate: "DropRate | None" = None
 ) -> "GatedModel":
-    """The model with the gates that the options of a run ask for.
+    """The model with the gates that a run asks for.
 
     Raises:
         L0PruneError: as `l0prune.trace` and `l0prune.inject`.
     """
     import l0prune
 
-    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=options.ignore)
+    run = request.run
+    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=run.ignore)
     return l0prune.inject(
-        loaded.model, flow, gate=options.gate, gate_args=options.gate_args, droprate=droprate, seed=options.seed
+        loaded.model, flow, gate=run.gate, gate_args=run.gate_args, droprate=droprate, seed=request.training.seed
     )
 
 

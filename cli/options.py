@@ -1,85 +1,93 @@
-"""Options that several commands share, and what they mean once read."""
+"""Options as flags: each `l0prune.options.Option` becomes one, and the values that are typed become the options again."""
 
 import ast
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import wraps
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from l0prune.cli.failures import DEBUG_KEY
 from l0prune.machine import most_threads
-from l0prune.plain_data import read_fields
-from l0prune.tasks.registry import task_names
+from l0prune.options import GROUPS, MODEL, MOST_USED, Domain, Option, Options, documented, option, options_of
 
 __all__ = [
     "THREADS",
-    "Alignment",
+    "Decorator",
     "FilePath",
-    "KeyValue",
+    "GroupedCommand",
+    "GroupedOption",
     "ModelOptions",
-    "Number",
-    "Whole",
-    "align_option",
+    "Typed",
     "common_options",
-    "data_option",
     "flag",
-    "ignore_option",
+    "flag_of",
+    "flags_of",
+    "given",
     "model_options",
-    "task_options",
+    "number",
     "threads_option",
+    "whole",
 ]
 
 BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
 
-LARGEST = 2**63 - 1
-THREADS = click.IntRange(1, most_threads())
-
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
+Kind = TypeVar("Kind", bound=Options)
 
 
+@documented
 @dataclass(frozen=True)
-class ModelOptions:
-    """Everything a person can say about a model on the command line.
+class ModelOptions(Options):
+    """Everything a person can say about a model on the command line."""
 
-    Args:
-        spec: Registry name, `timm:NAME`, `torchvision:NAME`, `hf:DIR`, `package.module:factory` or a `.pt2` file.
-        weights: Checkpoint file, or None for the weights the model is built with.
-        model_args: Keyword arguments of the factory.
-        input_shape: Shape of one input without the batch, or None where the model knows it.
-        mean: Per-channel mean of the normalisation, or None for the model's own.
-        std: Per-channel standard deviation, or None for the model's own.
-        image_size: Side, or height and width, the images are resized to, or None for the model's own.
-        pretrained: Load the weights its library publishes (timm, torchvision; needs a network connection).
-    """
-
-    spec: str
-    weights: Path | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
-    input_shape: tuple[int, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    image_size: tuple[int, ...] | None = None
-    pretrained: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, the path of the weights absolute."""
-        path = None if self.weights is None else str(self.weights)
-        absolute = path if path is None or path == BUNDLED else str(Path(path).absolute())
-        return {**asdict(self), "weights": absolute}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ModelOptions":
-        """The inverse of `to_json`.
-
-        Raises:
-            FileFormatError: if a key is missing or unknown, or a value of another kind.
-        """
-        return read_fields(cls, data, "run.json, model", remedy="start the run again")
+    spec: str = option(
+        "",
+        "Registry name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, FILE.pt2 or the folder of a compact model.",
+        group=MODEL,
+        flag="MODEL",
+    )
+    weights: Path | None = option(
+        None,
+        "Checkpoint to start from, .safetensors, .pt or .pth; bundled is the one that the package ships.",
+        group=MOST_USED,
+        metavar="FILE",
+        shown="those the model is built with",
+    )
+    model_args: dict[str, Any] = option(
+        {}, "Keyword argument of the model's factory; repeatable.", group=MODEL, flag="--model-arg"
+    )
+    input_shape: tuple[int, ...] | None = option(
+        None,
+        "Shape of one input without the batch, as in 3,224,224, for models that do not know it.",
+        group=MODEL,
+        within="[1, inf)",
+    )
+    mean: tuple[float, ...] | None = option(
+        None,
+        "Mean of each channel that images are normalised by, inputs in [0, 1].",
+        group=MODEL,
+        within="(-inf, inf)",
+        shown="the model's own",
+    )
+    std: tuple[float, ...] | None = option(
+        None,
+        "Standard deviation of each channel that images are normalised by.",
+        group=MODEL,
+        within="(-inf, inf)",
+        shown="the model's own",
+    )
+    image_size: tuple[int, ...] | None = option(
+        None,
+        "Side that images are resized to, or HEIGHT,WIDTH.",
+        group=MODEL,
+        within="[1, inf)",
+        shown="the model's own",
+    )
+    pretrained: bool = option(False, "Download the weights that timm or torchvision publish.", group=MODEL)
 
 
 class KeyValue(click.ParamType):
@@ -108,48 +116,34 @@ def literal(text: str) -> Any:
         return text
 
 
-class Numbers(click.ParamType):
-    """Comma-separated numbers, as in `3,32,32` or `0.5,0.5,0.5`."""
+class Typed(click.ParamType):
+    """A value as its domain reads it: a number within its bounds, numbers separated by commas, one of a few words."""
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-        self.name = "n,n,..." if kind is int else "x,x,..."
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        kind = domain.items or domain.kinds[0]
+        name = {int: "n", float: "x"}.get(kind, "text")
+        self.name = f"{name},..." if domain.items else name
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Read every number."""
-        if isinstance(value, tuple):
-            return value
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
         try:
-            numbers = tuple(self.kind(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers separated by commas", param, ctx)
-        if not all(map(math.isfinite, numbers)):
-            self.fail(f"{value!r}: numbers are finite", param, ctx)
-        if self.kind is int and any(number < 1 for number in numbers):
-            self.fail(f"{value!r}: sizes are positive", param, ctx)
-        return numbers
+            return self.domain.parse(value) if isinstance(value, str) else self.domain.accept(value)
+        except ValueError as error:
+            self.fail(f"{value!r}{error}", param, ctx)
 
 
-class Whole(click.IntRange):
-    """A whole number from a bound on, of 64 bits: larger ones are errors deep inside the libraries."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        number: int = super().convert(value, param, ctx)
-        if number > LARGEST:
-            self.fail(f"{value!r} is more than {LARGEST}", param, ctx)
-        return number
+def whole(within: str) -> Typed:
+    """A whole number, where it lies as in "[1, inf)"."""
+    return Typed(Domain(int, within))
 
 
-class Number(click.FloatRange):
-    """A number within bounds; NaN, which compares with nothing, is none."""
+def number(within: str) -> Typed:
+    """A number, where it lies as in "(0, 1]"."""
+    return Typed(Domain(float, within))
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it."""
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return number
+
+THREADS = whole(f"[1, {most_threads()}]")
 
 
 class FilePath(click.Path):
@@ -167,18 +161,94 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Alignment(click.ParamType):
-    """`auto`, or the positive number that every kept width is rounded to a multiple of."""
+class GroupedOption(click.Option):
+    """A flag that stands under a heading in the help."""
 
-    name = "auto|N"
+    def __init__(self, *args: Any, group: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
-        """Read `auto` or a positive number."""
-        if isinstance(value, int) or value == "auto":
-            return value
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is neither 'auto' nor a positive number; 1 means no alignment", param, ctx)
-        return int(value)
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its flags under headings, those that most people need first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them."""
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in (*GROUPS, "General")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                groups[getattr(parameter, "group", "") or "General"].append(record)
+        for group, records in groups.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def flags_of(kind: type[Options], *, only: Collection[str] = (), **changes: Any) -> Decorator:
+    """Add all options of a class that have a flag, in their order; the command receives those that are typed, else None.
+
+    Args:
+        kind: The class.
+        only: Names of those to add; empty for all.
+        changes: As of `flag_of`.
+    """
+    flags = {name: known.flag or "" for name, known in options_of(kind).items() if not only or name in only}
+    named = (name for name, typed in flags.items() if typed.startswith("-"))
+    return partial(apply, tuple(flag_of(kind, name, **changes) for name in named))
+
+
+def flag_of(kind: type[Options], name: str, **changes: Any) -> Decorator:
+    """Add one option of a class.
+
+    Args:
+        kind: The class.
+        name: The option's.
+        changes: What this command has otherwise, as keyword arguments of `click.option`.
+    """
+    known = options_of(kind)[name]
+    help_text = known.about(lambda other: options_of(kind)[other].flag or other)
+    about: dict[str, Any] = {"default": None, "group": known.group, "metavar": known.metavar or None}
+    about["help"] = f"{help_text}  [{known.range_and_default}]" if known.range_and_default else help_text
+    return click.option(*_names(known), name, cls=GroupedOption, **{**about, **_reading(known), **changes})
+
+
+def _names(known: Option) -> tuple[str, ...]:
+    flag_name = known.flag or ""
+    may_be_denied = known.domain.kinds == (bool,) and known.domain.may_be_open
+    return (f"{flag_name}/--no-{flag_name.removeprefix('--')}",) if may_be_denied else (flag_name,)
+
+
+def _reading(known: Option) -> dict[str, Any]:
+    """How click reads what is typed."""
+    kind = known.domain.kinds[0]
+    if kind is bool:
+        return {} if known.domain.may_be_open else {"is_flag": True}
+    if kind is Path:
+        return {"type": FilePath()}
+    if known.domain.choices:
+        return {"type": click.Choice(known.domain.choices)}
+    if isinstance(known.default, dict):
+        return {"type": KeyValue(), "multiple": True, "callback": lambda _ctx, _param, pairs: dict(pairs) or None}
+    if known.joined:
+        return {"multiple": True, "callback": lambda _ctx, _param, texts: ",".join(texts) or None}
+    if known.domain.items is str:
+        return {"multiple": True}
+    return {"type": Typed(known.domain)}
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the parameters of a command, those that were typed."""
+    return {name: value for name, value in values.items() if value is not None and value != ()}
+
+
+def chosen(kind: type[Kind], values: dict[str, Any]) -> Kind:
+    """The options of a class out of the parameters of a command, which lose them.
+
+    Raises:
+        ConfigError: as the class.
+    """
+    return kind(**given({name: values.pop(name) for name in options_of(kind) if name in values}))
 
 
 def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator:
@@ -192,101 +262,27 @@ def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator
     def decorate(command: Command) -> Command:
         @wraps(command)
         def with_model(*positional: Any, **values: Any) -> Any:
-            described = {name: values.pop(name) for name in ModelOptions.__dataclass_fields__}
-            described["model_args"] = dict(described["model_args"])
-            described["spec"] = described["spec"] or ""
-            return command(*positional, model=ModelOptions(**described), **values)
+            return command(*positional, model=chosen(ModelOptions, values), **values)
 
-        return apply((click.argument("spec", metavar=metavar, required=required), *described_model()), with_model)
+        return apply(
+            (click.argument("spec", metavar=metavar, required=required), flags_of(ModelOptions, group=MODEL)),
+            with_model,
+        )
 
     return decorate
 
 
-def described_model() -> tuple[Decorator, ...]:
-    """The options of `ModelOptions` except the specification itself."""
-    return (
-        click.option(
-            "--weights",
-            type=FilePath(),
-            help="Checkpoint: .safetensors, .pt or .pth; bundled: the one shipped.",
-        ),
-        click.option(
-            "--model-arg",
-            "model_args",
-            type=KeyValue(),
-            multiple=True,
-            help="Keyword argument of the model's factory; repeatable.",
-        ),
-        click.option("--input-shape", type=Numbers(int), help="Shape of one input without the batch, as in 3,224,224."),
-        click.option("--mean", type=Numbers(float), help="Per-channel mean of the normalisation, inputs in [0, 1]."),
-        click.option("--std", type=Numbers(float), help="Per-channel standard deviation of the normalisation."),
-        click.option("--image-size", type=Numbers(int), help="Resize images to this side, or to HEIGHT,WIDTH."),
-        click.option("--pretrained", is_flag=True, help="Download the published weights (timm, torchvision)."),
-    )
-
-
-def data_option(*, required: bool) -> Decorator:
-    """Add `--data SPEC`."""
-    return click.option(
-        "--data",
-        "data_spec",
-        metavar="SPEC",
-        required=required,
-        help="digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
-    )
-
-
-def task_options(command: Command) -> Command:
-    """Add `--task NAME` and `--task-arg KEY=VALUE`."""
-    options = (
-        click.option(
-            "--task",
-            metavar="NAME",
-            help=f"What the network is for: {', '.join(task_names())}, or package.module:factory.  [default: by the data]",
-        ),
-        click.option(
-            "--task-arg",
-            "task_args",
-            type=KeyValue(),
-            multiple=True,
-            help="Argument of the task, as in ignore=255 or output=logits; repeatable.",
-        ),
-    )
-    return apply(options, command)
-
-
-def flag(name: str) -> str:
-    """A parameter as it is typed to the command that runs: `--gate-arg` for `gate_args`, `MODEL` for `spec`."""
+def flag(name: str, value: str = "") -> str:
+    """A parameter as it is typed to the command that runs: `--gate-arg` for `gate_args`, `MODEL` for `spec`; and its value."""
     context = click.get_current_context(silent=True)
+    typed = f"--{name.replace('_', '-')}"
     for parameter in context.command.params if context else ():
-        if parameter.name == name:
-            if isinstance(parameter, click.Argument):
-                return (parameter.metavar or name).strip("[]")
-            return max(parameter.opts, key=len)
-    return f"--{name.replace('_', '-')}"
-
-
-def ignore_option(command: Command) -> Command:
-    """Add `--ignore NAME`, repeatable."""
-    return click.option(
-        "--ignore", multiple=True, metavar="NAME", help="Module or parameter whose units stay; repeatable."
-    )(command)
-
-
-def align_option(default: str | None, *, shown: str | None = None) -> Decorator:
-    """Add `--align auto|N`.
-
-    Args:
-        default: Where it is not given; None leaves the choice to the command.
-        shown: What the help says of it; None shows `default`.
-    """
-    return click.option(
-        "--align",
-        type=Alignment(),
-        default=default,
-        show_default=shown or True,
-        help="Round kept widths to a multiple of N, but for one that fills the budget; auto: what onnxruntime likes on this CPU.",
-    )
+        if parameter.name == name and isinstance(parameter, click.Argument):
+            typed = (parameter.metavar or name).strip("[]")
+        elif parameter.name == name:
+            negative = value in ("False", "0") and parameter.secondary_opts
+            return max(negative or parameter.opts, key=len)
+    return f"{typed} {value}".strip()
 
 
 def common_options(command: Command) -> Command:
@@ -335,6 +331,6 @@ def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None
 
 def apply(options: tuple[Decorator, ...], command: Command) -> Command:
     """Apply decorators so that `--help` lists them in the order given."""
-    for option in reversed(options):
-        command = option(command)
+    for decorate in reversed(options):
+        command = decorate(command)
     return command

@@ -1,185 +1,145 @@
 """What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.cli.options import ModelOptions, flag
+from l0prune.cli.options import BUNDLED, ModelOptions, flag
 from l0prune.errors import ConfigError, FileFormatError
-from l0prune.plain_data import read_fields
+from l0prune.finetuning.config import FinetuneConfig, Settings
+from l0prune.gates.registry import gate_names
+from l0prune.options import GATES, MODEL, MOST_USED, RUN, Options, documented, option, options_of, plain
+from l0prune.reading import shortened
+from l0prune.tasks.registry import task_names
 
 if TYPE_CHECKING:
-    from l0prune.finetuning.config import FinetuneConfig
     from l0prune.run_directory import RunRecord
 
-__all__ = ["FinetuneOptions", "FinetuneRequest"]
+__all__ = ["FinetuneRequest", "RunOptions"]
 
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
-CONFIG_FIELDS = (
-    *("epochs", "warmup_epochs", "gate_epochs", "settle_epochs"),
-    *(
-        "optimizer",
-        "lr",
-        "gate_lr_end",
-        "lr_drop_factor",
-        "recovery_lr",
-        "grad_clip",
-        "grad_spike",
-        "gate_lr",
-        "ema_decay",
-    ),
-    *("weight_decay", "gated_weight_decay"),
-    *("distillation_temperature", "feature_distillation", "recalibration_batches", "log_every", "seed"),
-)
+REMEDY = "start the run again"
 
 
+@documented
 @dataclass(frozen=True)
-class FinetuneOptions:
-    """The options of `l0prune finetune`, one field each; None leaves the choice to the library.
+class RunOptions(Options):
+    """What a run takes beside its model and how it is trained."""
 
-    Args:
-        budget: As in `macs=0.5`; empty with a penalty.
-        penalty: As in `lambda=0.1` or `fc1=10,conv2=0.5`; empty with a budget.
-        from_scratch: Begin with the random weights that `seed` gives.
-        gate: Name of the gate distribution.
-        gate_args: Parameters of it in the place of its defaults.
-        ignore: Modules and parameters whose units stay.
-        task: What the network is for; None until resolved.
-        task_args: Arguments of the task in the place of its defaults.
-        epochs: Length of the run in passes over the training data.
-        warmup_epochs: Passes with all gates open.
-        gate_epochs: Passes that learn the gates.
-        settle_epochs: Passes in which the gates that the cut takes close one after another.
-        batch_size: Inputs of one step.
-        optimizer: "sgd" or "adamw".
-        lr: Peak learning rate while gates are learned.
-        gate_lr_end: Share of it that is left at the end.
-        lr_drops: Epochs at which it falls instead, as in `60,120`; empty for a ramp and a cosine.
-        lr_drop_factor: What it is multiplied by then.
-        recovery_lr: Peak learning rate of the recovery.
-        weight_decay: Decay of matrices and filters.
-        gated_weight_decay: Decay of gated matrices by the probability that their gates are open.
-        droprate_init: Where gates start, as in `0.5,fc1=0.2`; empty for nearly open.
-        grad_clip: Largest norm of the gradient; 0 does not limit it.
-        grad_spike: Largest norm as a multiple of what was usual lately; 0 does not look at it.
-        gate_lr: Learning rate of the gates.
-        ema_decay: Decay of a moving average of weights and gates.
-        augment: Change training images at random.
-        distillation: Weight of the dense network's teaching, in [0, 1]; 0 trains without it.
-        distillation_temperature: Temperature of teacher and student.
-        feature_distillation: Weight of the dense network's teaching by the features of each block.
-        recalibration_batches: Batches that re-estimate BatchNorm statistics after the freeze.
-        align: Round kept widths to multiples of this; "auto" or None until resolved.
-        precision: "no", "bf16" or "fp16".
-        device: "auto", "cpu" or "cuda".
-        seed: Seed of everything random.
-        log_every: Steps between lines of metrics.jsonl.
-    """
+    data: str = option(
+        "",
+        "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
+        group=MOST_USED,
+        metavar="SPEC",
+    )
+    task: str | None = option(
+        None,
+        f"What the network is for: {', '.join(task_names())}, or package.module:factory.",
+        group=MODEL,
+        shown="by the data",
+        metavar="NAME",
+    )
+    task_args: dict[str, Any] = option(
+        {},
+        "Argument of the task, as in ignore=255 or output=logits; repeatable.",
+        group=MODEL,
+        flag="--task-arg",
+    )
+    budget: str = option(
+        "", "Share of the dense cost to keep, as in macs=0.5 or params=0.3.", group=MOST_USED, metavar="METRIC=KEEP"
+    )
+    penalty: str = option(
+        "",
+        "Lambda of the L0 paper instead of a budget, as in lambda=0.1, or of the inputs of a layer, as in fc1=10; repeatable.",
+        group=GATES,
+        joined=True,
+        metavar="NAME=NUMBER",
+    )
+    batch_size: int = option(128, "Inputs of one step.", group=MOST_USED, within="[1, inf)")
+    from_scratch: bool = option(
+        False, "Start with random weights, which follow from --seed, without a teacher.", group=MODEL
+    )
+    augment: bool | None = option(
+        None, "Crop and mirror training images at random.", group=MODEL, shown="images in colour only"
+    )
+    gate: str = option(
+        "hard-concrete", f"Distribution of the gates: {', '.join(gate_names())}.", group=GATES, metavar="NAME"
+    )
+    gate_args: dict[str, Any] = option(
+        {}, "Parameter of this distribution, as in temperature=0.5; repeatable.", group=GATES, flag="--gate-arg"
+    )
+    ignore: tuple[str, ...] = option(
+        (), "Module or parameter whose units stay; repeatable.", group=GATES, metavar="NAME"
+    )
+    droprate_init: str = option(
+        "",
+        "Start the gates at log((1 - RATE) / RATE), also those of one layer, as in fc1=0.2; repeatable.",
+        group=GATES,
+        joined=True,
+        metavar="RATE|NAME=RATE",
+        shown="nearly open",
+    )
+    device: str = option("auto", "Where to train.", group=RUN, choices=("auto", "cpu", "cuda"))
 
-    budget: str = ""
-    penalty: str = ""
-    from_scratch: bool = False
-    gate: str = "hard-concrete"
-    gate_args: dict[str, Any] = field(default_factory=dict)
-    ignore: tuple[str, ...] = ()
-    task: str | None = None
-    task_args: dict[str, Any] = field(default_factory=dict)
-    epochs: float | None = None
-    warmup_epochs: float | None = None
-    gate_epochs: float | None = None
-    settle_epochs: float | None = None
-    batch_size: int = 128
-    optimizer: str | None = None
-    lr: float | None = None
-    gate_lr_end: float | None = None
-    lr_drops: str = ""
-    lr_drop_factor: float | None = None
-    recovery_lr: float | None = None
-    weight_decay: float | None = None
-    gated_weight_decay: bool = False
-    droprate_init: str = ""
-    grad_clip: float | None = None
-    grad_spike: float | None = None
-    gate_lr: float | None = None
-    ema_decay: float | None = None
-    augment: bool | None = None
-    distillation: float | None = None
-    distillation_temperature: float | None = None
-    feature_distillation: float | None = None
-    recalibration_batches: int | None = None
-    align: str | int | None = None
-    precision: str = "no"
-    device: str = "auto"
-    seed: int = 0
-    log_every: int | None = None
 
-    def config(self) -> "FinetuneConfig":
-        """The library's configuration, `align` being a number by now.
-
-        Raises:
-            ConfigError: if a value is out of its range.
-        """
-        from l0prune.finetuning.config import FinetuneConfig
-
-        given = {name: getattr(self, name) for name in (*CONFIG_FIELDS, "distillation")}
-        known = {name: value for name, value in given.items() if value is not None}
-        known["lr_drops"] = read_epochs(self.lr_drops)
-        if self.from_scratch:
-            known.setdefault("distillation", 0.0)
-        config = FinetuneConfig(**known, align=int(self.align or 1), mixed_precision=self.precision)
-        return config.resolved(penalised=bool(self.penalty))
-
-    def resolved(self, *, augment: bool) -> "FinetuneOptions":
-        """The same options with every default written out.
-
-        Args:
-            augment: What to do where the user did not say.
-
-        Raises:
-            ConfigError: if a value is out of its range.
-        """
-        from l0prune.measuring.alignment import resolve_alignment
-
-        numbered = replace(
-            self,
-            align=resolve_alignment(self.align or (1 if self.penalty else "auto")),
-            augment=augment if self.augment is None else self.augment,
-        )
-        config = numbered.config()
-        warmup, gate, settle, _ = config.phase_epochs
-        lengths = {"warmup_epochs": warmup, "gate_epochs": gate, "settle_epochs": settle}
-        defaults = {name: getattr(config, name) for name in (*CONFIG_FIELDS, "distillation")} | lengths
-        rates = {"lr": config.peak_lr, "recovery_lr": config.peak_recovery_lr, "weight_decay": config.decay}
-        return replace(numbered, **(defaults | rates))
+PARTS: tuple[type[Options], ...] = (ModelOptions, RunOptions, FinetuneConfig)
 
 
 @dataclass(frozen=True)
 class FinetuneRequest:
-    """Model, data and options of a run.
+    """A run as it is asked for, or with all that was left open written out.
 
     Args:
         model: The dense model.
-        data: Data specification.
-        options: Everything else.
+        run: Data, what may be kept, gates.
+        training: How it is trained; `Settings` once it is resolved.
     """
 
     model: ModelOptions
-    data: str
-    options: FinetuneOptions
+    run: RunOptions
+    training: FinetuneConfig
+
+    @classmethod
+    def asked(cls, typed: Mapping[str, Any]) -> "FinetuneRequest":
+        """The request that options, by their names, make; those that are missing have their defaults.
+
+        Raises:
+            ConfigError: if a value is out of its range, or options do not go together.
+        """
+        if typed.get("from_scratch"):
+            typed = {"distillation": 0.0, **typed}
+        return cls(*(kind(**{name: typed[name] for name in options_of(kind) if name in typed}) for kind in PARTS))  # type: ignore[arg-type]
 
     @property
     def initial_seed(self) -> int:
         """Seed of the weights that the model is built with."""
-        return self.options.seed if self.options.from_scratch else 0
+        return self.training.seed if self.run.from_scratch else 0
+
+    @property
+    def settings(self) -> Settings:
+        """How it is trained, all numbers written out."""
+        return self.training.resolved(penalised=bool(self.run.penalty))
+
+    def resolved(self, *, augment: bool, task: str | None) -> "FinetuneRequest":
+        """The same with every default written out.
+
+        Args:
+            augment: What to do where the user did not say.
+            task: What the network is for, as the data says where the user did not.
+        """
+        augment = augment if self.run.augment is None else self.run.augment
+        return replace(self, run=replace(self.run, augment=augment, task=task), training=self.settings)
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""
+        config = {**self.run.to_json(), **self.training.to_json()}
+        data = config.pop("data")
         model = self.model.to_json()
         return {
-            "config": asdict(self.options),
-            "model": {**model, "spec": absolute(model["spec"])},
-            "data": {"spec": absolute(self.data)},
+            "config": config,
+            "model": {name: recorded(name, value) for name, value in model.items()},
+            "data": {"spec": recorded("data", data)},
         }
 
     @classmethod
@@ -189,36 +149,53 @@ class FinetuneRequest:
         Raises:
             FileFormatError: if a part has unknown keys or values of another kind.
         """
-        remedy = "start the run again"
         if set(record.data) != {"spec"} or not isinstance(record.data["spec"], str):
-            raise FileFormatError(f"run.json, data, is no specification; {remedy}")
-        options = read_fields(FinetuneOptions, record.config, "run.json, config", remedy=remedy)
-        return cls(ModelOptions.from_json(record.model), record.data["spec"], options)
+            raise FileFormatError(f"run.json, data, is no specification; {REMEDY}")
+        if "spec" not in record.model:
+            raise FileFormatError(f"run.json, model, has no spec; {REMEDY}")
+        of_run = {known.key for known in options_of(RunOptions).values()}
+        run = {key: value for key, value in record.config.items() if key in of_run}
+        training = {key: value for key, value in record.config.items() if key not in of_run}
+        parts = (("model", record.model), ("config", {**run, "data": record.data["spec"]}), ("config", training))
+        return cls(*(read_part(kind, data, part) for kind, (part, data) in zip(PARTS, parts, strict=True)))  # type: ignore[arg-type]
 
-    def require_same(self, given: "FinetuneRequest", explicit: set[str]) -> None:
+    def require_same(self, typed: Mapping[str, Any]) -> None:
         """See that what is typed with `--resume` is what the run began with.
 
         Args:
-            given: The request as typed.
-            explicit: Names of the parameters that were typed; the others do not count.
+            typed: Options that were typed, by name; the others do not count.
 
         Raises:
             ConfigError: names the first difference.
         """
-        before, now = self._flat(), given._flat()
-        for name in sorted(explicit & now.keys()):
-            same = now[name] == before[name] or (name == "align" and now[name] == "auto")
-            if not same:
+        parts = (self.model, self.run, self.training)
+        began = {name: plain(getattr(part, name)) for part in parts for name in options_of(type(part))}
+        for name in sorted(typed.keys() & began.keys()):
+            now, before = (plain(recorded(name, value)) for value in (typed[name], began[name]))
+            if now != before and (name, now) != ("align", "auto"):
                 raise ConfigError(
-                    f"{flag(name)} is {as_typed(now[name])} and was {as_typed(before[name])} when the run began; "
+                    f"{flag(name)} is {as_typed(now)} and was {as_typed(before)} when the run began; "
                     "leave it out to resume, or begin another run with --out or --overwrite"
                 )
 
-    def _flat(self) -> dict[str, Any]:
-        """Every option by the name of its parameter, as it comes back from run.json: a tuple is a list there."""
-        record = json.loads(json.dumps(self.to_record()))
-        named = {"distillation_weight": record["config"]["distillation"], "data_spec": record["data"]["spec"]}
-        return {**record["model"], **record["config"], **named}
+
+def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Options:
+    """The options of a class from a part of run.json.
+
+    Raises:
+        FileFormatError: a key is unknown, or a value of another kind or out of range.
+    """
+    try:
+        return kind.from_json(data)
+    except ConfigError as error:
+        raise FileFormatError(f"run.json, {part}: {shortened(str(error))}; {REMEDY}") from error
+
+
+def recorded(name: str, value: Any) -> Any:
+    """The value of an option that does not depend on the working directory."""
+    if name == "weights" and value is not None and str(value) != BUNDLED:
+        return str(Path(value).absolute())
+    return absolute(value) if name in ("spec", "data") else value
 
 
 def as_typed(value: Any) -> str:
@@ -230,18 +207,6 @@ def as_typed(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return repr(value)
-
-
-def read_epochs(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas; none of an empty text.
-
-    Raises:
-        ConfigError: if a part is not a number.
-    """
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise ConfigError(f"--lr-drops {text}: expected epochs separated by commas, as in 60,120,160") from error
 
 
 def absolute(spec: str) -> str:

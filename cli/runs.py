@@ -43,9 +43,9 @@ class OpenedRun:
         Raises:
             UntrustedCodeError: names what is.
         """
-        request = self.request
-        used = task_call(request.options.task, request.options.task_args) if task else None
-        calls = (model_call(request.model), data_call(request.data) if data else None, used)
+        run = self.request.run
+        used = task_call(run.task, run.task_args) if task else None
+        calls = (model_call(self.request.model), data_call(run.data) if data else None, used)
         require_typed(calls, self.directory.record_path, trust=self.trust)
 
 
@@ -104,10 +104,9 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     from l0prune.finetuning.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
-    options = run.request.options
-    gated = gated_model_of(loaded, options)
-    if options.budget:
-        gated.set_budget(l0prune.Budget.parse(options.budget), 1)
+    gated = gated_model_of(loaded, run.request)
+    if run.request.run.budget:
+        gated.set_budget(l0prune.Budget.parse(run.request.run.budget), 1)
     with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
         try:
             gated.model.load_state_dict(checkpoint.model)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import Alignment, FilePath, common_options, threads_option
+from l0prune.cli.options import FilePath, common_options, flag_of, threads_option
 from l0prune.cli.output import console, first_few, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
+from l0prune.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,10 +31,10 @@ ONE_PATH = (
 
 @click.command("shrink")
 @click.argument("path", metavar="RUN", type=FilePath())
-@click.option(
-    "--align",
-    type=Alignment(),
-    help="Round kept widths again, to a multiple of N; auto: for this CPU.  [default: as they were trained]",
+@flag_of(
+    FinetuneConfig,
+    "align",
+    help="Round kept widths again, to a multiple of N; auto takes what suits this CPU.  [default: as they were trained]",
 )
 @trust_option
 @threads_option

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from l0prune.cli.options import FilePath, Whole, common_options, threads_option
+from l0prune.cli.options import FilePath, common_options, threads_option, whole
 from l0prune.cli.output import console, note, print_table, show, working
 
 __all__ = ["gradients_command", "study_command"]
@@ -17,8 +17,8 @@ def study_command() -> None:
 
 
 @study_command.command("gradients")
-@click.option("--samples", type=Whole(2), default=1_000_000, show_default=True, help="Samples a point.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the samples.")
+@click.option("--samples", type=whole("[2, inf)"), default=1_000_000, show_default=True, help="Samples a point.")
+@click.option("--seed", type=whole("[0, inf)"), default=0, show_default=True, help="Seed of the samples.")
 @click.option("--out", type=FilePath(file_okay=False), help="Directory for gradients.json and pictures.")
 @threads_option
 @common_options

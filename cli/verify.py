@@ -6,30 +6,42 @@ import click
 
 from l0prune.cli.failures import EXIT_ERROR
 from l0prune.cli.loading import load
-from l0prune.cli.options import Alignment, ModelOptions, Number, Whole, common_options, model_options, threads_option
+from l0prune.cli.options import (
+    GroupedCommand,
+    ModelOptions,
+    common_options,
+    flag_of,
+    model_options,
+    number,
+    threads_option,
+    whole,
+)
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.trust import model_call, remember
+from l0prune.finetuning.config import FinetuneConfig
 
 __all__ = ["verify_command"]
 
 
-@click.command("verify")
+@click.command("verify", cls=GroupedCommand)
 @model_options()
 @click.option(
     "--closed",
-    type=Number(0, 1, max_open=True),
+    type=number("[0, 1)"),
     default=0.5,
     show_default=True,
     help="Share of units to close.",
 )
 @click.option(
     "--seed",
-    type=Whole(0),
+    type=whole("[0, inf)"),
     default=0,
     show_default=True,
     help="Seed of the choice and of the random inputs.",
 )
-@click.option("--align", type=Alignment(), help="Round kept widths to a multiple of N; auto: for this CPU.")
+@flag_of(
+    FinetuneConfig, "align", group="", help="Round kept widths to a multiple of N; auto takes what suits this CPU."
+)
 @click.option(
     "--gate",
     metavar="NAME",

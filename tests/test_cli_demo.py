@@ -9,15 +9,15 @@ from click.testing import CliRunner
 from l0prune.cli import demo
 from l0prune.cli.bench import BenchOptions
 from l0prune.cli.main import cli
-from l0prune.cli.request import FinetuneOptions
+from l0prune.finetuning.config import FinetuneConfig
 from l0prune.sources.datasets import load_data
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps on a fraction of the data, too few to recover."""
-    options = FinetuneOptions("macs=0.4", epochs=1.0, gate_epochs=0.5, batch_size=32, align=16, recalibration_batches=1)
-    monkeypatch.setattr(demo, "REQUEST", replace(demo.REQUEST, options=options))
+    training = FinetuneConfig(epochs=1.0, gate_epochs=0.5, align=16, recalibration_batches=1)
+    monkeypatch.setattr(demo, "REQUEST", replace(demo.REQUEST, training=training))
     monkeypatch.setattr(demo, "BENCH", BenchOptions(min_samples=5, min_seconds=0, warmup_s=0))
     whole = load_data("digits")
     part = replace(

@@ -98,13 +98,11 @@ def test_a_run_is_resumed_with_the_options_it_began_with_also_where_one_is_a_tup
     stretch = {"gate_args": {"stretch": (-0.3, 1.3)}}
     began = replace(record, config=json.loads(json.dumps(record.config | stretch)))
     request = FinetuneRequest.from_record(began)
-    typed = replace(request, options=replace(request.options, **stretch))
 
-    request.require_same(typed, {"gate_args"})
+    request.require_same(stretch)
 
-    other = replace(request, options=replace(request.options, gate_args={"stretch": (-0.2, 1.3)}))
     with pytest.raises(ConfigError, match="--gate-args is"):
-        request.require_same(other, {"gate_args"})
+        request.require_same({"gate_args": {"stretch": (-0.2, 1.3)}})
 
 
 def test_a_run_that_is_older_than_an_option_has_its_default(run, tmp_path):

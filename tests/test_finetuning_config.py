@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l0prune.errors import ConfigError
-from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
+from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig, Settings
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, learning_rate, plan_phases
+
+
+def resolved(**options: object) -> Settings:
+    """What these options come to under a budget, widths left alone."""
+    return FinetuneConfig(**{"align": 1, **options}).resolved(penalised=False)
 
 
 def test_a_configuration_survives_json():
@@ -50,7 +55,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
         ("gate_decision", "mean", "choose one of soft, binary"),
         ("gate_floor", 0, "gate_floor"),
         ("align", 0, "align"),
-        ("align", "wide", "align='wide' is out of range: give 'auto' or a whole number of channels, 1 or more"),
+        ("align", "wide", r"align='wide' is out of range: give a value in auto or \[1, inf\)"),
         ("align", 4.0, "align=4.0: expected int"),
         ("seed", -1, "seed"),
         ("mixed_precision", "fp8", "choose one of no, bf16, fp16"),
@@ -69,11 +74,14 @@ def test_phases_longer_than_the_run_are_an_error():
 
 
 def test_the_optimizer_brings_its_own_numbers_unless_given():
-    config = FinetuneConfig(optimizer="adamw", recovery_lr=0.5)
+    config = FinetuneConfig(optimizer="adamw", recovery_lr=0.5, align=1)
 
-    assert config.peak_lr == OPTIMIZERS["adamw"].lr
-    assert config.peak_recovery_lr == 0.5
-    assert config.decay == OPTIMIZERS["adamw"].weight_decay
+    settings = config.resolved(penalised=False)
+
+    assert config.lr is None
+    assert settings.lr == OPTIMIZERS["adamw"].lr
+    assert settings.recovery_lr == 0.5
+    assert settings.weight_decay == OPTIMIZERS["adamw"].weight_decay
 
 
 def test_open_gates_become_1_under_a_budget_and_keep_their_values_under_a_penalty():
@@ -87,7 +95,7 @@ def test_explicit_epochs_override_fractions():
         epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5, settle_epochs=0.8
     )
 
-    assert config.phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
+    assert config.resolved(penalised=False).phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
 
 
 @given(
@@ -98,7 +106,7 @@ def test_explicit_epochs_override_fractions():
     steps_per_epoch=st.integers(20, 500),
 )
 def test_phases_follow_each_other_and_fill_the_run(epochs, warmup, gate, settle, steps_per_epoch):
-    config = FinetuneConfig(epochs=epochs, warmup_fraction=warmup, gate_fraction=gate, settle_fraction=settle)
+    config = resolved(epochs=epochs, warmup_fraction=warmup, gate_fraction=gate, settle_fraction=settle)
 
     phases = plan_phases(config, steps_per_epoch)
 
@@ -116,7 +124,7 @@ def test_phases_follow_each_other_and_fill_the_run(epochs, warmup, gate, settle,
 
 def test_a_gate_phase_without_a_step_is_an_error():
     with pytest.raises(ConfigError, match=r"gate phase .* has no step: raise epochs"):
-        plan_phases(FinetuneConfig(epochs=0.1), 2)
+        plan_phases(resolved(epochs=0.1), 2)
 
 
 @given(steps=st.integers(1, 400), ramp=st.floats(0, 0.9), end=st.floats(0, 1), peak=st.floats(1e-5, 10))
@@ -132,7 +140,7 @@ def test_the_learning_rate_rises_to_its_peak_once_and_falls_to_its_end(steps, ra
 
 
 def test_each_side_of_the_freeze_has_its_own_peak():
-    config = FinetuneConfig(epochs=4, gate_fraction=0.5, lr=0.1, recovery_lr=0.3, lr_ramp=0.1)
+    config = resolved(epochs=4, gate_fraction=0.5, lr=0.1, recovery_lr=0.3, lr_ramp=0.1)
     phases = plan_phases(config, 100)
 
     rates = [phases.learning_rate(step, config) for step in range(phases.total)]
@@ -144,11 +152,11 @@ def test_each_side_of_the_freeze_has_its_own_peak():
 
 
 def test_the_learning_rate_falls_in_steps_to_the_freeze_and_then_as_ever():
-    config = FinetuneConfig(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5, lr_drops=(1.0, 2.5), lr_drop_factor=0.1)
+    config = resolved(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5, lr_drops=(1.0, 2.5), lr_drop_factor=0.1)
     phases = plan_phases(config, 10)
 
     rates = [phases.learning_rate(step, config) for step in range(phases.total)]
 
     assert rates[:40] == pytest.approx([1.0] * 10 + [0.1] * 15 + [0.01] * 15)
-    as_ever = FinetuneConfig(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5)
+    as_ever = resolved(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5)
     assert rates[40:] == [phases.learning_rate(step, as_ever) for step in range(40, 60)]

@@ -140,6 +140,6 @@ def test_frozen_parameters_are_not_optimized():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
 
-    optimizer = build_optimizer(model, FinetuneConfig(optimizer="adamw"), lr=0.1)
+    optimizer = build_optimizer(model, FinetuneConfig(optimizer="adamw", align=1).resolved(penalised=False), lr=0.1)
 
     assert [p is model.weight for group in optimizer.param_groups for p in group["params"]] == [True]

@@ -205,9 +205,9 @@ def test_defaults_follow_the_goal():
     with_budget, with_penalty = config.resolved(penalised=False), config.resolved(penalised=True)
 
     assert with_budget.phase_epochs == pytest.approx((2, 2, 0, 6))
-    assert with_budget.align == with_budget.rounding == resolve_alignment("auto")
+    assert with_budget.align == resolve_alignment("auto")
     assert with_penalty.phase_epochs == pytest.approx((2, 6.4, 0, 1.6))
-    assert with_penalty.rounding == 1
+    assert with_penalty.align == 1
     assert replace(config, align="auto").resolved(penalised=True).align == with_budget.align
-    assert replace(config, align=8, gate_epochs=5).resolved(penalised=True).rounding == 8
+    assert replace(config, align=8, gate_epochs=5).resolved(penalised=True).align == 8
     assert replace(config, gate_epochs=5).resolved(penalised=True).phase_epochs == pytest.approx((2, 5, 0, 3))

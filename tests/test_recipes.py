@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from l0prune.cli import finetune
 from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.finetuning.schedule import plan_phases
 
 TEXT = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
@@ -32,11 +32,11 @@ def asked(monkeypatch) -> list[FinetuneRequest]:
     return requests
 
 
-def config_of(line: str, asked: list[FinetuneRequest]) -> FinetuneConfig:
+def config_of(line: str, asked: list[FinetuneRequest]) -> Settings:
     """The resolved configuration of a command."""
     result = CliRunner().invoke(cli, shlex.split(line))
     assert result.exit_code == 0, result.stderr
-    return asked[-1].options.resolved(augment=False).config()
+    return asked[-1].settings
 
 
 def test_there_is_a_penalty_and_a_budget():
@@ -47,10 +47,10 @@ def test_there_is_a_penalty_and_a_budget():
 @pytest.mark.parametrize("line", COMMANDS, ids=["penalty", "budget"])
 def test_training_is_that_of_the_paper(line, asked):
     config = config_of(line, asked)
-    options, phases = asked[-1].options, plan_phases(config, STEPS)
+    options, phases = asked[-1].run, plan_phases(config, STEPS)
 
     assert (asked[-1].model.spec, options.from_scratch, options.batch_size) == ("wrn28_10", True, 128)
-    assert (config.optimizer, config.momentum, config.decay) == ("sgd", 0.9, 5e-4)
+    assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 5e-4)
     assert config.gated_weight_decay
     assert config.grad_clip == config.distillation == 0
     assert options.augment
@@ -62,7 +62,7 @@ def test_training_is_that_of_the_paper(line, asked):
 
 def test_the_penalty_is_that_of_the_paper(asked):
     config = config_of(COMMANDS[0], asked)
-    options, phases = asked[-1].options, plan_phases(config, STEPS)
+    options, phases = asked[-1].run, plan_phases(config, STEPS)
 
     assert (options.penalty, options.droprate_init) == ("lambda=0.001", "0.3")
     assert config.ema_decay == 0.99
@@ -73,7 +73,7 @@ def test_the_penalty_is_that_of_the_paper(asked):
 def test_the_budget_leaves_time_to_recover(asked):
     phases = plan_phases(config_of(COMMANDS[1], asked), STEPS)
 
-    assert asked[-1].options.budget == "macs=0.5"
+    assert asked[-1].run.budget == "macs=0.5"
     assert (phases.gate, phases.recovery) == (180 * STEPS, 20 * STEPS)
 
 

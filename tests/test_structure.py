@@ -17,19 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *(
-        "errors",
-        "kept",
-        "machine",
-        "files",
-        "reading",
-        "plain_data",
-        "user_folders",
-        "pictures",
-        "run_directory",
-        "measuring",
-    ),
-    *("models", "tensor_names", "model_call", "recomputation", "input_sizes", "sources", "ops", "look"),
+    *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "user_folders", "pictures"),
+    *("run_directory", "measuring", "models", "tensor_names", "model_call", "recomputation", "input_sizes"),
+    *("sources", "ops", "look"),
     *("flow", "gates", "cost", "goals", "gated", "surgery", "tasks", "finetuning", "onnx", "compact", "bench"),
     *("verification", "study", "report", "cli"),
 ]

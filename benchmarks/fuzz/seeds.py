@@ -17,8 +17,7 @@ from torch import nn
 
 import l0prune
 from l0prune.bench.report import BenchReport, Latency, ModelTiming, Speedup
-from l0prune.cli.options import ModelOptions
-from l0prune.cli.request import FinetuneOptions, FinetuneRequest
+from l0prune.cli.request import FinetuneRequest
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.metrics import MetricsLog, MetricsRecord
 from l0prune.measuring.alignment import AlignmentReport
@@ -43,7 +42,7 @@ def small_images() -> nn.Module:
 
 def run_json(folder: Path) -> None:
     """A run just begun."""
-    request = FinetuneRequest(ModelOptions("lenet5"), "digits", FinetuneOptions(budget="macs=0.5", ignore=("fc1",)))
+    request = FinetuneRequest.asked({"spec": "lenet5", "data": "digits", "budget": "macs=0.5", "ignore": ("fc1",)})
     RunDirectory.create(folder / "run", argv=("l0prune", "finetune"), seed=0, **request.to_record())
 
 

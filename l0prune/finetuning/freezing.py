@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode
 
@@ -116,7 +116,7 @@ def measure_salience(
     return salience
 
 
-def decided_values(gated: GatedModel, is_open: Tensor, config: FinetuneConfig, *, floored: bool = True) -> Tensor:
+def decided_values(gated: GatedModel, is_open: Tensor, config: Settings, *, floored: bool = True) -> Tensor:
     """Values to freeze the gates at.
 
     Args:

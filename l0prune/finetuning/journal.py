@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from l0prune.finetuning.averaging import MovingAverage
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
@@ -45,7 +45,7 @@ class Journal:
         gated: GatedModel,
         goal: Goal,
         *,
-        config: FinetuneConfig,
+        config: Settings,
         phases: Phases,
         runtime: Runtime,
         evaluate: Evaluate | None,

@@ -11,7 +11,7 @@ from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import FinetuneConfig, Settings
 from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
 from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows
@@ -101,11 +101,11 @@ def finetune(
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
     """
     goal, task = one_goal(budget, penalty), _one_task(loss, task)
-    config = (FinetuneConfig() if config is None else config).resolved(penalised=penalty is not None)
+    settings = (FinetuneConfig() if config is None else config).resolved(penalised=penalty is not None)
     progress = SilentProgress() if progress is None else progress
     directory = None if out is None else Path(out)
     steps_per_epoch = count_batches(train_batches)
-    phases = plan_phases(config, steps_per_epoch)
+    phases = plan_phases(settings, steps_per_epoch)
     if not any(parameter.requires_grad for parameter in gated.parameters()):
         phases = phases.of_gates_alone()
         progress.message(
@@ -119,12 +119,12 @@ def finetune(
     require_finite(gated.model)
     if not continuing:
         require_trainable(gated, goal)
-        choose_open(gated, goal, align=config.rounding)
-    runtime = Runtime(config.mixed_precision)
-    config = replace(config, align=runtime.from_main(config.align))  # "auto" is measured by each process
+        choose_open(gated, goal, align=settings.align)
+    runtime = Runtime(settings.mixed_precision)
+    settings = replace(settings, align=runtime.from_main(settings.align))  # "auto" is measured by each process
     home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
     identity = {
-        "config": config.to_json(),
+        "config": settings.to_json(),
         **record_of(goal),
         "n_samples": goal.n_samples if isinstance(goal, Penalty) else None,
         "steps_per_epoch": steps_per_epoch,
@@ -138,7 +138,7 @@ def finetune(
                 train_batches,
                 task=task,
                 goal=goal,
-                config=config,
+                settings=settings,
                 teacher=teacher,
                 evaluate=evaluate,
                 directory=directory,
@@ -169,7 +169,7 @@ def _trainer(
     *,
     task: Task,
     goal: Goal,
-    config: FinetuneConfig,
+    settings: Settings,
     teacher: nn.Module | Literal[False] | None,
     evaluate: Evaluate | None,
     directory: Path | None,
@@ -182,9 +182,9 @@ def _trainer(
     """Everything on its device and tried once; nothing is trained or written yet."""
     inputs, targets = first_rows(batches, task)
     gated.to(runtime.device)
-    is_taught = teacher is not False and config.distillation > 0
+    is_taught = teacher is not False and settings.distillation > 0
     channels_last, task = try_batch(
-        gated, inputs, targets, task, runtime, channels_last=config.channels_last, taught=is_taught
+        gated, inputs, targets, task, runtime, channels_last=settings.channels_last, taught=is_taught
     )
     if rehearse and gated.n_gates:
         gated.to("cpu")
@@ -195,7 +195,7 @@ def _trainer(
     if is_taught:
         taught_by = frozen_copy(teacher if isinstance(teacher, nn.Module) else gated.model)
         taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
-    optimizer = GateOptimizerConfig(lr=config.gate_lr)
+    optimizer = GateOptimizerConfig(lr=settings.gate_lr)
     if isinstance(goal, Penalty):
         gated.set_penalty(goal, phases.gate, gate_optimizer=optimizer)
     else:
@@ -206,7 +206,7 @@ def _trainer(
     journal = Journal(
         gated,
         goal,
-        config=config,
+        config=settings,
         phases=phases,
         runtime=runtime,
         evaluate=evaluate,
@@ -218,9 +218,9 @@ def _trainer(
         batches,
         task=task,
         teacher=taught_by,
-        teaches_features=teacher is None and taught_by is not None and config.feature_distillation > 0,
+        teaches_features=teacher is None and taught_by is not None and settings.feature_distillation > 0,
         goal=goal,
-        config=config,
+        config=settings,
         phases=phases,
         runtime=runtime,
         channels_last=channels_last,

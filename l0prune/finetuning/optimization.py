@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.gated.model import GatedModel
 
 __all__ = ["GatedDecay", "GradientClip", "build_optimizer", "decay_groups", "decays"]
@@ -39,7 +39,7 @@ def decay_groups(
 
 
 def build_optimizer(
-    model: nn.Module, config: FinetuneConfig, *, lr: float, elsewhere: Collection[nn.Parameter] = ()
+    model: nn.Module, config: Settings, *, lr: float, elsewhere: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """The configured optimizer over a model's parameters.
 
@@ -49,7 +49,7 @@ def build_optimizer(
         lr: Learning rate of the first step, >= 0.
         elsewhere: Parameters whose decay is a part of the loss.
     """
-    groups = decay_groups(model.named_parameters(), config.decay, elsewhere=elsewhere) or [{"params": []}]
+    groups = decay_groups(model.named_parameters(), config.weight_decay, elsewhere=elsewhere) or [{"params": []}]
     if config.optimizer != "sgd":
         return (torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam)(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)

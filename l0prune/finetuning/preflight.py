@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
+from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.goal import Goal
 from l0prune.finetuning.passes import place, shapes
 from l0prune.finetuning.runtime import Runtime, in_float32
@@ -155,13 +156,19 @@ def require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> No
     """See that a checkpoint is resumed with what it was made with.
 
     Args:
-        saved: Identity of the run in the checkpoint: plain values, `config` a mapping.
+        saved: Identity of the run in the checkpoint: plain values, `config` those of `Settings` in this or an earlier version.
         present: Identity of the run that wants to go on.
 
     Raises:
         CheckpointError: names what differs, found and expected.
     """
-    before, now = _flat(saved), _flat(present)
+    before, now = (dict(identity) for identity in (saved, present))
+    asked, settings = (
+        FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
+        for identity in (before, now)
+    )
+    for known in asked.differing(settings):
+        before[known.name], now[known.name] = getattr(asked, known.name), getattr(settings, known.name)
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "dense_weights" in differing:
         raise CheckpointError(
@@ -189,13 +196,6 @@ def require_trainable(gated: GatedModel, goal: Goal) -> None:
     if isinstance(goal, Penalty):
         require_priceable(gated.gates)
         goal.prices(gated.flow)
-
-
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in identity.items():
-        flat.update(value if isinstance(value, Mapping) else {key: value})
-    return flat
 
 
 def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> None:

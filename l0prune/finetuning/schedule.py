@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from l0prune.errors import ConfigError
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 
 __all__ = ["GATE", "RECOVERY", "SETTLE", "WARMUP", "Phases", "learning_rate", "plan_phases"]
 
@@ -70,26 +70,26 @@ class Phases:
             RECOVERY: (self.cut_at, self.recovery),
         }[phase]
 
-    def learning_rate(self, step: int, config: FinetuneConfig) -> float:
+    def learning_rate(self, step: int, config: Settings) -> float:
         """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it.
 
         With `lr_drops` it goes down in steps to the freeze instead.
         """
         if step < self.freeze_at and config.lr_drops:
             n_drops = sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.lr_drops)
-            return config.peak_lr * config.lr_drop_factor**n_drops
+            return config.lr * config.lr_drop_factor**n_drops
         if step < self.freeze_at:
-            return learning_rate(step, self.freeze_at, peak=config.peak_lr, ramp=config.lr_ramp, end=config.gate_lr_end)
+            return learning_rate(step, self.freeze_at, peak=config.lr, ramp=config.lr_ramp, end=config.gate_lr_end)
         return learning_rate(
             step - self.freeze_at,
             self.settle + self.recovery,
-            peak=config.peak_recovery_lr,
+            peak=config.recovery_lr,
             ramp=config.lr_ramp,
             end=config.recovery_lr_end,
         )
 
 
-def plan_phases(config: FinetuneConfig, steps_per_epoch: int) -> Phases:
+def plan_phases(config: Settings, steps_per_epoch: int) -> Phases:
     """Phases of a run in steps.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import TrainingError
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
 from l0prune.finetuning.optimization import GatedDecay, GradientClip, build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
@@ -55,13 +55,13 @@ class Stage:
         *,
         task: Task,
         teacher: nn.Module | None,
-        config: FinetuneConfig,
+        config: Settings,
         runtime: Runtime,
         sites: Sequence[FeatureSite] = (),
     ) -> None:
         self.model = model
         self.gated = model if isinstance(model, GatedModel) else None
-        self._decay = GatedDecay(self.gated, config.decay) if self.gated and config.gated_weight_decay else None
+        self._decay = GatedDecay(self.gated, config.weight_decay) if self.gated and config.gated_weight_decay else None
         elsewhere = self._decay.parameters if self._decay is not None else ()
         self.optimizer = build_optimizer(model, config, lr=0.0, elsewhere=elsewhere)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -13,7 +13,7 @@ from torch import nn
 
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import Settings
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, measure_salience, recalibrate_
 from l0prune.finetuning.goal import Goal, metric_of
@@ -63,7 +63,7 @@ class Trainer:
         teacher: nn.Module | None,
         teaches_features: bool,
         goal: Goal,
-        config: FinetuneConfig,
+        config: Settings,
         phases: Phases,
         runtime: Runtime,
         channels_last: bool,
@@ -227,7 +227,7 @@ class Trainer:
     def _require_converging(self, tensors: Mapping[str, Any]) -> None:
         """See that there are numbers in what a phase has trained."""
         late = self._phase in (SETTLE, RECOVERY)
-        lr = self._config.peak_recovery_lr if late else self._config.peak_lr
+        lr = self._config.recovery_lr if late else self._config.lr
         require_converging(tensors, step=self.step, option="recovery_lr" if late else "lr", lr=lr)
 
     def _decide(self) -> None:
@@ -241,7 +241,7 @@ class Trainer:
         self._runtime.average_(salience)
         self._require_converging({"salience of the gates": salience})
         salience = salience.cpu()
-        is_open = choose_open(self.gated, goal, align=config.rounding, salience=salience)
+        is_open = choose_open(self.gated, goal, align=config.align, salience=salience)
         start = self.gated.gate_values().float().cpu()
         end = decided_values(self.gated, is_open, config, floored=isinstance(goal, Budget))
         self._settling = Settling.plan(start, end, salience)
