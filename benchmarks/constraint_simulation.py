@@ -18,7 +18,7 @@ from l0prune.cost.products import ProductCost
 from l0prune.flow.costs import CostTerm, Dimension, Side
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig
-from l0prune.goals.budget import Budget
+from l0prune.goals.budget import Bound, Budget
 from l0prune.goals.lagrangian import Constraint, ConstraintConfig
 from l0prune.goals.selection import select_open
 
@@ -142,7 +142,7 @@ def simulate(
     with torch.no_grad():
         p = bank.open_probability()
         is_open = select_open(
-            bank.log_alpha.numpy(), network.costs, network.dimensions, network.groups, Budget("macs", keep)
+            bank.log_alpha.numpy(), [Bound(Budget("macs", keep), network.costs)], network.dimensions, network.groups
         )
         return Outcome(
             end=float(network.costs.expected(p)) - keep,

@@ -57,7 +57,9 @@ def outcome(name: str, steps: int, seed: int, *, held: bool) -> tuple[float, flo
             optimizer.step()
             gated.step()
     costs = float(gated.expected_cost("macs").detach()), gated.hard_cost("macs")
-    gated.freeze(decided_values(gated, choose_open(gated, BUDGET, align=1), FinetuneConfig().resolved(penalised=False)))
+    gated.freeze(
+        decided_values(gated, choose_open(gated, gated.goal, align=1), FinetuneConfig().resolved(penalised=False))
+    )
     optimizer = torch.optim.Adam(gated.parameters(), lr=3e-3)
     for _ in range(RECOVERY_STEPS):
         optimizer.zero_grad()

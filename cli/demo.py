@@ -11,7 +11,7 @@ from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
 from l0prune.cli.options import BUNDLED, THREADS, FilePath, ModelOptions, common_options
-from l0prune.cli.output import console, note, print_table, ratio, score_text, show, size, working
+from l0prune.cli.output import console, cost_rows, note, print_table, ratio, score_text, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.shrink import shrink_run
@@ -113,9 +113,9 @@ def print_demo(result: dict[str, Any]) -> None:
             f"{accuracy['onnx'] - accuracy['dense']:+.2f} points",
         )
     ]
-    for name, key in (("parameters", "params"), ("MACs", "macs"), ("ONNX file, bytes", "bytes")):
-        before, after = result[f"{key}_before"], result[f"{key}_after"]
-        rows.append((name, size(before), size(after), ratio(after, before)))
+    rows += cost_rows(result)
+    before, after = result["bytes_before"], result["bytes_after"]
+    rows.append(("ONNX file, bytes", size(before), size(after), ratio(after, before)))
     before, after = result["latency_ms_before"], result["latency_ms_after"]
     rows.append(("latency, ms", f"{before:.3f}", f"{after:.3f}", ratio(after, before)))
     out = console()

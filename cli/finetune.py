@@ -20,7 +20,7 @@ from l0prune.cli.options import (
     given,
     threads_option,
 )
-from l0prune.cli.output import console, first_few, metric_text, print_table, ratio, score_text, show, size, working
+from l0prune.cli.output import console, cost_rows, first_few, metric_text, print_table, score_text, show, working
 from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig
@@ -99,7 +99,8 @@ def finetune_command(
         return
     show(result, as_json, lambda: print_result(result))
     if not result["budget_met"]:
-        click.echo(f"budget missed: the compact network costs {result['hard_cost']:.4f} of the dense one", err=True)
+        cost = ", ".join(f"{metric}={cost:.4f}" for metric, cost in result["hard_costs"].items())
+        click.echo(f"budget missed: the compact network costs {cost} of the dense one", err=True)
         ctx.exit(EXIT_BUDGET_MISSED)
 
 
@@ -107,15 +108,7 @@ def print_result(result: dict[str, Any]) -> None:
     """Dense against final, in one small table."""
     rows = [
         (metric_text(result), score_text(result["dense"], result), score_text(result["final"], result), ""),
-        *(
-            (
-                name,
-                size(result[f"{name.lower()}_before"]),
-                size(result[f"{name.lower()}_after"]),
-                ratio_of(result, name),
-            )
-            for name in ("MACs", "params")
-        ),
+        *cost_rows(result),
     ]
     goal = result["budget"] or result["penalty"]
     before = "untrained" if result["from_scratch"] else "dense"
@@ -129,8 +122,3 @@ def print_result(result: dict[str, Any]) -> None:
             f"Integers left as they were: {first_few(result['integers_left'])}", markup=False, soft_wrap=True
         )
     console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
-
-
-def ratio_of(result: dict[str, Any], name: str) -> str:
-    """How much of a cost is left."""
-    return ratio(result[f"{name.lower()}_after"], result[f"{name.lower()}_before"])

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from l0prune.errors import ConfigError, RunDirectoryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from l0prune.finetuning.goal import Goal
     from l0prune.finetuning.results import FinetuneResult
     from l0prune.gated.model import GatedModel
+    from l0prune.goals.goal import Goal
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.batches import StoredBatches
 
@@ -135,7 +135,6 @@ def prepare(request: FinetuneRequest) -> Prepared:
     Raises:
         L0PruneError: names what cannot work and what to do.
     """
-    import l0prune
     from l0prune.finetuning.preflight import require_finite, require_trainable
     from l0prune.finetuning.schedule import plan_phases
     from l0prune.gated.decision import choose_open
@@ -162,8 +161,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
     batches = case.train_batches(batch_size=run.batch_size, augment=bool(request.run.augment), seed=settings.seed)
     plan_phases(settings, len(batches))
     gated = gated_model_of(loaded, request, droprate=droprate)
-    if isinstance(goal, l0prune.Penalty):
-        goal = replace(goal, n_samples=len(case.data.y_train))
+    goal = goal.over_samples(lambda: len(case.data.y_train))
     require_trainable(gated, goal)
     choose_open(gated, goal, align=settings.align)
     dense_score = case.score(loaded.model)
@@ -183,7 +181,7 @@ def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str,
             prepared.gated,
             prepared.batches,
             task=prepared.case.task,
-            **goal_argument(prepared.goal),
+            **{prepared.goal.kind: prepared.goal},
             config=prepared.request.training,
             evaluate=prepared.case.evaluate,
             out=run.path,
@@ -204,17 +202,10 @@ def goal_of(options: RunOptions) -> "Goal":
         ConfigError: if it is not exactly one of budget and penalty, or cannot be read.
     """
     import l0prune
-    from l0prune.finetuning.goal import one_goal
+    from l0prune.goals.budget import Budgets, one_goal
 
-    budget = l0prune.Budget.parse(options.budget) if options.budget else None
+    budget = Budgets.parse(options.budget) if options.budget else None
     return one_goal(budget, l0prune.Penalty.parse(options.penalty) if options.penalty else None)
-
-
-def goal_argument(goal: "Goal") -> dict[str, Any]:
-    """The same as the argument of `l0prune.finetune` it is."""
-    import l0prune
-
-    return {"penalty" if isinstance(goal, l0prune.Penalty) else "budget": goal}
 
 
 @contextmanager
@@ -244,7 +235,8 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     """What a finished run is remembered by, plain JSON values."""
     from l0prune.surgery.record import surgery_of
 
-    macs = prepared.gated.flow.dense_cost("macs")
+    costs = prepared.gated.costs
+    before, after = costs.amounts(), costs.amounts(prepared.gated.hard_cost)
     record = surgery_of(result.compact)
     about = prepared.case.described()
     return {
@@ -254,8 +246,8 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "dense": prepared.dense_score,
         "doubts": prepared.doubts,
         "final": result.evaluation[about["metric"]],
-        "macs_before": round(macs),
-        "macs_after": round(macs * prepared.gated.hard_cost("macs")),
+        **{f"{metric}_before": amount for metric, amount in before.items()},
+        **{f"{metric}_after": amount for metric, amount in after.items()},
         "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),
         "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
         "form": record.form,

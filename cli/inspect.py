@@ -13,8 +13,8 @@ from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:
+    from l0prune.cost.metrics import Costs
     from l0prune.flow.channel_flow import ChannelFlow
-    from l0prune.flow.costs import CostTerm, Side
 
 __all__ = ["LayerRow", "inspect_command", "layer_rows"]
 
@@ -29,8 +29,7 @@ class LayerRow:
         gated_inputs: How many of them a gate can remove.
         outputs: Indices of the first dimension of its weight.
         gated_outputs: How many of them a gate can remove.
-        params: Parameters of the layer.
-        macs: Multiply-accumulates at batch 1.
+        costs: Metric -> what the layer costs.
     """
 
     name: str
@@ -38,8 +37,11 @@ class LayerRow:
     gated_inputs: int
     outputs: int
     gated_outputs: int
-    params: float
-    macs: float
+    costs: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; each metric is a key of its own."""
+        return {key: value for key, value in asdict(self).items() if key != "costs"} | self.costs
 
 
 @click.command("inspect", cls=GroupedCommand)
@@ -57,104 +59,85 @@ def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool)
 def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Trace a model and say what was found, as plain data."""
     import l0prune
+    from l0prune.cost.metrics import Costs, metric_names
+    from l0prune.cost.widths import Floor
 
     loaded = load(model)
     remember(model_call(model))
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=ignore)
+    costs = Costs(flow)
     return {
         "model": model.spec,
         "tracer": flow.tracer,
         "refusal": flow.refusal,
         "n_gates": flow.n_gates,
         "n_widths": len(set(flow.gate_group.tolist())),
-        "params": int(flow.dense_cost("params")),
-        "macs": int(flow.dense_cost("macs")),
+        **costs.amounts(),
         "prunable_fraction": flow.prunable_fraction,
-        "smallest_reachable": smallest_reachable(flow),
+        "smallest_reachable": {m: Floor.of(costs(m), flow.dimensions).fraction for m in metric_names()},
         "pinned": flow.pinned,
         "unknown_ops": flow.unknown_ops,
-        "layers": [asdict(row) for row in layer_rows(flow)],
+        "layers": [row.to_json() for row in layer_rows(flow, costs)],
     }
 
 
-def smallest_reachable(flow: "ChannelFlow") -> dict[str, float]:
-    """The least cost any choice of gates can reach, by metric, as a fraction of dense."""
-    from l0prune.cost.products import ProductCost
+def layer_rows(flow: "ChannelFlow", costs: "Costs") -> list[LayerRow]:
+    """One row for each module that owns a parameter, in the order of the model; then what else costs anything."""
+    from l0prune.cost.metrics import metric_names
 
-    return {
-        metric: ProductCost(flow.terms(metric), flow.n_gates).floor(flow.dimensions).fraction
-        for metric in ("macs", "params")
-    }
-
-
-def layer_rows(flow: "ChannelFlow") -> list[LayerRow]:
-    """One row for each module that owns a parameter, in the order of the model."""
-    params: dict[str, float] = {}
     weights: dict[str, str] = {}
-    for term in flow.terms("params"):
-        module, _, _ = term.name.rpartition(".")
-        params[module] = params.get(module, 0.0) + dense_cost(term)
-        widest = weights.get(module)
-        if widest is None or len(flow.sizes[term.name]) > len(flow.sizes[widest]):
-            weights[module] = term.name
-    macs: dict[str, float] = {}
-    for term in flow.terms("macs"):
-        macs[term.name] = macs.get(term.name, 0.0) + dense_cost(term)
-    rows = [layer_row(flow, module, weights[module], params[module], macs.pop(module, 0.0)) for module in params]
-    rows += [LayerRow(name, None, 0, 0, 0, 0.0, cost) for name, cost in macs.items()]  # products without a parameter
-    return rows
+    for name in flow.tensors:
+        if name in flow.parameters:
+            module, _, _ = name.rpartition(".")
+            if module not in weights or len(flow.sizes[name]) > len(flow.sizes[weights[module]]):
+                weights[module] = name
+    spent: dict[str, dict[str, float]] = {module: {} for module in weights}
+    for metric in metric_names():
+        for name, cost in zip(costs(metric).layers, costs(metric).dense_layers.tolist(), strict=True):
+            layer = spent.setdefault(name.rpartition(".")[0] if name in flow.sizes else name, {})
+            layer[metric] = layer.get(metric, 0.0) + cost
+    return [
+        layer_row(flow, layer, weights.get(layer), {metric: found.get(metric, 0.0) for metric in metric_names()})
+        for layer, found in spent.items()
+    ]
 
 
-def layer_row(flow: "ChannelFlow", module: str, weight: str, params: float, macs: float) -> LayerRow:
-    """Read widths off the labels of a module's largest-dimensional parameter."""
-    shape, gates = flow.sizes[weight], flow.tensors[weight]
+def layer_row(flow: "ChannelFlow", layer: str, weight: str | None, costs: dict[str, float]) -> LayerRow:
+    """Read widths off the labels of a layer's largest-dimensional parameter, where it has one."""
+    shape, gates = ((), ()) if weight is None else (flow.sizes[weight], flow.tensors[weight])
     gated = [0 if labels is None else int((labels >= 0).sum()) for labels in gates]
     has_inputs = len(shape) > 1
     return LayerRow(
-        name=module or weight,
+        name=layer or weight or "",
         inputs=shape[1] if has_inputs else None,
         gated_inputs=gated[1] if has_inputs else 0,
-        outputs=shape[0] if shape else 1,
+        outputs=shape[0] if shape else int(weight is not None),
         gated_outputs=gated[0] if shape else 0,
-        params=params,
-        macs=macs,
+        costs=costs,
     )
-
-
-def dense_cost(term: "CostTerm") -> float:
-    """What a term costs with all gates open."""
-    cost = term.coefficient
-    for side in term.sides:
-        cost *= width(side)
-    return cost
-
-
-def width(side: "Side") -> int:
-    """Indices of one side of a layer."""
-    return side.n_ungated + len(side.gates)
 
 
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
-    from l0prune.cost.floor import rounded_up
+    from l0prune.cost.metrics import metric_named, metric_names, rounded_up
 
-    out = console()
-    shown = [layer for layer in result["layers"] if layer["macs"] or layer["inputs"] is not None]
+    out, metrics = console(), metric_names()
+    shown = [layer for layer in result["layers"] if layer[metrics[0]] or layer["inputs"] is not None]
     rows = [
         (
             layer["name"],
             "-" if layer["inputs"] is None else f"{layer['gated_inputs']}/{layer['inputs']}",
             f"{layer['gated_outputs']}/{layer['outputs']}",
-            f"{layer['macs'] / result['macs']:.1%}" if layer["macs"] else "-",
-            f"{layer['params'] / result['params']:.1%}" if layer["params"] else "-",
+            *(f"{layer[metric] / result[metric]:.1%}" if layer[metric] else "-" for metric in metrics),
         )
         for layer in shown
     ]
     others = [layer for layer in result["layers"] if layer not in shown]
     if others:
-        share = sum(layer["params"] for layer in others) / result["params"]
-        rows.append((f"{len(others)} norms and biases", "", "", "", f"{share:.1%}"))
-    print_table(out, result["model"], ("layer", "inputs gated", "outputs gated", "MACs", "parameters"), rows)
+        shares = {metric: sum(layer[metric] for layer in others) / result[metric] for metric in metrics}
+        rows.append((f"{len(others)} norms and biases", "", "", *(f"{s:.1%}" if s else "" for s in shares.values())))
+    titles = [metric_named(metric).title for metric in metrics]
+    print_table(out, result["model"], ("layer", "inputs gated", "outputs gated", *titles), rows)
     if result["pinned"]:
         pinned = sorted(result["pinned"].items(), key=lambda item: -item[1])
         print_table(out, "Pinned", ("why", "units"), [(why, str(n)) for why, n in pinned])
@@ -162,9 +145,10 @@ def print_inspection(result: dict[str, Any]) -> None:
         from l0prune.flow.channel_flow import FOLLOWED_BY
 
         out.print(f"Followed by {FOLLOWED_BY[result['tracer']]}, because {result['refusal']}.", markup=False)
-    floor = {metric: rounded_up(share, digits=2) for metric, share in result["smallest_reachable"].items()}
+    floor = (f"{metric}={rounded_up(share, digits=2):g}" for metric, share in result["smallest_reachable"].items())
+    dense = (f"{metric_named(m).short_text(result[m])} {metric_named(m).title}" for m in metrics if m != "params")
     out.print(
         f"{result['n_gates']} units in {result['n_widths']} widths; "
         f"{result['prunable_fraction']:.1%} of {size(result['params'])} parameters in reach, "
-        f"{size(result['macs'])} MACs; smallest budget: macs={floor['macs']:g}, params={floor['params']:g}"
+        f"{', '.join(dense)}; smallest budget: {', '.join(floor)}"
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "cost_rows",
     "first_few",
     "metric_text",
     "note",
@@ -99,6 +100,18 @@ def size(n: float) -> str:
 def ratio(after: float, before: float) -> str:
     """How much is left, as people read it: 0.50x."""
     return f"{after / before:.2f}x" if before else "-"
+
+
+def cost_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """A table's rows of what a network cost before and after: every metric that the result has figures of."""
+    from l0prune.cost.metrics import metric_named, metric_names
+
+    rows = []
+    for metric in map(metric_named, metric_names()):
+        before, after = result.get(f"{metric.name}_before"), result.get(f"{metric.name}_after")
+        if before is not None and after is not None:
+            rows.append((metric.title, metric.short_text(before), metric.short_text(after), ratio(after, before)))
+    return rows
 
 
 def first_few(values: dict[str, int], n: int = 5) -> str:

@@ -120,5 +120,5 @@ def history_of(path: Path) -> "CostHistory":
 
 
 def metric_of(config: dict[str, Any]) -> str:
-    """What a run's cost counts: its budget's metric."""
+    """What a run's cost counts: the metric of its first budget."""
     return str(config.get("budget") or "macs").partition("=")[0]

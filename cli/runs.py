@@ -100,13 +100,13 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     Raises:
         CheckpointError: if the checkpoint is damaged or of another model.
     """
-    import l0prune
     from l0prune.finetuning.checkpoints import load_checkpoint
+    from l0prune.goals.budget import Budgets
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
     gated = gated_model_of(loaded, run.request)
     if run.request.run.budget:
-        gated.set_budget(l0prune.Budget.parse(run.request.run.budget), 1)
+        gated.set_goal(Budgets.parse(run.request.run.budget), 1)
     with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
         try:
             gated.model.load_state_dict(checkpoint.model)

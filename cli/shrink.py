@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.options import FilePath, common_options, flag_of, threads_option
-from l0prune.cli.output import console, first_few, note, print_table, ratio, show, size, working
+from l0prune.cli.output import console, cost_rows, first_few, note, print_table, ratio, show, size, working
 from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
@@ -90,7 +90,10 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         run.directory.set_status("finished", result=trained | {"cut_again": how})
     if cut_again:
         note(f"--align {step} changed the network after its training: score it with `l0prune eval {quote(str(path))}`")
-    macs = gated.flow.dense_cost("macs")
+    before, after = (
+        gated.costs.amounts(),
+        gated.costs.amounts(lambda metric: gated.costs(metric).hard(record.values != 0)),
+    )
     return {
         "run": str(path),
         "form": record.form,
@@ -101,8 +104,8 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         "max_rel_diff": record.difference.max_rel,
         "not_compared": record.not_compared,
         "draws_random_numbers": record.draws_random_numbers,
-        "macs_before": round(macs),
-        "macs_after": round(macs * gated.costs("macs").hard(record.values != 0)),
+        **{f"{metric}_before": amount for metric, amount in before.items()},
+        **{f"{metric}_after": amount for metric, amount in after.items()},
         "params_before": dense_params,
         "params_after": count_parameters(compact),
         "bytes_before": sizes["dense"],
@@ -177,17 +180,10 @@ def count_parameters(model: "nn.Module") -> int:
 
 def print_shrunk(result: dict[str, Any]) -> None:
     """Costs before and after, and where the files are."""
-    names = (("MACs", "macs"), ("parameters", "params"), ("ONNX bytes", "bytes"))
-    rows = [
-        (
-            label,
-            size(result[f"{key}_before"]),
-            size(result[f"{key}_after"]),
-            ratio(result[f"{key}_after"], result[f"{key}_before"]),
-        )
-        for label, key in names
-        if result[f"{key}_before"] is not None
-    ]
+    rows = cost_rows(result)
+    if result["bytes_before"] is not None:
+        before, after = result["bytes_before"], result["bytes_after"]
+        rows.append(("ONNX bytes", size(before), size(after), ratio(after, before)))
     out = console()
     print_table(out, result["run"], ("", "dense", "compact", "ratio"), rows)
     out.print(

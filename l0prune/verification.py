@@ -133,9 +133,7 @@ def verify(
     seconds: dict[str, float] = {}
     flow = _traced(model, call, seconds)
     gated = inject(model, flow, gate=gate or "hard-concrete", seed=seed).eval()
-    values = torch.from_numpy(
-        random_decision(flow, closed=closed, seed=seed, align=resolve_alignment(align), costs=gated.costs("macs"))
-    )
+    values = torch.from_numpy(random_decision(flow, closed=closed, seed=seed, align=resolve_alignment(align)))
     if gate is not None:
         locate_gates_(gated.gates, values > 0, seed=seed)
     gated.freeze(values if gate is None else None)
@@ -220,7 +218,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def random_decision(
-    flow: ChannelFlow, *, closed: float, seed: int, align: int | None = None, costs: Any = None
+    flow: ChannelFlow, *, closed: float, seed: int, align: int | None = None
 ) -> npt.NDArray[np.float64]:
     """Random gate values: a share `closed` at zero, the others in [0.3, 1); no dimension is closed entirely.
 
@@ -229,7 +227,6 @@ def random_decision(
         closed: Share of the units to close.
         seed: Seed.
         align: Round kept widths to multiples of this.
-        costs: Cost model for the rounding; needed with `align`.
 
     Returns:
         Shape `(n_gates,)`, float64 (values exact in float32).
@@ -241,7 +238,7 @@ def random_decision(
         if dimension.n_ungated == 0 and not opened[dimension.gates].any():
             opened[dimension.gates[np.argmax(scores[dimension.gates])]] = True
     if align is not None and align > 1:
-        opened = align_open(opened, scores, costs, flow.dimensions, flow.gate_group, align=align)
+        opened = align_open(opened, scores, flow.dimensions, flow.gate_group, align=align)
     values = generator.uniform(0.3, 1.0, flow.n_gates).astype(np.float32).astype(np.float64)
     return np.where(opened, values, 0.0)
 

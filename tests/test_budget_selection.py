@@ -9,9 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from l0prune.cost.products import ProductCost
+from l0prune.cost.widths import Floor
 from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.flow.costs import CostTerm, Dimension, Side
-from l0prune.goals.budget import Budget
+from l0prune.goals.budget import Bound, Budget
 from l0prune.goals.selection import align_open, select_open
 
 
@@ -57,10 +58,12 @@ class Net:
         return all(kept % align == 0 or kept == total for kept, total in zip(self.kept(is_open), totals, strict=True))
 
     def select(self, scores, keep, **options):
-        return select_open(scores, self.costs, self.dimensions, self.groups, Budget("macs", keep), **options)
+        bounds = [Bound(Budget("macs", keep), self.costs)]
+        return select_open(scores, bounds, self.dimensions, self.groups, **options)
 
-    def align(self, is_open, scores, **options):
-        return align_open(is_open, scores, self.costs, self.dimensions, self.groups, **options)
+    def align(self, is_open, scores, *, keep=None, **options):
+        bounds = () if keep is None else [Bound(Budget("macs", keep), self.costs)]
+        return align_open(is_open, scores, self.dimensions, self.groups, bounds=bounds, **options)
 
 
 @st.composite
@@ -312,7 +315,7 @@ def test_an_infeasible_budget_names_the_layers_that_hold_the_floor():
 
 def test_the_floor_is_the_least_cost_over_all_selections():
     net = Net([3, 4, 2], [[0], [1], [0, 2], [1, 2]], [(5, (0, 1)), (2, (2, 3)), (1, (3,))], removable=(0, 1))
-    floor = net.costs.floor(net.dimensions)
+    floor = Floor.of(net.costs, net.dimensions)
     assert floor.fraction == min(net.costs.hard(o) for o in net.all_counts(np.zeros(9)) if net.legal(o))
     assert sum(share for _, share in floor.held_by) == pytest.approx(floor.fraction)
 
@@ -328,9 +331,9 @@ def test_the_smallest_share_that_the_message_names_can_be_met():
 def test_a_network_without_gates_meets_only_the_whole_budget():
     costs = ProductCost([CostTerm("fixed", 5.0, (Side(3, np.empty(0, np.int64)),))], 0)
     empty = np.empty(0)
-    assert select_open(empty, costs, (), empty, Budget("params", 1.0)).shape == (0,)
+    assert select_open(empty, [Bound(Budget("params", 1.0), costs)], (), empty).shape == (0,)
     with pytest.raises(BudgetInfeasibleError, match="1 of the dense parameters is left \\(fixed 1\\)"):
-        select_open(empty, costs, (), empty, Budget("params", 0.9))
+        select_open(empty, [Bound(Budget("params", 0.9), costs)], (), empty)
 
 
 @pytest.mark.parametrize(
@@ -352,10 +355,9 @@ def test_impossible_arguments_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         select_open(
             arguments["scores"],
-            net.costs,
+            [Bound(Budget("macs", 0.5), net.costs)],
             net.dimensions,
             arguments["groups"],
-            Budget("macs", 0.5),
             align=arguments["align"],
             tolerance=arguments["tolerance"],
             salience=arguments["salience"],

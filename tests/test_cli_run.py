@@ -16,7 +16,7 @@ from tiny_task import network
 import l0prune
 from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
-from l0prune.cost.floor import rounded_up
+from l0prune.cost.metrics import rounded_up
 from l0prune.errors import ConfigError
 from l0prune.run_directory import RunDirectory
 
@@ -128,7 +128,7 @@ def test_eval_says_what_it_took_for_granted():
 def test_finetune_ends_with_a_table_for_people(tmp_path):
     result = invoke(*FINETUNE, *QUICK, "--out", tmp_path / "run")
 
-    for word in ("accuracy", "MACs", "params", "dense", "final", "l0prune shrink"):
+    for word in ("accuracy", "MACs", "parameters", "dense", "final", "l0prune shrink"):
         assert word in result.stdout
     assert "learning gates" in result.stderr
 
@@ -351,12 +351,13 @@ def test_a_network_that_cannot_be_cut_exactly_is_an_error(monkeypatch):
 
 
 def test_a_missed_budget_has_its_own_exit_code(monkeypatch, tmp_path):
-    figures = {"budget_met": False, "hard_cost": 0.7}
+    figures = {"budget_met": False, "hard_costs": {"macs": 0.7}}
     monkeypatch.setattr("l0prune.cli.finetune.begin", lambda *_, **__: figures)
 
     result = CliRunner().invoke(cli, [*FINETUNE, "--out", str(tmp_path / "run"), "--json"])
 
     assert result.exit_code == 3
+    assert "the compact network costs macs=0.7000 of the dense one" in result.stderr
     assert json.loads(result.stdout) == figures
 
 

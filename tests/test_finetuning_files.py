@@ -34,10 +34,7 @@ RECORD = MetricsRecord(
     target=0.8,
     multiplier=2.0,
     lr=0.1,
-    expected_macs=0.9,
-    expected_params=0.8,
-    hard_macs=0.85,
-    hard_params=0.75,
+    by_metric={"expected_macs": 0.9, "hard_macs": 0.85, "expected_params": 0.8, "hard_params": 0.75},
     seconds_per_step=0.01,
 )
 

@@ -15,6 +15,7 @@ from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.passes import share, steps
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.gated.decision import choose_open
+from l0prune.goals.budget import Budgets
 from l0prune.model_call import ModelCall
 from l0prune.tasks.provided.classification import Classification
 
@@ -292,7 +293,7 @@ def test_a_model_that_needs_contiguous_memory_gets_it():
 
 
 def test_the_score_of_a_run_over_budget_says_so():
-    result = FinetuneResult(nn.Identity(), gated_net(), BUDGET, 0.51, 0.5, 3, 10, ())
+    result = FinetuneResult(nn.Identity(), gated_net(), Budgets.of(BUDGET), {"macs": 0.51}, 0.5, 3, 10, ())
 
     assert not result.budget_met
     assert result.to_json()["budget_met"] is False
@@ -302,7 +303,7 @@ def test_the_score_of_a_run_over_budget_says_so():
 def test_the_freeze_keeps_trained_values_or_makes_them_one():
     gated = gated_net()
     gated.gates.log_alpha.data.uniform_(-4, 4)
-    is_open = choose_open(gated, BUDGET, align=1)
+    is_open = choose_open(gated, Budgets.of(BUDGET), align=1)
 
     soft = decided_values(gated, is_open, replace(QUICK, gate_floor=0.25))
     binary = decided_values(gated, is_open, replace(QUICK, gate_decision="binary"))

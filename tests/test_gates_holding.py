@@ -65,7 +65,8 @@ def test_a_short_phase_ends_at_its_budget(name):
         (torch.nn.functional.cross_entropy(gated(x), y) + gated.penalty()).backward()
         gated.step()
         assert (
-            float(gated.expected_cost("macs").detach()) > gated.constraint.target - gated.constraint.config.slack - 1e-5
+            float(gated.expected_cost("macs").detach())
+            > gated.constraints["macs"].target - gated.constraints["macs"].config.slack - 1e-5
         )
     model.zero_grad()
 

@@ -13,7 +13,7 @@ from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
 from l0prune.pictures import new_figure, save_picture
 from l0prune.report.cost_plot import draw_costs
 from l0prune.report.gate_plot import MOST_LAYERS, draw_gates
-from l0prune.report.histories import COSTS, GateHistory, Histograms, cost_history, gate_history, run_lines
+from l0prune.report.histories import GateHistory, Histograms, cost_columns, cost_history, gate_history, run_lines
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def older(run, tmp_path) -> Path:
     """The same run as it was written before metrics.jsonl had both metrics, times and layers."""
     out = shutil.copytree(run, tmp_path / "older")
-    new = (*COSTS, "seconds_per_step", "layer_histograms")
+    new = (*cost_columns(), "seconds_per_step", "layer_histograms")
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in entry.items() if key not in new} for entry in lines]
     (out / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
@@ -103,7 +103,7 @@ def test_costs_are_read_by_their_names():
 
     history = cost_history("run", [line(1, **new), line(4, "recovery", **new)], "macs")
 
-    assert {name: values[0] for name, values in history.costs.items()} == {name: new[name] for name in COSTS}
+    assert {name: values[0] for name, values in history.costs.items()} == {name: new[name] for name in cost_columns()}
     assert history.ms_per_step == (20.0, 20.0)
     assert history.missing == ()
     assert history.decided_at == 1

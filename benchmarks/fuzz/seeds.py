@@ -53,7 +53,7 @@ def metrics(folder: Path) -> None:
         histograms = {"open_histogram": counts, "layer_histograms": {"0": counts, "2": counts}} if step % 2 else {}
         log.write(
             MetricsRecord(
-                *(step, step / 2, "gate", 0.5, 0.4, None, 0.9, 0.8, 0.5, 1.0, 0.1, 0.9, 0.9, 0.8, 0.8, 0.01),
+                *(step, step / 2, "gate", 0.5, 0.4, None, 0.9, 0.8, 0.5, 1.0, 0.1, {"expected_macs": 0.9}, 0.01),
                 **histograms,
                 evaluation={"accuracy": 0.5} if step == 3 else None,
             )

@@ -1,17 +1,22 @@
-"""Gates that are alike put into widths, so that choosing open gates becomes choosing one count a width."""
+"""Gates that are alike put into widths: choosing open gates becomes choosing one count a width; and the least choice."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from l0prune.cost.cost import FlatTerms, FloatArray, IntArray, classes_of_columns
+from l0prune.cost.cost import Cost, FloatArray, IntArray, classes_of_columns
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import Dimension
 
-__all__ = ["Widths"]
+__all__ = ["Floor", "Widths", "smallest_counts"]
+
+_MAX_EXACT_WIDTHS = 14
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -24,7 +29,7 @@ class Widths:
 
     Args:
         scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number.
-        flat: cost terms.
+        costs: gates that any of them tells apart are not alike.
         dimensions: dimensions that must not vanish, or are to be aligned.
         groups: gates with different numbers are never put into one width, shape `(n_gates,)`.
         first: gates that rank before all others of their width, shape `(n_gates,)`, bool; optional.
@@ -36,14 +41,14 @@ class Widths:
     def __init__(
         self,
         scores: npt.ArrayLike,
-        flat: FlatTerms,
+        costs: Sequence[Cost],
         dimensions: Sequence[Dimension],
         groups: npt.ArrayLike,
         *,
         first: BoolArray | None = None,
     ) -> None:
-        n_gates = len(flat.gate_class)
-        self.flat = flat
+        n_gates = len(np.atleast_1d(groups)) if not costs else costs[0].n_gates
+        self.costs = tuple(costs)
         self.scores = _checked("scores", scores, n_gates).astype(np.float64)
         wrong = ~np.isfinite(self.scores)
         if wrong.any():
@@ -53,11 +58,14 @@ class Widths:
             )
         members = _dimension_members(dimensions, n_gates)
         dimension_class, _ = classes_of_columns(members)
-        keys = np.stack([_checked("groups", groups, n_gates).astype(np.int64), flat.gate_class, dimension_class])
+        classes = [cost.sides.gate_class for cost in costs]
+        keys = np.stack([_checked("groups", groups, n_gates).astype(np.int64), *classes, dimension_class])
         _, representative, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
         self.of_gate: IntArray = inverse.reshape(-1).astype(np.int64)
         self.sizes: IntArray = np.bincount(self.of_gate, minlength=len(representative)).astype(np.int64)
-        self.in_sides: FloatArray = flat.per_class[:, flat.gate_class[representative]]
+        self.in_sides: list[FloatArray] = [
+            cost.sides.per_class[:, cost.sides.gate_class[representative]] for cost in costs
+        ]
         self.in_dimensions: IntArray = np.asarray(members[:, representative].todense(), dtype=np.int64)
         self.ungated: IntArray = np.array([dimension.n_ungated for dimension in dimensions], dtype=np.int64)
         self.totals: IntArray = self.ungated + self.in_dimensions @ self.sizes
@@ -73,18 +81,27 @@ class Widths:
         return len(self.sizes)
 
     def cost(self, counts: npt.NDArray[Any]) -> FloatArray:
-        """Fraction of the dense cost, shape `()` or `(n,)`."""
-        ungated = self.flat.ungated.reshape(-1, *([1] * (counts.ndim - 1)))
-        return self.flat.cost(ungated + self.in_sides @ counts)
+        """Fraction of the dense cost, by each of the costs; shape `(n_costs,)` or `(n_costs, n)`."""
+        return np.array([cost.of_counts(sides) for cost, sides in zip(self.costs, self._sides(counts), strict=True)])
 
     def cost_of_moves(self, counts: IntArray, widths: IntArray, new_counts: IntArray) -> FloatArray:
-        """Cost after setting one of `widths` to its entry of `new_counts`, one at a time; shape `(n_moves,)`."""
-        sides = self.flat.ungated + self.in_sides @ counts
-        return self.flat.cost(sides[:, None] + self.in_sides[:, widths] * (new_counts - counts[widths]))
+        """Costs after setting one of `widths` to its entry of `new_counts`, one at a time; shape `(n_costs, n_moves)`."""
+        step = new_counts - counts[widths]
+        sides = zip(self.costs, self.in_sides, self._sides(counts), strict=True)
+        return np.array([cost.of_counts(start[:, None] + inside[:, widths] * step) for cost, inside, start in sides])
+
+    def _sides(self, counts: npt.NDArray[Any]) -> list[FloatArray]:
+        """Counts of the sides of each cost, shape `(n_sides,)` or `(n_sides, n)`."""
+        shape = (-1, *([1] * (counts.ndim - 1)))
+        return [
+            cost.sides.ungated.reshape(shape) + inside @ counts.astype(np.float64)
+            for cost, inside in zip(self.costs, self.in_sides, strict=True)
+        ]
 
     def dimension_counts(self, counts: IntArray) -> IntArray:
         """Kept indices of every dimension, shape `(n_dimensions,)` or `(n_dimensions, n)`."""
-        return self.ungated.reshape(-1, *([1] * (counts.ndim - 1))) + self.in_dimensions @ counts
+        inside = (self.in_dimensions.astype(np.float64) @ counts.astype(np.float64)).astype(np.int64)  # exact, and fast
+        return self.ungated.reshape(-1, *([1] * (counts.ndim - 1))) + inside
 
     def covers(self, counts: IntArray) -> npt.NDArray[np.bool_]:
         """Whether every dimension that must not vanish keeps an index, shape `()` or `(n,)`."""
@@ -100,39 +117,6 @@ class Widths:
         rank = np.empty(len(self.order), np.int64)
         rank[self.order] = np.arange(len(self.order)) - self.starts[self.of_gate[self.order]]
         return np.asarray(rank < counts[self.of_gate])
-
-    def kept_salience(self, salience: FloatArray) -> FloatArray:
-        """Share of all salience that the best `count` gates of a width hold; laid out as `capacities`.
-
-        Args:
-            salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`.
-        """
-        ordered = salience[self.order] / max(float(salience.sum()), 1e-300)
-        values = np.zeros(len(ordered) + self.n)
-        for width, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            values[start + width + 1 : stop + width + 1] = np.cumsum(ordered[start:stop])
-        return values
-
-    def capacities(self, counts: IntArray, threshold: float) -> FloatArray:
-        """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
-
-        What a width can represent is taken to grow with the logarithm of its open gates, as in a divergence: with r the
-        gates kept over those in `counts`, a width of n gates is worth -n (r - 1 - log r). So taking a fifth from a width
-        costs little, emptying one that the ranking wants costs most, and adding to one is hardly rewarded. Gates count
-        by how far they rank above `threshold`, from a quarter (never wanted) to one.
-        """
-        distance = np.clip(self.scores[self.order] - threshold, -30.0, 30.0)
-        worth = 0.25 + 0.75 / (1.0 + np.exp(-distance))
-        values = np.zeros(len(worth) + self.n)
-        for width, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            kept = np.concatenate([[0.0], np.cumsum(worth[start:stop])])
-            wanted = kept[counts[width]]
-            if wanted > 0:
-                share = np.maximum(kept, 0.1) / wanted
-                values[start + width : stop + width + 1] = -wanted * (share - 1.0 - np.log(share))
-            else:
-                values[start + width : stop + width + 1] = -0.01 * kept
-        return values
 
 
 def _checked(name: str, values: npt.ArrayLike, n_gates: int) -> npt.NDArray[Any]:
@@ -150,3 +134,78 @@ def _dimension_members(dimensions: Sequence[Dimension], n_gates: int) -> sparse.
     members = sparse.csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=(len(gates), n_gates))
     members.sum_duplicates()
     return members
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The smallest reachable cost.
+
+    Attributes:
+        fraction: fraction of the dense cost, in [0, 1].
+        held_by: (name of the cost term, its share of the dense cost), the largest first; shares add up to `fraction`.
+    """
+
+    fraction: float
+    held_by: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, cost: Cost, dimensions: Sequence[Dimension]) -> Floor:
+        """The smallest cost that leaves no dimension empty unless it is removable."""
+        alike = np.zeros(cost.n_gates)
+        widths = Widths(alike, [cost], dimensions, alike)
+        shares = cost.hard_layers(widths.best_gates(smallest_counts(widths)))
+        order = np.argsort(-shares, kind="stable")
+        held_by = tuple((cost.layers[layer], float(shares[layer])) for layer in order if shares[layer] > 0)
+        return cls(float(widths.cost(smallest_counts(widths))[0]), held_by)
+
+
+def smallest_counts(widths: Widths, keep: FloatArray | float = 1.0) -> IntArray:
+    """Counts with the least cost that leave no required dimension empty, shape `(n_widths,)`, each 0 or 1.
+
+    Of several costs, the one that is largest beside its part of `keep`, shape `(n_costs,)`, is made least.
+
+    Exact where each required dimension has a width of its own, as in nearly every network, and where at most 14 widths
+    are left to choose between; greedy beyond.
+    """
+    counts = np.zeros(widths.n, np.int64)
+    members = widths.in_dimensions > 0
+    while True:
+        empty = widths.dimension_counts(counts) < widths.required
+        forced = members[empty & (members.sum(axis=1) == 1)].any(axis=0)
+        if not forced.any():
+            break
+        counts[forced] = 1
+    if not empty.any():
+        return counts
+    useful = np.flatnonzero(members[empty].any(axis=0))
+    if len(useful) <= _MAX_EXACT_WIDTHS:
+        patterns = (np.arange(2 ** len(useful)) >> np.arange(len(useful))[:, None]) & 1
+        batch = np.repeat(counts[:, None], patterns.shape[1], axis=1)
+        batch[useful] = patterns
+        load = np.where(widths.covers(batch), _load(widths.cost(batch), keep), np.inf)
+        return batch[:, int(load.argmin())]
+    return _greedy_cover(widths, counts, keep)
+
+
+def _load(cost: FloatArray, keep: FloatArray | float) -> FloatArray:
+    """The largest of several costs beside its part of `keep`; `(n_costs, n)` -> `(n,)`."""
+    return np.asarray((cost.T / keep).max(axis=-1))
+
+
+def _greedy_cover(widths: Widths, counts: IntArray, keep: FloatArray | float) -> IntArray:
+    """Open one gate at a time, least cost for each newly covered dimension; then close what turned out needless."""
+    counts = counts.copy()
+    members = widths.in_dimensions > 0
+    while (empty := widths.dimension_counts(counts) < widths.required).any():
+        useful = np.flatnonzero(members[empty].any(axis=0))
+        opened_cost = widths.cost_of_moves(counts, useful, np.ones(len(useful), np.int64))
+        added = _load(opened_cost, keep) - _load(widths.cost(counts), keep)
+        counts[useful[int(np.argmin(added / members[empty][:, useful].sum(axis=0)))]] = 1
+    opened = np.flatnonzero(counts)
+    closed_cost = widths.cost_of_moves(counts, opened, np.zeros(len(opened), np.int64))
+    for width in opened[np.argsort(-_load(closed_cost, keep))][::-1]:
+        without = counts.copy()
+        without[width] = 0
+        if widths.covers(without):
+            counts = without
+    return counts

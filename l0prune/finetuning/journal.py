@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from l0prune.cost.metrics import metric_names
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.config import Settings
-from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
 from l0prune.finetuning.results import Evaluate, Milestone, figures_of
 from l0prune.finetuning.runtime import Runtime
 from l0prune.finetuning.schedule import GATE, WARMUP, Phases
 from l0prune.finetuning.stage import Losses, LossWindow
 from l0prune.gated.model import GatedModel
-from l0prune.goals.budget import METRICS
+from l0prune.goals.goal import Goal
 from l0prune.model_call import evaluation_mode
 
 __all__ = ["Journal", "Progress", "SilentProgress", "StepTimer"]
@@ -54,7 +54,7 @@ class Journal:
     ) -> None:
         self.history: list[Milestone] = []
         self._gated = gated
-        self._metric = metric_of(goal)
+        self._metrics = goal.metrics
         self._config = config
         self._phases = phases
         self._runtime = runtime
@@ -123,14 +123,15 @@ class Journal:
         """
         loss, task, taught, hints = self._window.means(last_step=step, lr=lr, phase=phase)
         seconds = self._timer.take()  # the means have waited for the device
-        gated, metric, constraint = self._gated, self._metric, self._gated.constraint
+        gated, constraints = self._gated, self._gated.constraints
         self._n_lines += 1
         counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
         judged = self.ends_pass(step) and step < self._phases.total
         if self.ends_pass(step):
             self._runtime.average_buffers_(model)
-        expected = {name: float(gated.expected_cost(name).detach()) for name in METRICS}
-        hard = {name: gated.hard_cost(name) for name in METRICS}
+        expected = {name: float(gated.expected_cost(name).detach()) for name in metric_names()}
+        hard = {name: gated.hard_cost(name) for name in metric_names()}
+        first = constraints.get(self._metrics[0])
         record = MetricsRecord(
             step=step,
             epoch=round(step / self._phases.steps_per_epoch, 6),
@@ -139,15 +140,17 @@ class Journal:
             task_loss=task,
             distillation_loss=taught,
             feature_loss=hints,
-            expected_cost=expected[metric],
-            hard_cost=hard[metric],
-            target=None if constraint is None else constraint.target,
-            multiplier=None if constraint is None else constraint.multiplier,
+            expected_cost=expected[self._metrics[0]],
+            hard_cost=hard[self._metrics[0]],
+            target=None if first is None else first.target,
+            multiplier=None if first is None else first.multiplier,
             lr=lr,
-            expected_macs=expected["macs"],
-            expected_params=expected["params"],
-            hard_macs=hard["macs"],
-            hard_params=hard["params"],
+            by_metric={
+                **{f"expected_{name}": cost for name, cost in expected.items()},
+                **{f"hard_{name}": cost for name, cost in hard.items()},
+                **{f"target_{name}": constraint.target for name, constraint in constraints.items()},
+                **{f"multiplier_{name}": constraint.multiplier for name, constraint in constraints.items()},
+            },
             seconds_per_step=round(seconds, 7),
             **(self._histograms(step) if counted else {}),
             evaluation=self.judge(model, phase, step=step, average=average) if judged else None,
@@ -179,7 +182,7 @@ class Journal:
         averaged = nullcontext() if average is None else average.in_place_of(model)
         with evaluation_mode(model), torch.no_grad(), averaged:
             figures = figures_of(self._evaluate(model))
-            self.history.append(Milestone(step, when, self._gated.hard_cost(self._metric), figures))
+            self.history.append(Milestone(step, when, self._gated.hard_cost(), figures))
         self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         self._runtime.wait()
         return figures

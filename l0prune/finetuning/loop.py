@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from torch import nn
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
 from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
 from l0prune.finetuning.config import FinetuneConfig, Settings
-from l0prune.finetuning.goal import Goal, one_goal, record_of
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
 from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows
 from l0prune.finetuning.preflight import (
@@ -31,7 +31,8 @@ from l0prune.finetuning.trainer import Trainer
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
-from l0prune.goals.budget import Budget
+from l0prune.goals.budget import Budget, one_goal
+from l0prune.goals.goal import Goal
 from l0prune.goals.penalty import Penalty
 from l0prune.reading import reading
 from l0prune.tasks.of_loss import Loss, LossTask
@@ -50,7 +51,7 @@ def finetune(
     *,
     loss: Loss | None = None,
     task: Task | str | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
     penalty: Penalty | None = None,
     config: FinetuneConfig | None = None,
     teacher: nn.Module | Literal[False] | None = None,
@@ -74,7 +75,7 @@ def finetune(
         loss: `(outputs, targets)` to a scalar, the mean over the batch. Where it takes a softmax of an output the dense
             network teaches by softened classes there, else by the numbers; which it does is found by trying.
         task: Instead of a loss, what the network is for: a `Task`, or the name of one, such as "pixels".
-        budget: What the compact network may cost; either this or `penalty`.
+        budget: What the compact network may cost, one bound or several; either this or `penalty`.
         penalty: A fixed price of open gates instead, in the L0 paper's units (`Penalty`): nothing is promised about the
             cost, and exactly the gates that training closed are cut.
         config: Lengths, optimizer, distillation ...; None takes the defaults.
@@ -101,7 +102,7 @@ def finetune(
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
     """
     goal, task = one_goal(budget, penalty), _one_task(loss, task)
-    settings = (FinetuneConfig() if config is None else config).resolved(penalised=penalty is not None)
+    settings = (FinetuneConfig() if config is None else config).resolved(penalised=goal.cuts_as_trained)
     progress = SilentProgress() if progress is None else progress
     directory = None if out is None else Path(out)
     steps_per_epoch = count_batches(train_batches)
@@ -111,8 +112,7 @@ def finetune(
         progress.message(
             "no weight takes a gradient: the gates alone are trained, and nothing is recovered after the cut"
         )
-    if isinstance(goal, Penalty) and goal.n_samples is None:
-        goal = replace(goal, n_samples=count_samples(train_batches, task))
+    goal = goal.over_samples(lambda: count_samples(train_batches, task))
     continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
     _require_free(directory, resume=resume)
     require_precision(gated.model)
@@ -125,8 +125,8 @@ def finetune(
     home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
     identity = {
         "config": settings.to_json(),
-        **record_of(goal),
-        "n_samples": goal.n_samples if isinstance(goal, Penalty) else None,
+        **goal.record(),
+        "n_samples": goal.n_samples,
         "steps_per_epoch": steps_per_epoch,
         "n_processes": runtime.n_processes,
         "dense_weights": weights_digest(gated.model),
@@ -196,10 +196,7 @@ def _trainer(
         taught_by = frozen_copy(teacher if isinstance(teacher, nn.Module) else gated.model)
         taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
     optimizer = GateOptimizerConfig(lr=settings.gate_lr)
-    if isinstance(goal, Penalty):
-        gated.set_penalty(goal, phases.gate, gate_optimizer=optimizer)
-    else:
-        gated.set_budget(goal, phases.gate, gate_optimizer=optimizer)
+    gated.set_goal(goal, phases.gate, gate_optimizer=optimizer)
     runtime.broadcast_(gated)
     gated.to(memory_format=order)  # type: ignore[call-overload]
     home = directory if runtime.is_main else None

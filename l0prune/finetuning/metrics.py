@@ -19,6 +19,8 @@ from l0prune.reading import reading
 __all__ = ["LayerHistograms", "MetricsLog", "MetricsRecord", "histogram", "read_metrics"]
 
 HISTOGRAM_BINS = 20
+BY_METRIC = ("expected_", "hard_", "target_", "multiplier_")
+"""What the keys of `by_metric` begin with; the name of the metric follows."""
 KIND, REMEDY = "metrics file", "resume the run or delete the line"
 
 
@@ -33,15 +35,13 @@ class MetricsRecord:
         loss: What was minimised: task and distillation by their weights, plus the gates' penalty.
         task_loss: The task's part before weighting.
         distillation_loss: The teacher's part before weighting, or None without a teacher.
-        expected_cost: Under the gate distributions, fraction of dense, in the budget's metric; MACs under a penalty.
+        expected_cost: Under the gate distributions, fraction of dense, in the first budget's metric; MACs under a penalty.
         hard_cost: The same of the units open at test time.
-        target: Where the constraint wants the expected cost to be; None under a penalty.
-        multiplier: What the constraint charges for the cost; None under a penalty.
+        target: Where the first budget wants the expected cost to be; None under a penalty.
+        multiplier: What it charges for the cost; None under a penalty.
         lr: Learning rate of the last step.
-        expected_macs: MACs under the gate distributions, fraction of dense, whatever the run is held to.
-        expected_params: The same for parameters.
-        hard_macs: MACs of the units open at test time, fraction of dense.
-        hard_params: The same for parameters.
+        by_metric: A key of its own in the file for each: `expected_M` and `hard_M` as fractions of dense for every metric M,
+            whatever the run is held to; `target_M` and `multiplier_M` for each budget.
         seconds_per_step: Wall-clock time of a step, its batch included, evaluations and checkpoints left out; the only
             figure that two equal runs do not share.
         feature_loss: What its features add before weighting, or None where it teaches by its logits alone.
@@ -63,10 +63,7 @@ class MetricsRecord:
     target: float | None
     multiplier: float | None
     lr: float
-    expected_macs: float
-    expected_params: float
-    hard_macs: float
-    hard_params: float
+    by_metric: dict[str, float]
     seconds_per_step: float
     feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
@@ -79,7 +76,8 @@ class MetricsRecord:
         """A JSON object; the occasional fields are absent where they are None."""
         histograms = ("open_histogram", "layer_histograms", "sample_histogram", "layer_sample_histograms")
         occasional = ("feature_loss", "evaluation", *histograms)
-        return {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
+        named = {key: value for key, value in asdict(self).items() if value is not None or key not in occasional}
+        return {key: value for key, value in named.items() if key != "by_metric"} | self.by_metric
 
     @property
     def figures(self) -> dict[str, float]:
@@ -169,7 +167,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _what_is_wrong(entry: Mapping[str, Any]) -> str:
     """What keeps a line from being one of `MetricsRecord`; empty where nothing does."""
-    hints = get_type_hints(MetricsRecord)
+    by_metric = {name: float for name in entry if name.startswith(BY_METRIC)}
+    hints = by_metric | get_type_hints(MetricsRecord)
     for name in ("step", "epoch", "phase"):
         if name not in entry:
             return f"has no {name!r}"

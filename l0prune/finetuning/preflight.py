@@ -13,14 +13,11 @@ from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.goal import Goal
 from l0prune.finetuning.passes import place, shapes
 from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated.model import GatedModel
-from l0prune.gated.training import require_priceable
-from l0prune.goals.as_trained import covered
-from l0prune.goals.budget import Budget
-from l0prune.goals.penalty import Penalty
+from l0prune.goals.goal import Goal
+from l0prune.goals.selection import covered
 from l0prune.model_call import copy_of, evaluation_mode, set_mode
 from l0prune.surgery.shrink import shrink, with_values
 from l0prune.tasks.task import Task
@@ -184,18 +181,17 @@ def require_trainable(gated: GatedModel, goal: Goal) -> None:
     """See that there is something to learn.
 
     Raises:
+        BudgetInfeasibleError: closing every gate costs more than a budget.
         ConfigError: if the gates are frozen, or there are none and less than everything is asked for; or if a penalty names
             a layer without gated inputs, or the gates need a budget.
     """
     if gated.frozen:
         raise ConfigError("the gates are frozen: call unfreeze(), or inject gates into the dense model again")
-    if gated.n_gates == 0 and not (isinstance(goal, Budget) and goal.keep == 1):
+    if gated.n_gates == 0 and not goal.leaves_dense(gated.costs):
         raise ConfigError(
             "the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why"
         )
-    if isinstance(goal, Penalty):
-        require_priceable(gated.gates)
-        goal.prices(gated.flow)
+    goal.check(gated.costs, gated.gates)
 
 
 def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> None:
@@ -218,7 +214,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> No
     upper = np.argsort(np.argsort(scores)) >= gated.n_gates // 2
     kept = covered(upper, scores, gated.flow.dimensions)
     half = with_values(gated, kept.astype(np.float64))
-    half.set_budget(None, None)  # of the copy: half of the gates may cost more
+    half.set_goal(None, None)  # of the copy: half of the gates may cost more
     compact = shrink(half)
     inputs, targets = (place(part, torch.device("cpu"), channels_last=False) for part in (inputs, targets))
     failure = _failure(compact, inputs, targets, task)

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from l0prune.finetuning.goal import Goal, record_of
 from l0prune.gated.model import GatedModel
-from l0prune.goals.budget import Budget
+from l0prune.goals.goal import Goal
 
 __all__ = ["Evaluate", "FinetuneResult", "Milestone", "figures_of"]
 
@@ -46,8 +45,8 @@ class FinetuneResult:
     Attributes:
         compact: The network cut and recovered, in evaluation mode.
         gated: The gated model with the same weights, gates frozen at 0 and 1; computes what `compact` does.
-        goal: What was asked for, a `Budget` or a `Penalty`.
-        hard_cost: Cost of `compact`, fraction of dense, in the budget's metric; under a penalty in MACs.
+        goal: What was asked for.
+        hard_costs: Cost of `compact`, fraction of dense, by the metric of each budget, in their order; under a penalty in MACs.
         expected_cost: Expected cost under the gate distributions just before the freeze.
         n_open: Gates that stayed open.
         steps: Optimizer steps of the run.
@@ -57,7 +56,7 @@ class FinetuneResult:
     compact: nn.Module
     gated: GatedModel
     goal: Goal
-    hard_cost: float
+    hard_costs: dict[str, float]
     expected_cost: float
     n_open: int
     steps: int
@@ -71,8 +70,13 @@ class FinetuneResult:
 
     @property
     def budget_met(self) -> bool:
-        """Whether the hard cost is at or under the budget; True under a penalty, which sets none."""
-        return not isinstance(self.goal, Budget) or self.hard_cost <= self.goal.keep * (1 + 1e-9)
+        """Whether the hard costs are at or under all budgets; True under a penalty, which sets none."""
+        return self.goal.met(self.gated.costs, self.hard_costs)
+
+    @property
+    def hard_cost(self) -> float:
+        """Cost of `compact`, fraction of dense, in the metric of the first budget; under a penalty in MACs."""
+        return next(iter(self.hard_costs.values()))
 
     @property
     def evaluation(self) -> dict[str, float]:
@@ -82,9 +86,10 @@ class FinetuneResult:
     def to_json(self) -> dict[str, Any]:
         """The figures as a JSON object, without the models."""
         return {
-            **record_of(self.goal),
+            **self.goal.record(),
             "budget_met": self.budget_met,
             "hard_cost": self.hard_cost,
+            "hard_costs": self.hard_costs,
             "expected_cost": self.expected_cost,
             "n_gates": self.gated.n_gates,
             "n_open": self.n_open,

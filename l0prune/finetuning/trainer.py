@@ -16,7 +16,6 @@ from l0prune.finetuning.checkpoints import Checkpoint, save_checkpoint
 from l0prune.finetuning.config import Settings
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, measure_salience, recalibrate_
-from l0prune.finetuning.goal import Goal, metric_of
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.passes import Batches, place, share, steps
 from l0prune.finetuning.preflight import require_converging
@@ -26,7 +25,7 @@ from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, Phases
 from l0prune.finetuning.stage import Stage
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
-from l0prune.goals.budget import Budget
+from l0prune.goals.goal import Goal
 from l0prune.surgery.shrink import absorb_, shrink
 from l0prune.tasks.task import Task
 
@@ -152,7 +151,7 @@ class Trainer:
             compact=compact,
             gated=self.gated,
             goal=self._goal,
-            hard_cost=self.gated.hard_cost(metric_of(self._goal)),
+            hard_costs={metric: self.gated.hard_cost(metric) for metric in self._goal.metrics},
             expected_cost=self._expected_cost,
             n_open=int((self.gated.gate_values() != 0).sum()),
             steps=self.step,
@@ -232,10 +231,10 @@ class Trainer:
 
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
-        config, goal, metric = self._config, self._goal, metric_of(self._goal)
+        config, goal = self._config, self._goal
         self._take_average()
         self._require_converging(self.gated.state_dict())
-        self._expected_cost = float(self.gated.expected_cost(metric).detach())
+        self._expected_cost = float(self.gated.expected_cost().detach())
         examples = islice(self._examples(), 0 if self._task.in_training_only else config.salience_batches)
         salience = measure_salience(self.gated, examples, self._stage.objective)
         self._runtime.average_(salience)
@@ -243,13 +242,12 @@ class Trainer:
         salience = salience.cpu()
         is_open = choose_open(self.gated, goal, align=config.align, salience=salience)
         start = self.gated.gate_values().float().cpu()
-        end = decided_values(self.gated, is_open, config, floored=isinstance(goal, Budget))
+        end = decided_values(self.gated, is_open, config, floored=not goal.cuts_as_trained)
         self._settling = Settling.plan(start, end, salience)
-        wanted = f"budget {goal.keep:g}" if isinstance(goal, Budget) else f"penalty {goal}"
+        hard = ", ".join(f"{metric} {self.gated.costs(metric).hard(is_open):.4f}" for metric in goal.metrics)
         self._journal.say(
-            f"{int(is_open.sum())} of {self.gated.n_gates} gates stay open: {metric}"
-            f" {self.gated.costs(metric).hard(is_open):.4f} of dense"
-            f" ({wanted}, expected {self._expected_cost:.4f})"
+            f"{int(is_open.sum())} of {self.gated.n_gates} gates stay open: {hard} of dense"
+            f" ({goal.kind} {goal}, expected {self._expected_cost:.4f})"
         )
 
     def _freeze(self) -> None:

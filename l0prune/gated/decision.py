@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from l0prune.gated.model import GatedModel
-from l0prune.goals.as_trained import covered
-from l0prune.goals.budget import Budget
-from l0prune.goals.penalty import Penalty
-from l0prune.goals.selection import align_open, select_open
+from l0prune.goals.goal import Goal
 from l0prune.measuring.alignment import require_alignment, resolve_alignment
 
 __all__ = ["REOPENED", "choose_open", "values_to_cut"]
@@ -19,17 +16,15 @@ REOPENED = 0.1
 any more takes a unit it has learned to do without as noise, and loses far more at 1."""
 
 
-def choose_open(
-    gated: GatedModel, goal: Budget | Penalty | None, *, align: int, salience: Tensor | None = None
-) -> Tensor:
-    """The gates that stay open: within a budget the best by `log_alpha`; without one those that training left open.
+def choose_open(gated: GatedModel, goal: Goal, *, align: int, salience: Tensor | None = None) -> Tensor:
+    """The gates that stay open: within budgets the best by `log_alpha`; without any, those that training left open.
 
     Args:
         gated: Its gates are ranked; it is not changed.
-        goal: A budget is the upper bound of the exact cost, and is filled to within 1 % where any set of gates does that.
-            Without one, exactly the gates whose test-time value is 0 close, but for the best of each dimension that would
-            vanish, and before widths are rounded up to `align`.
-        align: Kept widths are multiples of this where a budget allows it, >= 1.
+        goal: Budgets are upper bounds of exact costs, the tightest of which is filled to within 1 % where any set of gates
+            does that. Without any, exactly the gates whose test-time value is 0 close, but for the best of each dimension
+            that would vanish, and before widths are rounded up to `align`.
+        align: Kept widths are multiples of this where budgets allow it, >= 1.
         salience: Shape `(n_gates,)`, >= 0, decides which widths the rounding under a budget shortens; None takes their
             sizes.
 
@@ -37,17 +32,15 @@ def choose_open(
         Shape `(n_gates,)`, bool, on the CPU.
 
     Raises:
-        BudgetInfeasibleError: if the budget is below what closing every gate can reach.
+        BudgetInfeasibleError: if a budget is below what closing every gate can reach.
     """
-    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
-    costs, flow = gated.costs(goal.metric if isinstance(goal, Budget) else "macs"), gated.flow
-    if isinstance(goal, Budget):
-        measured = None if salience is None else salience.double().cpu().numpy()
-        chosen = select_open(scores, costs, flow.dimensions, flow.gate_group, goal, align=align, salience=measured)
-    else:
-        chosen = covered((gated.gate_values() != 0).cpu().numpy(), scores, flow.dimensions)
-        if align > 1:
-            chosen = align_open(chosen, scores, costs, flow.dimensions, flow.gate_group, align=align)
+    chosen = goal.choose_open(
+        gated.costs,
+        gated.gates.log_alpha.detach().double().cpu().numpy(),
+        (gated.gate_values() != 0).cpu().numpy(),
+        align=align,
+        salience=None if salience is None else salience.double().cpu().numpy(),
+    )
     return torch.from_numpy(chosen)
 
 
@@ -68,32 +61,17 @@ def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
             the gates.
     """
     require_alignment(align)
-    budget = gated.budget
     values = gated.gate_values().to("cpu", gated.gates.frozen_values.dtype)
-    leaves_widths = gated.n_gates == 0 or (align == "auto" and (gated.frozen or budget is None))
+    leaves_widths = gated.n_gates == 0 or (align == "auto" and (gated.frozen or gated.goal.cuts_as_trained))
     step = 1 if leaves_widths else resolve_alignment(align)
     if not gated.frozen:
-        is_open = choose_open(gated, budget, align=step)
+        is_open = choose_open(gated, gated.goal, align=step)
         if not bool(is_open.all()):
             gated.require_own_gates()
     elif step > 1:
-        is_open = _rounded(gated, values, step)
+        scores = values.double() + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu()
+        opened = gated.goal.rounded(gated.costs, scores.numpy(), (values != 0).numpy(), align=step)
+        is_open = torch.from_numpy(opened)
     else:
         return values.double()
     return torch.where(values == 0, REOPENED, values).mul(is_open).double()
-
-
-def _rounded(gated: GatedModel, values: Tensor, align: int) -> Tensor:
-    """Which of the frozen gates are open when widths are multiples of `align`: up where a budget still holds, else down."""
-    budget, flow = gated.budget, gated.flow
-    scores = values.double() + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu()
-    opened = align_open(
-        (values != 0).numpy(),
-        scores.numpy(),
-        gated.costs(gated.metric),
-        flow.dimensions,
-        flow.gate_group,
-        align=align,
-        keep=None if budget is None else budget.keep,
-    )
-    return torch.from_numpy(opened)

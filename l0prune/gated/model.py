@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.cost.products import ProductCost
+from l0prune.cost.metrics import Costs
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
@@ -23,7 +23,8 @@ from l0prune.gates.bank import GateBank
 from l0prune.gates.distribution import GateDistribution
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_distribution
-from l0prune.goals.budget import Budget, require_feasible
+from l0prune.goals.budget import Budget, Budgets, one_goal
+from l0prune.goals.goal import Goal
 from l0prune.goals.lagrangian import Constraint
 from l0prune.goals.penalty import Penalty
 from l0prune.model_call import set_mode, signature_of
@@ -38,7 +39,7 @@ def inject(
     *,
     gate: str | GateDistribution = "hard-concrete",
     gate_args: Mapping[str, Any] | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
     penalty: Penalty | None = None,
     steps: int | None = None,
     gate_optimizer: GateOptimizerConfig | None = None,
@@ -52,7 +53,7 @@ def inject(
         flow: From `trace(model, ...)`.
         gate: The gate distribution: one of the names `l0prune.gates.registry.gate_names()`, or a `GateDistribution` of your own.
         gate_args: Parameters of a distribution given by name in the place of its defaults, as in `{"temperature": 0.5}`.
-        budget: What the open units may cost; `penalty()` and `step()` need it or a penalty.
+        budget: What the open units may cost, one bound or several; `penalty()` and `step()` need it or a penalty.
         penalty: Price of open units, in place of a budget; its `n_samples` must be known.
         steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.
         gate_optimizer: Settings of the gates' own optimizer.
@@ -73,7 +74,8 @@ def inject(
     start = distribution.initial_log_alpha
     initial = start if droprate is None else initial_locations(flow, droprate, default=start)
     bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)
-    return GatedModel(model, flow, bank, budget=budget, penalty=penalty, steps=steps, gate_optimizer=gate_optimizer)
+    goal = None if budget is None and penalty is None else one_goal(budget, penalty)
+    return GatedModel(model, flow, bank, goal=goal, steps=steps, gate_optimizer=gate_optimizer)
 
 
 class GatedModel(nn.Module):
@@ -88,6 +90,7 @@ class GatedModel(nn.Module):
         model: The user's model.
         flow: What was traced.
         gates: The gate bank.
+        costs: Metric -> what the model costs as a function of its gates.
     """
 
     def __init__(
@@ -96,8 +99,7 @@ class GatedModel(nn.Module):
         flow: ChannelFlow,
         gates: GateBank,
         *,
-        budget: Budget | None = None,
-        penalty: Penalty | None = None,
+        goal: Goal | None = None,
         steps: int | None = None,
         gate_optimizer: GateOptimizerConfig | None = None,
     ) -> None:
@@ -105,13 +107,8 @@ class GatedModel(nn.Module):
         self.model = model
         self.gates = gates
         self.flow = flow
-        self._costs: dict[str, ProductCost] = {}
-        if penalty is not None:
-            if budget is not None:
-                raise ConfigError("a budget and a penalty exclude each other; give one of them")
-            self.set_penalty(penalty, steps, gate_optimizer=gate_optimizer)
-        else:
-            self.set_budget(budget, steps, gate_optimizer=gate_optimizer)
+        self.costs = Costs(flow)
+        self.set_goal(goal, steps, gate_optimizer=gate_optimizer)
         indices = [torch.from_numpy(consumer.gates) for consumer in flow.consumers]
         indices += [torch.from_numpy(site.gates) for site in flow.norms]
         flat = torch.cat(indices) if indices else torch.zeros(0, dtype=torch.int64)
@@ -242,68 +239,61 @@ class GatedModel(nn.Module):
         """Make the gates random again."""
         self.gates.unfreeze()
 
-    def costs(self, metric: str) -> ProductCost:
-        """The cost of the model as a function of its gates."""
-        if metric not in self._costs:
-            self._costs[metric] = ProductCost(self.flow.terms(metric), self.n_gates)
-        return self._costs[metric]
-
-    @property
-    def metric(self) -> str:
-        """What costs are counted in: that of the budget; "macs" without one."""
-        return "macs" if self.budget is None else self.budget.metric
-
     def expected_cost(self, metric: str | None = None) -> Tensor:
-        """Expected cost under the gate distributions, fraction of dense, scalar, differentiable in the gates."""
-        return self.costs(metric or self.metric).expected(self.open_probability())
-
-    def hard_cost(self, metric: str | None = None) -> float:
-        """Cost with the gates that are open at test time, fraction of dense."""
-        return self.costs(metric or self.metric).hard(self.gate_values() != 0)
-
-    def set_budget(
-        self, budget: Budget | None, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
-    ) -> None:
-        """State what the open units may cost; multiplier and gate optimizer start anew, the gates stay where they are.
+        """Expected cost under the gate distributions, fraction of dense, scalar, differentiable in the gates.
 
         Args:
-            budget: None takes budget and penalty away.
-            steps: Number of training steps with gates, >= 1; needed with a budget.
+            metric: What to count; None is the metric of the first budget, "macs" without one.
+        """
+        return self.costs(metric or self.goal.metrics[0]).expected(self.open_probability())
+
+    def hard_cost(self, metric: str | None = None) -> float:
+        """Cost with the gates that are open at test time, fraction of dense; `metric` as in `expected_cost`."""
+        return self.costs(metric or self.goal.metrics[0]).hard(self.gate_values() != 0)
+
+    def set_goal(
+        self, goal: Goal | None, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
+    ) -> None:
+        """State what is wanted of the gates; multipliers and gate optimizer start anew, the gates stay where they are.
+
+        Args:
+            goal: Budgets or a penalty; None takes away what was wanted.
+            steps: Number of training steps with gates, >= 1; needed with a goal.
             gate_optimizer: Settings of the gates' own optimizer.
 
         Raises:
-            ConfigError: a budget without steps.
+            ConfigError: a goal without steps, or one that these gates or layers cannot follow; nothing has changed then.
             BudgetInfeasibleError: with every gate closed the model costs more; nothing has changed then.
         """
-        if budget is not None:
-            require_feasible(self.costs(budget.metric).floor(self.flow.dimensions), budget)
-        self._gate_training = GateTraining(self.gates, self.costs, budget=budget, steps=steps, optimizer=gate_optimizer)
+        goal = Goal() if goal is None else goal
+        goal.check(self.costs, self.gates)
+        self._gate_training = GateTraining(self.gates, self.costs, goal, steps, optimizer=gate_optimizer)
+
+    def set_budget(
+        self,
+        budget: Budget | Sequence[Budget] | None,
+        steps: int | None,
+        *,
+        gate_optimizer: GateOptimizerConfig | None = None,
+    ) -> None:
+        """State what the open units may cost, by one budget or several: `set_goal`. None takes budget and penalty away."""
+        self.set_goal(None if budget is None else Budgets.of(budget), steps, gate_optimizer=gate_optimizer)
 
     def set_penalty(
         self, penalty: Penalty, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
     ) -> None:
-        """Put a fixed price on open units, in place of a budget; the gate optimizer starts anew, the gates stay.
-
-        Args:
-            penalty: Its `n_samples` must be known.
-            steps: Number of training steps with gates, >= 1.
-            gate_optimizer: Settings of the gates' own optimizer.
-
-        Raises:
-            ConfigError: no steps, a layer that has no gated inputs, or gates that need a budget.
-        """
-        prices = torch.from_numpy(penalty.prices(self.flow))
-        self._gate_training = GateTraining(self.gates, self.costs, prices=prices, steps=steps, optimizer=gate_optimizer)
+        """Put a fixed price on open units, in place of a budget: `set_goal`. Its `n_samples` must be known."""
+        self.set_goal(penalty, steps, gate_optimizer=gate_optimizer)
 
     @property
-    def budget(self) -> Budget | None:
-        """What the open units may cost."""
-        return self._gate_training.budget
+    def goal(self) -> Goal:
+        """What is wanted of the gates."""
+        return self._gate_training.goal
 
     @property
-    def constraint(self) -> Constraint | None:
-        """Target ramp and multiplier, with a budget."""
-        return self._gate_training.constraint
+    def constraints(self) -> Mapping[str, Constraint]:
+        """Metric -> target ramp and multiplier of each budget."""
+        return self._gate_training.pursuit.constraints
 
     def penalty(self) -> Tensor:
         """What the budget or the prices add to the loss, scalar. Zero once the gates are frozen.

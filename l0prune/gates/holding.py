@@ -15,7 +15,7 @@ _HALVINGS = 16
 
 
 @torch.no_grad()
-def hold_(gates: GateBank, cost: Callable[[Tensor], Tensor], floor: float) -> bool:
+def hold_(gates: GateBank, cost: Callable[[Tensor], Tensor | float], floor: float) -> bool:
     """Raise all locations by the same amount, the least that brings the expected cost to `floor`, if it is below.
 
     Adam's momentum goes on for about ten steps after the multiplier has let go; where a step is a tenth of a gate's

@@ -1,113 +1,202 @@
-"""What the user asks for: a metric and the share of the dense cost that may be kept."""
+"""What the user asks for: upper bounds of costs, as shares of the dense model's or as amounts."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from l0prune.cost.floor import Floor, rounded_up
-from l0prune.errors import BudgetInfeasibleError, ConfigError
+from l0prune.cost.cost import Cost
+from l0prune.cost.metrics import Costs, metric_named, metric_names, rounded_up
+from l0prune.errors import ConfigError
+from l0prune.gates.bank import GateBank
+from l0prune.goals.goal import BoolArray, FloatArray, Goal
+from l0prune.goals.lagrangian import ConstrainedPursuit
+from l0prune.goals.selection import require_feasible, select_open
 
-__all__ = ["METRICS", "Budget", "require_feasible"]
-
-METRICS = ("macs", "params")
-_UNITS = {"macs": "MACs", "params": "parameters"}
+__all__ = ["Bound", "Budget", "Budgets", "one_goal"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound on the cost of the compact model: cost(compact) <= keep * cost(dense).
+    """An upper bound on a cost of the compact model.
 
     Attributes:
-        metric: `macs` (multiply-accumulates at batch 1) or `params`.
-        keep: in (0, 1].
+        metric: "macs" (multiply-accumulates at batch 1), "params", or another one that is registered.
+        keep: A share of the dense model's cost, in (0, 1]; or an amount: a number above 1, or text with a unit, as in "20M".
+        absolute: Whether `keep` is an amount; needs to be said only of numbers up to 1.
 
     Raises:
-        ConfigError: for another metric or a `keep` outside (0, 1].
+        ConfigError: for another metric, or a `keep` that is neither.
     """
 
     metric: str
     keep: float
+    absolute: bool = False
 
     def __post_init__(self) -> None:
-        """Check both fields."""
-        if self.metric not in METRICS:
-            raise ConfigError(f"budget metric {self.metric!r} is not available; use one of: {', '.join(METRICS)}")
-        number = isinstance(self.keep, (int, float)) and not isinstance(self.keep, bool)
-        if not number or not (0 < self.keep <= 1):
+        """Check the fields, and read an amount."""
+        metric, given = metric_named(self.metric), self.keep
+        keep = metric.amount(given) if isinstance(given, str) else given
+        fits = isinstance(keep, (int, float)) and not isinstance(keep, bool) and 0 < keep < math.inf
+        absolute = fits and (self.absolute or isinstance(given, str) or keep > 1)
+        if not fits or (absolute and "" in metric.units and keep != int(keep)):
             raise ConfigError(
-                f"budget {self.metric}={self.keep}: the share to keep must be in (0, 1], such as {self.metric}=0.5 "
-                "for half of the dense cost"
+                f"budget {self.metric}={given}: the share to keep must be in (0, 1], such as {self.metric}=0.5 for half of"
+                f" the dense cost; an amount of {metric.title} has a unit ({', '.join(filter(None, metric.units))})"
             )
-        object.__setattr__(self, "keep", float(self.keep))
+        object.__setattr__(self, "keep", float(keep))
+        object.__setattr__(self, "absolute", absolute)
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read `METRIC=KEEP`, such as `macs=0.5`.
+    def parse(cls, text: str) -> Budget:
+        """Read `METRIC=KEEP`, such as `macs=0.5` or `macs=20M`.
 
         Raises:
             ConfigError: if the text has another form, or names an unknown metric or a share outside (0, 1].
         """
-        metric, separator, share = text.partition("=")
+        name, separator, keep = (part.strip() for part in text.partition("="))
         try:
-            keep = float(share)
+            share = float(keep)
         except ValueError:
-            keep = math.nan
-        if not separator or math.isnan(keep):
+            share = math.nan
+        if not math.isnan(share):
+            return cls(name, share)
+        if not separator or metric_named(name).amount(keep) is None:
             raise ConfigError(
-                f"budget {text!r} is not understood; expected METRIC=KEEP, such as macs=0.5; "
-                f"metrics: {', '.join(METRICS)}"
+                f"budget {text!r} is not understood; expected METRIC=KEEP, such as macs=0.5 or macs=20M; "
+                f"metrics: {', '.join(metric_names())}"
             )
-        return cls(metric.strip(), keep)
-
-    @property
-    def unit(self) -> str:
-        """What the metric counts, for messages: `MACs` or `parameters`."""
-        return _UNITS[self.metric]
-
-    def to_json(self) -> dict[str, str | float]:
-        """The two fields as plain values."""
-        return {"metric": self.metric, "keep": self.keep}
-
-    @classmethod
-    def from_json(cls, data: dict[str, str | float]) -> "Budget":
-        """The inverse of `to_json`.
-
-        Raises:
-            ConfigError: if a key is missing, unknown, or its value cannot work.
-        """
-        if set(data) != {"metric", "keep"}:
-            raise ConfigError(f"a budget has the keys metric and keep, found: {', '.join(sorted(data)) or 'none'}")
-        try:
-            return cls(str(data["metric"]), float(data["keep"]))
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"budget keep is {data['keep']!r}; expected a number in (0, 1]") from error
+        return cls(name, keep)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
-        return f"{self.metric}={self.keep!r}"
+        return f"{self.metric}={metric_named(self.metric).text(self.keep) if self.absolute else repr(self.keep)}"
 
 
-def require_feasible(floor: Floor, budget: Budget | float) -> None:
-    """See that some set of gates costs no more than a budget.
+class Bound(NamedTuple):
+    """A budget of one network.
 
-    Args:
-        floor: The smallest reachable cost, in the budget's metric.
-        budget: Upper bound of the cost; a bare number is a fraction of dense.
+    Attributes:
+        budget: What was asked for.
+        cost: What the network costs in its metric.
+    """
+
+    budget: Budget
+    cost: Cost
+
+    @property
+    def keep(self) -> float:
+        """Upper bound as a fraction of the dense cost, in (0, 1]."""
+        return min(1.0, self.budget.keep / self.cost.dense) if self.budget.absolute else self.budget.keep
+
+    def told(self, fraction: float) -> tuple[str, str]:
+        """A fraction of the dense cost in the terms of the budget: for people, and as one would ask for it."""
+        metric = metric_named(self.budget.metric)
+        if not self.budget.absolute:
+            return f"{fraction:.3g} of the dense {metric.title}", f"{metric.name}={fraction:.3g}"
+        amount = metric.short_text(rounded_up(fraction * self.cost.dense))
+        return f"{amount} of the dense {metric.short_text(self.cost.dense)} {metric.title}", f"{metric.name}={amount}"
+
+
+@dataclass(frozen=True)
+class Budgets(Goal):
+    """One or several budgets, all of which the compact model meets; the gates whose exact costs fill the tightest are cut.
+
+    Attributes:
+        budgets: The first one's metric is the run's.
 
     Raises:
-        BudgetInfeasibleError: says what can be met, and which layers stand in the way.
+        ConfigError: if there is none, or two have the same metric.
     """
-    if isinstance(budget, Budget):
-        metric, unit, keep = budget.metric, budget.unit, budget.keep
-    else:
-        metric, unit, keep = "keep", "cost", budget
-    if floor.fraction <= keep:
-        return
-    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
-    ask = rounded_up(floor.fraction)
-    raise BudgetInfeasibleError(
-        f"{metric}={keep:g} cannot be met: with every gate closed that may close, {ask:g} of the dense {unit} is left "
-        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {metric}={ask:g} or more, "
-        f"or make {largest[0][0]!r} prunable."
-    )
+
+    kind: ClassVar[str] = "budget"
+    cuts_as_trained: ClassVar[bool] = False
+    budgets: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        """Check that each metric has one bound."""
+        if not self.budgets:
+            raise ConfigError("an empty sequence of budgets bounds nothing: give one, such as Budget('macs', 0.5)")
+        for index, metric in enumerate(self.metrics):
+            if metric in self.metrics[:index]:
+                raise ConfigError(f"budget {self} bounds {metric} twice; give one bound a metric")
+
+    @classmethod
+    def of(cls, budget: Budget | Sequence[Budget] | Budgets) -> Budgets:
+        """From what a caller may give."""
+        return cls((budget,) if isinstance(budget, Budget) else tuple(budget))
+
+    @classmethod
+    def parse(cls, text: str) -> Budgets:
+        """Read one or several, separated by commas, as in `macs=0.5,params=300k`.
+
+        Raises:
+            ConfigError: as `Budget.parse`; or a metric occurs twice.
+        """
+        return cls(tuple(Budget.parse(part) for part in text.split(",")))
+
+    def __iter__(self) -> Iterator[Budget]:
+        """One after another."""
+        return iter(self.budgets)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return ",".join(map(str, self.budgets))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What costs are counted in, the one of `hard_cost` first."""
+        return tuple(budget.metric for budget in self.budgets)
+
+    def bounds(self, costs: Costs) -> tuple[Bound, ...]:
+        """What the compact network must not cost more than."""
+        return tuple(Bound(budget, costs(budget.metric)) for budget in self.budgets)
+
+    def check(self, costs: Costs, gates: GateBank) -> None:
+        """See that closing gates can meet all of them.
+
+        Raises:
+            BudgetInfeasibleError: names one that cannot be met, and which layers cost it.
+        """
+        require_feasible(self.bounds(costs), costs.flow.dimensions)
+
+    def leaves_dense(self, costs: Costs) -> bool:
+        """Whether the dense network meets all of them."""
+        return all(bound.keep == 1 for bound in self.bounds(costs))
+
+    def pursuit(self, costs: Costs, steps: int) -> ConstrainedPursuit:
+        """A multiplier for each, over a gate phase of so many steps."""
+        return ConstrainedPursuit(
+            [(bound.budget.metric, bound.cost, bound.keep) for bound in self.bounds(costs)], steps
+        )
+
+    def choose_open(
+        self, costs: Costs, scores: FloatArray, is_open: BoolArray, *, align: int, salience: FloatArray | None = None
+    ) -> BoolArray:
+        """The best-ranked gates within all bounds, whatever training left open; arguments and result as in `Goal`.
+
+        Raises:
+            BudgetInfeasibleError: closing every gate costs more.
+        """
+        flow = costs.flow
+        return select_open(scores, self.bounds(costs), flow.dimensions, flow.gate_group, align=align, salience=salience)
+
+
+def one_goal(budget: Budget | Sequence[Budget] | Budgets | None, penalty: Goal | None) -> Goal:
+    """The one that is given.
+
+    Raises:
+        ConfigError: if both are, or neither.
+    """
+    if budget is not None and penalty is not None:
+        raise ConfigError(
+            f"budget {Budgets.of(budget)} and penalty {penalty} exclude each other: a budget finds the price of open gates by"
+            " itself; give one of them"
+        )
+    if budget is not None:
+        return Budgets.of(budget)
+    if penalty is None:
+        raise ConfigError("nothing says what may be kept: give a budget (macs=0.5) or a penalty (lambda=0.1)")
+    return penalty

@@ -1,14 +1,20 @@
-"""The budget as an inequality constraint on the expected cost: a target that ramps down, a multiplier that follows."""
+"""Budgets as inequality constraints on expected costs: targets that ramp down, multipliers that follow."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from l0prune.cost.cost import Cost
 from l0prune.errors import ConfigError
+from l0prune.gates.bank import GateBank
+from l0prune.goals.goal import FloatArray, Pursuit
 
-__all__ = ["Constraint", "ConstraintConfig"]
+__all__ = ["ConstrainedPursuit", "Constraint", "ConstraintConfig"]
 
 _SMALLEST_LEVEL, _LARGEST_LEVEL = 1e-3, 1e6
 _LARGEST_BOOST = 100.0
@@ -179,3 +185,58 @@ class Constraint:
         self._initial_cost = float(state["initial_cost"])
         self.expected_cost = float(state["expected_cost"])
         self.hard_cost = float(state["hard_cost"])
+
+
+class ConstrainedPursuit(Pursuit):
+    """Budgets on their way through the gate phase, a constraint each.
+
+    Args:
+        bounds: Metric, cost and the fraction of it to keep, of each budget.
+        steps: Steps of the gate phase, >= 1.
+    """
+
+    def __init__(self, bounds: Sequence[tuple[str, Cost, float]], steps: int) -> None:
+        self.constraints = {metric: Constraint(keep, steps) for metric, _, keep in bounds}
+        self._pairs = [(self.constraints[metric], cost) for metric, cost, _ in bounds]
+        self._expected: list[float] = []
+
+    def penalty(self, is_open: Tensor) -> Tensor:
+        """The violations of the present targets by their multipliers."""
+        costs = [cost.expected(is_open) for _, cost in self._pairs]
+        self._expected = [float(cost.detach()) for cost in costs]
+        penalties = [pair[0].penalty(cost) for pair, cost in zip(self._pairs, costs, strict=True)]
+        return sum(penalties[1:], penalties[0])
+
+    def step(self, gates: GateBank) -> None:
+        """Let the multipliers follow the costs the gates have now."""
+        if not self._expected:
+            self.penalty(gates.open_probability().detach())
+        is_open = gates.values().detach() != 0
+        for (constraint, cost), expected in zip(self._pairs, self._expected, strict=True):
+            constraint.step(expected, cost.hard(is_open))
+        self._expected = []
+
+    def affordable(self, scores: FloatArray) -> int:
+        """How many gates, highest score first, all targets pay for."""
+        return min(cost.affordable(scores, constraint.target) for constraint, cost in self._pairs)
+
+    def excess(self, is_open: Tensor) -> float:
+        """How far above its next target, less the slack, that cost is which is furthest above; infinite if none presses."""
+        return max(
+            (
+                float(cost.expected(is_open)) - (constraint.target - constraint.config.slack)
+                for constraint, cost in self._pairs
+                if constraint.presses
+            ),
+            default=math.inf,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each constraint by metric."""
+        return {metric: constraint.state_dict() for metric, constraint in self.constraints.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, or from that of a single constraint, as older versions wrote it."""
+        only = next(iter(self.constraints))
+        for metric, constraint in self.constraints.items():
+            constraint.load_state_dict(state if "step" in state and metric == only else state[metric])

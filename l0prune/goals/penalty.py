@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from l0prune.cost.metrics import Costs
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gates.bank import GateBank
 from l0prune.goals.by_layer import read_by_layer, values_by_consumer
+from l0prune.goals.goal import Goal, Pursuit
 
 __all__ = ["Penalty"]
 
@@ -19,7 +25,7 @@ _SHARED = "lambda"
 
 
 @dataclass(frozen=True)
-class Penalty:
+class Penalty(Goal):
     """A fixed lambda: objective = mean loss + 1/N * sum over gates of P(open) * lambda * |group|.
 
     N is the number of training samples, |group| the number of parameters that the gate multiplies, those of every layer
@@ -38,6 +44,7 @@ class Penalty:
     Source: Louizos, Welling, Kingma (2018), arXiv:1712.01312, sections 2.2 and 2.4; N is in the units of their tables.
     """
 
+    kind: ClassVar[str] = "penalty"
     strength: float = 0.0
     layers: Mapping[str, float] = field(default_factory=dict)
     n_samples: int | None = None
@@ -83,7 +90,39 @@ class Penalty:
             prices += strength * slice_size * np.bincount(gates, minlength=flow.n_gates)
         return prices / self.n_samples
 
+    def over_samples(self, count: Callable[[], int]) -> Penalty:
+        """The same penalty for data of `count()` training samples, if `n_samples` is None."""
+        return self if self.n_samples is not None else replace(self, n_samples=count())
+
+    def check(self, costs: Costs, gates: GateBank) -> None:
+        """See that a price changes which gates are open, and that every layer it names has gated inputs.
+
+        Raises:
+            ConfigError: otherwise.
+        """
+        if gates.distribution.needs_budget:
+            raise ConfigError(
+                f"{gates.distribution.name} gates have as many open as a budget pays for: give a budget instead of a penalty,"
+                " or choose another gate"
+            )
+        self.prices(costs.flow)
+
+    def pursuit(self, costs: Costs, steps: int) -> Pursuit:
+        """The prices of this network's gates."""
+        return _Prices(torch.from_numpy(self.prices(costs.flow)))
+
     def __str__(self) -> str:
         """The text that `parse` reads."""
         named = {_SHARED: self.strength, **self.layers} if self.strength or not self.layers else self.layers
         return ",".join(f"{name}={value!r}" for name, value in named.items())
+
+
+class _Prices(Pursuit):
+    """What each gate adds to the objective while it is open, shape `(n_gates,)`."""
+
+    def __init__(self, prices: Tensor) -> None:
+        self._prices = prices
+
+    def penalty(self, is_open: Tensor) -> Tensor:
+        """The price of the gates that are open, on average."""
+        return torch.dot(self._prices.to(is_open), is_open)

@@ -1,4 +1,4 @@
-"""Local and exhaustive search over counts of open gates, under an upper bound on the cost."""
+"""Local and exhaustive search over counts of open gates, under upper bounds on their costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ __all__ = ["CountSearch"]
 
 _REACH = 64
 _MAX_FILL = 200
-_PAIR_BATCH = 1024
-_PAIR_BATCHES = 4
+_PAIR_BATCH = 128
+_PAIR_BATCHES = 32
 _MAX_COMBINATIONS = 100_000
 _BATCH_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class _Moves:
-    """Single changes: width -> new count, with the cost after it and the value it adds."""
+    """Single changes: width -> new count, with the costs after it, shape `(n_costs, n_moves)`, and the value it adds."""
 
     widths: IntArray
     new_counts: IntArray
@@ -33,14 +33,16 @@ class _Moves:
 class CountSearch:
     """Looks for counts of high value whose cost lies in the window (keep - tolerance, keep].
 
+    Of several costs each is at or under its bound, and at least one lies in its window.
+
     The value of a selection is how little capacity its widths lose against the counts that the ranking wants. Where the
     gates' salience is known, the share of it that stays open is added: salience tells which small change hurts least
     now, capacity keeps large ones from taking what the recovery would need.
 
     Args:
         widths: gates by width.
-        keep: upper bound of the cost, fraction of dense.
-        tolerance: width of the window, > 0.
+        keep: upper bound of each cost, fraction of dense, shape `(n_costs,)`.
+        tolerance: width of the windows, > 0; a number, or one for each cost.
         wanted: counts that the ranking of the gates wants, shape `(n_widths,)`.
         threshold: score between the open and the closed gates.
         salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`; None if nobody measured it.
@@ -49,8 +51,8 @@ class CountSearch:
     def __init__(
         self,
         widths: Widths,
-        keep: float,
-        tolerance: float,
+        keep: FloatArray,
+        tolerance: float | FloatArray,
         *,
         wanted: IntArray,
         threshold: float,
@@ -59,9 +61,9 @@ class CountSearch:
         self.widths = widths
         self.keep = keep
         self.low = keep - tolerance
-        self._values = widths.capacities(wanted, threshold)
+        self._values = _capacities(widths, wanted, threshold)
         if salience is not None and salience.any():
-            self._values = widths.kept_salience(salience) + self._values / len(widths.scores)
+            self._values = _kept_salience(widths, salience) + self._values / len(widths.scores)
         self._first = widths.starts[:-1] + np.arange(widths.n)
 
     def value(self, counts: IntArray) -> float:
@@ -69,52 +71,69 @@ class CountSearch:
         return float(self._values[self._first + counts].sum())
 
     def fits(self, counts: IntArray) -> bool:
-        """Whether the cost is at or under the bound."""
-        return bool(self.widths.cost(counts) <= self.keep)
+        """Whether each cost is at or under its bound."""
+        return bool(self._fits(self.widths.cost(counts)))
 
     def lands(self, counts: IntArray) -> bool:
-        """Whether the cost lies in the window."""
-        return bool(self.low < self.widths.cost(counts) <= self.keep)
+        """Whether each cost is at or under its bound, and one of them in its window."""
+        return bool(self._lands(self.widths.cost(counts)))
+
+    def shortfall(self, counts: IntArray) -> FloatArray:
+        """How far the cost that is nearest its bound is below it, 0 in the window; shape `()` or `(n,)`."""
+        cost = self.widths.cost(counts)
+        return np.asarray(np.where(self._above(cost, self.low), 0.0, (self.keep - cost.T).min(axis=-1)))
+
+    def _fits(self, cost: FloatArray, slack: float | FloatArray = 0.0) -> npt.NDArray[np.bool_]:
+        """`(n_costs, ...)` -> `(...)`."""
+        return np.all([one <= keep for one, keep in zip(cost, self.keep + slack, strict=True)], axis=0)
+
+    def _above(self, cost: FloatArray, low: FloatArray) -> npt.NDArray[np.bool_]:
+        """Whether any of the costs is above its `low`; `(n_costs, ...)` -> `(...)`."""
+        return np.any([one > bound for one, bound in zip(cost, low, strict=True)], axis=0)
+
+    def _lands(self, cost: FloatArray) -> npt.NDArray[np.bool_]:
+        return self._fits(cost) & self._above(cost, self.low)
 
     def reduce(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray:
-        """Step down the grids, least value lost for the cost saved, until the cost fits or nothing more can go."""
+        """Step down the grids, least value lost for the cost saved, until each cost fits or nothing more can go."""
         counts = counts.copy()
-        cost = float(self.widths.cost(counts))
-        while cost > self.keep:
+        cost = self.widths.cost(counts)
+        while not self._fits(cost):
             moves = self._moves(counts, grids, down=1, up=0)
             if not len(moves.widths):
                 break
-            saved = np.minimum(cost - moves.cost, cost - self.keep)
+            excess = np.maximum(cost - self.keep, 0.0)
+            saved = np.minimum(cost - moves.cost.T, excess).sum(axis=-1)
             loss = np.maximum(-moves.gain, 0.0) + 1e-12
             best = int(np.argmin(np.where(saved > 0, loss / np.maximum(saved, 1e-300), np.inf)))
             counts[moves.widths[best]] = moves.new_counts[best]
-            cost = float(moves.cost[best])
+            cost = moves.cost[:, best]
         return counts
 
     def extend(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray:
-        """Step up the grids while the cost fits and is below the window."""
+        """Step up the grids while each cost fits and all are below their windows."""
         counts = counts.copy()
-        cost = float(self.widths.cost(counts))
-        while cost <= self.low:
+        cost = self.widths.cost(counts)
+        while not self._above(cost, self.low):
             moves = self._moves(counts, grids, down=0, up=_REACH)
-            growth = moves.cost - cost
-            allowed = (moves.cost <= self.keep) & (growth > 0)
+            growth = (moves.cost.T - cost).max(axis=-1)
+            allowed = self._fits(moves.cost) & (growth > 0)
             if not allowed.any():
                 break
-            landing = allowed & (moves.cost > self.low)
+            landing = allowed & self._above(moves.cost, self.low)
             if landing.any():
                 best = int(np.argmax(np.where(landing, moves.gain, -np.inf)))
             else:
                 large = allowed & (growth >= 0.25 * growth[allowed].max())
                 best = int(np.argmax(np.where(large, moves.gain / np.where(large, growth, 1.0), -np.inf)))
             counts[moves.widths[best]] = moves.new_counts[best]
-            cost = float(moves.cost[best])
+            cost = moves.cost[:, best]
         return counts
 
     def land_by_one(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray | None:
         """The most valuable change of one width that lands in the window, or None."""
         moves = self._moves(counts, grids, down=_REACH, up=_REACH)
-        landing = (moves.cost > self.low) & (moves.cost <= self.keep)
+        landing = self._lands(moves.cost)
         if not landing.any():
             return None
         best = int(np.argmax(np.where(landing, moves.gain, -np.inf)))
@@ -138,11 +157,10 @@ class CountSearch:
         two = one if others is grids else self._moves(counts, others, down=reach, up=reach)
         if not len(one.widths) or not len(two.widths):
             return None
-        cost = float(self.widths.cost(counts))
-        slack = self.keep - self.low
-        together = one.cost[:, None] + two.cost[None, :] - cost
+        cost, slack = self.widths.cost(counts), self.keep - self.low
+        together = one.cost[:, :, None] + two.cost[:, None, :] - cost[:, None, None]
         gain = one.gain[:, None] + two.gain[None, :]
-        likely = (together > self.low - slack) & (together <= self.keep + slack) & (gain > at_least)
+        likely = self._above(together, self.low - slack) & self._fits(together, slack) & (gain > at_least)
         likely &= one.widths[:, None] != two.widths[None, :]
         first, second = np.nonzero(likely)
         ranked = np.argsort(-gain[first, second], kind="stable")[: _PAIR_BATCH * _PAIR_BATCHES]
@@ -152,20 +170,20 @@ class CountSearch:
             columns = np.arange(len(chosen))
             batch[one.widths[first[chosen]], columns] = one.new_counts[first[chosen]]
             batch[two.widths[second[chosen]], columns] = two.new_counts[second[chosen]]
-            exact = self.widths.cost(batch)
-            landing = (exact > self.low) & (exact <= self.keep) & self.widths.covers(batch)
-            if landing.any():
-                return batch[:, int(landing.argmax())]
+            batch = batch[:, self._lands(self.widths.cost(batch))]
+            legal = self.widths.covers(batch)
+            if legal.any():
+                return batch[:, int(legal.argmax())]
         return None
 
     def fill(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray:
-        """Spend what is left under the bound, the most valuable step up first, while a tenth of the window is left."""
+        """Spend what is left under the bounds, the most valuable step up first, while a tenth of each window is left."""
         counts = counts.copy()
         enough = self.keep - 0.1 * (self.keep - self.low)
         for _ in range(_MAX_FILL):
             moves = self._moves(counts, grids, down=0, up=1)
-            allowed = moves.cost <= self.keep
-            if not allowed.any() or self.widths.cost(counts) > enough:
+            allowed = self._fits(moves.cost)
+            if not allowed.any() or self._above(self.widths.cost(counts), enough):
                 break
             steps = moves.new_counts - counts[moves.widths]
             best = int(np.argmax(np.where(allowed, moves.gain / steps, -np.inf)))
@@ -191,17 +209,16 @@ class CountSearch:
         shape = tuple(len(grid) for grid in grids)
         total = int(np.prod(shape, dtype=np.int64))
         best: tuple[tuple[float, int, float], IntArray] | None = None
-        size = max(1, _BATCH_ELEMENTS // (len(self.widths.flat.ungated) + self.widths.n))
+        n_sides = sum(len(inside) for inside in self.widths.in_sides)
+        size = max(1, _BATCH_ELEMENTS // (n_sides + self.widths.n))
         for begin in range(0, total, size):
             index = np.unravel_index(np.arange(begin, min(begin + size, total)), shape) if shape else ()
             columns = [grid[i] for grid, i in zip(grids, index, strict=True)]
             batch = np.array(columns, dtype=np.int64).reshape(len(shape), -1 if shape else 1)
-            cost = self.widths.cost(batch)
-            allowed = np.flatnonzero((cost <= self.keep) & self.widths.covers(batch))
-            if not len(allowed):
+            batch = batch[:, self._fits(self.widths.cost(batch)) & self.widths.covers(batch)]
+            if not batch.shape[1]:
                 continue
-            batch, cost = batch[:, allowed], cost[allowed]
-            short = np.where(cost > self.low, 0.0, self.keep - cost)
+            short = self.shortfall(batch)
             value = self._values[self._first[:, None] + batch].sum(axis=0)
             misaligned = alignment.n_misaligned(batch)
             winner = int(np.lexsort((-value, misaligned, short))[0])
@@ -229,3 +246,39 @@ class CountSearch:
         cost = self.widths.cost_of_moves(counts, which, new)
         first = self._first[which]
         return _Moves(which, new, cost, self._values[first + new] - self._values[first + counts[which]])
+
+
+def _kept_salience(widths: Widths, salience: FloatArray) -> FloatArray:
+    """Share of all salience that the best `count` gates of a width hold; laid out as `_capacities`.
+
+    Args:
+        widths: gates by width.
+        salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`.
+    """
+    ordered = salience[widths.order] / max(float(salience.sum()), 1e-300)
+    values = np.zeros(len(ordered) + widths.n)
+    for width, (start, stop) in enumerate(zip(widths.starts[:-1], widths.starts[1:], strict=True)):
+        values[start + width + 1 : stop + width + 1] = np.cumsum(ordered[start:stop])
+    return values
+
+
+def _capacities(widths: Widths, counts: IntArray, threshold: float) -> FloatArray:
+    """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
+
+    What a width can represent is taken to grow with the logarithm of its open gates, as in a divergence: with r the
+    gates kept over those in `counts`, a width of n gates is worth -n (r - 1 - log r). So taking a fifth from a width
+    costs little, emptying one that the ranking wants costs most, and adding to one is hardly rewarded. Gates count
+    by how far they rank above `threshold`, from a quarter (never wanted) to one.
+    """
+    distance = np.clip(widths.scores[widths.order] - threshold, -30.0, 30.0)
+    worth = 0.25 + 0.75 / (1.0 + np.exp(-distance))
+    values = np.zeros(len(worth) + widths.n)
+    for width, (start, stop) in enumerate(zip(widths.starts[:-1], widths.starts[1:], strict=True)):
+        kept = np.concatenate([[0.0], np.cumsum(worth[start:stop])])
+        wanted = kept[counts[width]]
+        if wanted > 0:
+            share = np.maximum(kept, 0.1) / wanted
+            values[start + width : stop + width + 1] = -wanted * (share - 1.0 - np.log(share))
+        else:
+            values[start + width : stop + width + 1] = -0.01 * kept
+    return values

@@ -1,52 +1,52 @@
-"""The hard decision: which gates stay open so that the cut network meets its budget, with widths the hardware likes."""
+"""The hard decision: which gates stay open so that the cut network meets its budgets, with widths the hardware likes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from l0prune.cost.cost import IntArray
-from l0prune.cost.floor import Floor, smallest_counts
-from l0prune.cost.products import ProductCost
-from l0prune.cost.widths import Widths
-from l0prune.errors import ConfigError
+from l0prune.cost.cost import FloatArray, IntArray
+from l0prune.cost.metrics import rounded_up
+from l0prune.cost.widths import Floor, Widths, smallest_counts
+from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.flow.costs import Dimension
-from l0prune.goals.budget import Budget, require_feasible
 from l0prune.goals.grids import Grids, finer_alignments, full_grids
 from l0prune.goals.search import CountSearch
 
-__all__ = ["align_open", "select_open"]
+if TYPE_CHECKING:
+    from l0prune.goals.budget import Bound
+
+__all__ = ["align_open", "covered", "require_feasible", "select_open"]
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 def select_open(
     scores: npt.ArrayLike,
-    costs: ProductCost,
+    bounds: Sequence[Bound],
     dimensions: Sequence[Dimension],
     groups: npt.ArrayLike,
-    budget: Budget,
     *,
     align: int = 1,
     tolerance: float = 0.01,
     salience: npt.ArrayLike | None = None,
 ) -> BoolArray:
-    """The best-ranked gates whose exact cost is at or under the budget, and within `tolerance` of it where reachable.
+    """The best-ranked gates whose exact costs are at or under the bounds, one of them within `tolerance` where reachable.
 
-    Without alignment the gates are ranked together and the lowest are closed until the cost fits. With alignment each
+    Without alignment the gates are ranked together and the lowest are closed until the costs fit. With alignment each
     width is then rounded to a multiple of `align`, losing as little as possible of the widths' capacity
-    (`Widths.capacities`) and, where it is given, of the salience. Where no such widths land in (keep - tolerance, keep],
+    (`CountSearch`) and, where it is given, of the salience. Where no such widths land in (keep - tolerance, keep],
     as few widths as possible take a finer alignment: align / 2, ... down to 1.
 
     Args:
         scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number. Trained
             gates are ranked by `log_alpha`, into which the budget's multiplier has already priced their cost.
-        costs: cost of the budget's metric.
+        bounds: upper bounds of costs, at least one; all of them hold.
         dimensions: dimensions to align; those that are not removable keep at least one index.
         groups: widths, shape `(n_gates,)`: gates with different numbers are never traded for one another.
-        budget: upper bound of the cost.
         align: kept indices of each dimension should be multiples of this, >= 1. A dimension kept whole is always fine.
         tolerance: how far below the budget the cost may end, > 0.
         salience: estimate of how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`. Ranks saturate:
@@ -56,19 +56,18 @@ def select_open(
         Open gates, shape `(n_gates,)`, bool. Equal arguments give equal results.
 
     Raises:
-        BudgetInfeasibleError: if closing every gate that may close still costs more than the budget.
+        BudgetInfeasibleError: if closing every gate that may close still costs more than a bound.
         ConfigError: if an argument has the wrong shape or range.
     """
     if not tolerance > 0:
         raise ConfigError(
             f"tolerance is {tolerance!r}; expected a positive fraction of the dense cost, 0.01 by default"
         )
-    widths = Widths(scores, costs.flat, dimensions, groups)
-    least = smallest_counts(widths)
-    _require_feasible(widths, costs, budget)
-    counts, threshold = _best_ranked(widths, least, budget.keep)
-    measured = None if salience is None else _checked_salience(salience, costs.n_gates)
-    search = CountSearch(widths, budget.keep, tolerance, wanted=counts, threshold=threshold, salience=measured)
+    widths, keep = Widths(scores, [bound.cost for bound in bounds], dimensions, groups), _keep(bounds)
+    least = _feasible_counts(widths, bounds, dimensions)
+    counts, threshold = _best_ranked(widths, least, keep)
+    measured = None if salience is None else _checked_salience(salience, len(widths.scores))
+    search = CountSearch(widths, keep, tolerance, wanted=counts, threshold=threshold, salience=measured)
     exact = _landed(search, counts, full_grids(widths.sizes), Grids(widths, 1, counts))
     alignment = Grids(widths, align, counts)
     if alignment.align > 1 and alignment.n_misaligned(exact):
@@ -79,45 +78,43 @@ def select_open(
 def align_open(
     open_gates: npt.ArrayLike,
     scores: npt.ArrayLike,
-    costs: ProductCost,
     dimensions: Sequence[Dimension],
     groups: npt.ArrayLike,
     *,
     align: int,
-    keep: float | None = None,
+    bounds: Sequence[Bound] = (),
 ) -> BoolArray:
-    """Change a selection so that its widths become multiples of `align`: up where the cost allows it, else down.
+    """Change a selection so that its widths become multiples of `align`: up where the costs allow it, else down.
 
     Args:
         open_gates: the selection, shape `(n_gates,)`, bool. Rounding up opens the best-ranked closed gates of a width,
             rounding down closes the lowest-ranked open ones.
         scores: rank of the gates, shape `(n_gates,)`.
-        costs: cost of the metric that `keep` bounds.
         dimensions: dimensions to align; those that are not removable keep at least one index.
         groups: widths, shape `(n_gates,)`.
         align: >= 1.
-        keep: upper bound of the cost, fraction of dense; None rounds every width up.
+        bounds: upper bounds of costs; none rounds every width up.
 
     Returns:
         Open gates, shape `(n_gates,)`, bool.
 
     Raises:
-        BudgetInfeasibleError: if even closing every gate that may close costs more than `keep`.
+        BudgetInfeasibleError: if even closing every gate that may close costs more than a bound.
         ConfigError: if an argument has the wrong shape or range.
     """
     is_open = np.asarray(open_gates).astype(bool)
-    if is_open.shape != (costs.n_gates,):
-        raise ConfigError(f"open gates have shape {is_open.shape}; expected ({costs.n_gates},)")
-    widths = Widths(scores, costs.flat, dimensions, groups, first=is_open)
+    n_gates = len(np.atleast_1d(groups))
+    if is_open.shape != (n_gates,):
+        raise ConfigError(f"open gates have shape {is_open.shape}; expected ({n_gates},)")
+    widths, keep = Widths(scores, [bound.cost for bound in bounds], dimensions, groups, first=is_open), _keep(bounds)
     counts = widths.counts_of(is_open)
     alignment = Grids(widths, align, counts)
     raised = counts if not alignment.n_misaligned(counts) else alignment.rounded(counts, up=True)
     if widths.covers(counts) and not widths.covers(raised):
         raised = np.maximum(raised, counts)
-    if keep is None or widths.cost(raised) <= keep:
+    if (widths.cost(raised) <= keep).all():
         return widths.best_gates(raised)
-    least = smallest_counts(widths)
-    _require_feasible(widths, costs, keep)
+    least = _feasible_counts(widths, bounds, dimensions)
     search = CountSearch(widths, keep, keep, wanted=counts, threshold=_threshold(widths, is_open))
     for step in finer_alignments(alignment.align):
         nearby = Grids(widths, step, counts)
@@ -128,7 +125,65 @@ def align_open(
     return widths.best_gates(search.reduce(np.maximum(counts, least), full_grids(widths.sizes)))
 
 
-def _checked_salience(salience: npt.ArrayLike, n_gates: int) -> npt.NDArray[np.float64]:
+def covered(open_gates: BoolArray, scores: FloatArray, dimensions: Sequence[Dimension]) -> BoolArray:
+    """The same gates, and the best-ranked of each dimension that would be empty and must not be.
+
+    Args:
+        open_gates: Shape `(n_gates,)`, bool; not changed.
+        scores: Rank of the gates, higher is kept first, shape `(n_gates,)`.
+        dimensions: Those that are not removable keep at least one index.
+    """
+    chosen = open_gates.copy()
+    for dimension in dimensions:
+        gates = dimension.gates
+        if not dimension.removable and not dimension.n_ungated and len(gates) and not chosen[gates].any():
+            chosen[gates[scores[gates].argmax()]] = True
+    return chosen
+
+
+def require_feasible(bounds: Sequence[Bound], dimensions: Sequence[Dimension]) -> None:
+    """See that some set of gates costs no more than every bound.
+
+    Raises:
+        BudgetInfeasibleError: says which cannot be met, what can, and which layers stand in the way.
+    """
+    alike = np.zeros(bounds[0].cost.n_gates)
+    _feasible_counts(Widths(alike, [bound.cost for bound in bounds], dimensions, alike), bounds, dimensions)
+
+
+def _feasible_counts(widths: Widths, bounds: Sequence[Bound], dimensions: Sequence[Dimension]) -> IntArray:
+    """The smallest counts, which meet every bound.
+
+    Raises:
+        BudgetInfeasibleError: as `require_feasible`.
+    """
+    least = smallest_counts(widths, _keep(bounds))
+    if (widths.cost(least) <= _keep(bounds)).all():
+        return least
+    for bound in bounds:
+        floor = Floor.of(bound.cost, dimensions)
+        if floor.fraction > bound.keep:
+            raise BudgetInfeasibleError(_what_is_left(bound, floor))
+    raise BudgetInfeasibleError(
+        f"{','.join(str(bound.budget) for bound in bounds)} cannot be met together, though each alone can: raise one of them"
+    )
+
+
+def _what_is_left(bound: Bound, floor: Floor) -> str:
+    largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
+    left, ask = bound.told(rounded_up(floor.fraction))
+    return (
+        f"{bound.budget} cannot be met: with every gate closed that may close, {left} is left "
+        f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {ask} or more, "
+        f"or make {largest[0][0]!r} prunable."
+    )
+
+
+def _keep(bounds: Sequence[Bound]) -> FloatArray:
+    return np.array([bound.keep for bound in bounds])
+
+
+def _checked_salience(salience: npt.ArrayLike, n_gates: int) -> FloatArray:
     values = np.asarray(salience, dtype=np.float64)
     if values.shape != (n_gates,) or not (np.isfinite(values) & (values >= 0)).all():
         raise ConfigError(
@@ -137,12 +192,12 @@ def _checked_salience(salience: npt.ArrayLike, n_gates: int) -> npt.NDArray[np.f
     return values
 
 
-def _best_ranked(widths: Widths, least: IntArray, keep: float) -> tuple[IntArray, float]:
+def _best_ranked(widths: Widths, least: IntArray, keep: FloatArray) -> tuple[IntArray, float]:
     """Counts of the longest prefix of the ranking that fits, and the score of the first gate left out."""
     n_gates = len(widths.scores)
     ranking = np.lexsort((np.arange(n_gates), -widths.scores))
     head = _best_cover(widths, ranking)
-    if widths.cost(widths.counts_of(head)) > keep:
+    if (widths.cost(widths.counts_of(head)) > keep).any():
         head = widths.best_gates(least)
     ranking = np.concatenate([np.flatnonzero(head), ranking[~head[ranking]]])
 
@@ -152,7 +207,7 @@ def _best_ranked(widths: Widths, least: IntArray, keep: float) -> tuple[IntArray
     low, high = int(head.sum()), n_gates
     while low < high:
         middle = (low + high + 1) // 2
-        if widths.cost(counts(middle)) <= keep:
+        if (widths.cost(counts(middle)) <= keep).all():
             low = middle
         else:
             high = middle - 1
@@ -212,9 +267,7 @@ def _aligned(search: CountSearch, alignment: Grids, least: IntArray, start: IntA
         candidates.append(everything)
 
     def rank(counts: IntArray) -> tuple[float, int, float]:
-        cost = float(widths.cost(counts))
-        short = 0.0 if cost > search.low else search.keep - cost
-        return short, int(alignment.n_misaligned(counts)), -search.value(counts)
+        return float(search.shortfall(counts)), int(alignment.n_misaligned(counts)), -search.value(counts)
 
     return min((counts for counts in candidates if search.fits(counts) and widths.covers(counts)), key=rank)
 
@@ -249,7 +302,3 @@ def _threshold(widths: Widths, is_open: BoolArray) -> float:
     highest = widths.scores[~is_open].max(initial=-np.inf)
     ends = [float(end) for end in (lowest, highest) if np.isfinite(end)]
     return sum(ends) / len(ends) if ends else 0.0
-
-
-def _require_feasible(widths: Widths, costs: ProductCost, budget: Budget | float) -> None:
-    require_feasible(Floor.of(widths, [term.name for term in costs.terms]), budget)

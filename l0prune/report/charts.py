@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,34 +19,33 @@ __all__ = ["budget_chart", "latency_chart", "score_chart", "step_time_chart", "w
 MOST_WIDTHS = 60
 
 
-def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float | None) -> str:
+def budget_chart(history: CostHistory, metric: str, keep: float | None) -> str:
     """Expected cost, hard cost, target and multiplier over the steps.
 
     Args:
-        steps: Lines of metrics.jsonl; those without `expected_cost` are skipped.
+        history: Of the run.
+        metric: What the cost is counted in.
         keep: The budget, fraction of the dense cost; None under a penalty, which has neither target nor multiplier.
 
     Returns:
         A data URI.
     """
-    rows = [row for row in steps if row.get("expected_cost") is not None]
     figure, axes = _new_figure(height=3.0)
-    x = [row["step"] for row in rows]
     for name, label, color, style in (
-        ("expected_cost", "expected cost", COMPACT, "-"),
-        ("hard_cost", "hard cost", ACCENT, "-"),
+        ("expected", "expected cost", COMPACT, "-"),
+        ("hard", "hard cost", ACCENT, "-"),
         ("target", "target", DENSE, "--"),
     ):
-        points = [(step, row[name]) for step, row in zip(x, rows, strict=True) if row.get(name) is not None]
-        if points:
-            axes.plot([p[0] for p in points], [p[1] for p in points], style, color=color, label=label, linewidth=1.6)
+        values = history.costs.get(f"{name}_{metric}")
+        if values is not None:
+            axes.plot(history.steps, values, style, color=color, label=label, linewidth=1.6)
     axes.set_xlabel("step")
     axes.set_ylabel("share of the dense cost")
     axes.set_ylim(0, 1.05)
     handles, labels = axes.get_legend_handles_labels()
     if keep is not None:
-        axes.axhline(keep, color="black", linewidth=0.7, linestyle=":", label=f"budget {keep:g}")
-        multiplier = _multiplier_axes(axes, x, rows)
+        axes.axhline(keep, color="black", linewidth=0.7, linestyle=":", label=f"budget {keep:.3g}")
+        multiplier = _multiplier_axes(axes, history, metric)
         handles, labels = (
             a + b for a, b in zip(*(_.get_legend_handles_labels() for _ in (axes, multiplier)), strict=True)
         )
@@ -53,11 +53,11 @@ def budget_chart(steps: Sequence[Mapping[str, Any]], keep: float | None) -> str:
     return data_uri(figure)
 
 
-def _multiplier_axes(axes: Axes, x: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Axes:
+def _multiplier_axes(axes: Axes, history: CostHistory, metric: str) -> Axes:
     """The multiplier on an axis of its own, at the right."""
     multiplier = axes.twinx()
-    points = [(step, row["multiplier"]) for step, row in zip(x, rows, strict=True) if row.get("multiplier") is not None]
-    multiplier.plot([p[0] for p in points], [p[1] for p in points], color=GREEN, linewidth=1, label="multiplier")
+    values = history.costs.get(f"multiplier_{metric}", (math.nan,) * len(history.steps))
+    multiplier.plot(history.steps, values, color=GREEN, linewidth=1, label="multiplier")
     multiplier.set_ylabel("multiplier", color=GREEN)
     multiplier.spines["top"].set_visible(False)
     return multiplier

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from l0prune.cost.metrics import metric_named, metric_names
 from l0prune.pictures import ACCENT, COMPACT, DENSE, GREEN, new_figure
 from l0prune.report.histories import CostHistory
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_costs", "draw_step_times"]
 
 _COLORS = (COMPACT, ACCENT, GREEN, "#7a5195", "#b8860b", DENSE)
-_METRICS = {"macs": "MACs", "params": "parameters"}
-_STYLES = {"expected": "-", "hard": "--"}
+_STYLES = {"expected": ("-", 1.4), "hard": ("--", 1.4), "target": ("-", 0.6)}
+"""What is drawn of a metric: line style and width."""
 _HEADROOM = 1.25
 
 
@@ -38,7 +39,7 @@ def draw_costs(histories: Sequence[CostHistory]) -> Figure:
 
     Source: expected cost of training with gates: Louizos, Welling, Kingma (2018), arXiv:1712.01312, section 4.
     """
-    metrics = [name for name in _METRICS if any(f"expected_{name}" in history.costs for history in histories)]
+    metrics = [name for name in metric_names() if any(f"expected_{name}" in history.costs for history in histories)]
     timed = any(history.ms_per_step is not None for history in histories)
     n_rows = len(metrics) + timed
     figure = new_figure(8.0, 0.6 + 1.9 * n_rows)
@@ -73,14 +74,13 @@ def draw_step_times(axes: Axes, histories: Sequence[CostHistory]) -> None:
 
 def _draw_metric(axes: Axes, histories: Sequence[CostHistory], metric: str) -> None:
     for history, color in zip(histories, _cycled(len(histories)), strict=True):
-        for kind, style in _STYLES.items():
+        for kind, (style, width) in _STYLES.items():
             values = history.costs.get(f"{kind}_{metric}")
             if values is not None:
-                axes.plot(*_broken(history, values), style, color=color, linewidth=1.4, label=f"{history.name}, {kind}")
-        if history.metric == metric and not all(map(math.isnan, history.target)):
-            axes.plot(history.steps, history.target, "-", color=color, linewidth=0.6, label=f"{history.name}, target")
+                drawn = (history.steps, values) if kind == "target" else _broken(history, values)
+                axes.plot(*drawn, style, color=color, linewidth=width, label=f"{history.name}, {kind}")
     axes.set_ylim(0, 1.05)
-    axes.set_ylabel(f"{_METRICS[metric]}, share of dense", fontsize=8)
+    axes.set_ylabel(f"{metric_named(metric).title}, share of dense", fontsize=8)
 
 
 def _broken(history: CostHistory, values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l0prune.cost.metrics import metric_names
 from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP
 from l0prune.run_directory import RunDirectory
 
-__all__ = ["COSTS", "CostHistory", "GateHistory", "Histograms", "cost_history", "gate_history", "run_lines"]
+__all__ = ["CostHistory", "GateHistory", "Histograms", "cost_columns", "cost_history", "gate_history", "run_lines"]
 
 Lines = Sequence[Mapping[str, Any]]
-COSTS = ("expected_macs", "hard_macs", "expected_params", "hard_params")
-"""Columns of a `CostHistory`, as metrics.jsonl calls them."""
+_OLDER = {"expected": "expected_cost", "hard": "hard_cost", "target": "target", "multiplier": "multiplier"}
+"""What a metric has a column of -> the column of the run's first metric, which is all that older versions wrote."""
+
+
+def cost_columns() -> tuple[str, ...]:
+    """What metrics.jsonl says of costs, whatever a run is held to: the expected and the hard one of every metric."""
+    return tuple(f"{kind}_{metric}" for metric in metric_names() for kind in ("expected", "hard"))
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,10 @@ class CostHistory:
     Attributes:
         name: Of the run.
         steps: Optimizer steps done, ascending.
-        costs: Column of `COSTS` -> fraction of dense at each of `steps`, NaN where a line does not say it; columns that the
-            whole run lacks are absent.
+        costs: Column -> value at each of `steps`, NaN where a line does not say it: `expected_M`, `hard_M` and `target_M` as
+            fractions of dense and `multiplier_M`, for a metric M. Columns that the whole run lacks are absent.
         ms_per_step: Measured wall-clock time of a step, NaN where a line does not say it; None if none does.
         decided_at: Step after which the gates were decided, or None while they are learned.
-        target: Where the constraint wanted the expected cost of `metric` to be at each of `steps`; NaN under a penalty.
-        metric: What the run's budget counts, "macs" or "params".
     """
 
     name: str
@@ -80,14 +84,12 @@ class CostHistory:
     costs: dict[str, tuple[float, ...]]
     ms_per_step: tuple[float, ...] | None
     decided_at: int | None
-    target: tuple[float, ...] = ()
-    metric: str = "macs"
 
     @property
     def missing(self) -> tuple[str, ...]:
         """What this run has not recorded, as metrics.jsonl calls it."""
         time = () if self.ms_per_step is not None else ("seconds_per_step",)
-        return (*(name for name in COSTS if name not in self.costs), *time)
+        return (*(name for name in cost_columns() if name not in self.costs), *time)
 
 
 def run_lines(path: Path) -> list[dict[str, Any]]:
@@ -152,15 +154,16 @@ def cost_history(name: str, lines: Lines, metric: str) -> CostHistory:
     Args:
         name: Of the run.
         lines: Of its metrics.jsonl, at least one.
-        metric: What the run's `expected_cost` and `hard_cost` count: "macs" or "params".
+        metric: What the run's `expected_cost` and `hard_cost` count.
     """
     costs = {}
-    for column in COSTS:
-        kind, _, counted = column.partition("_")
-        older = f"{kind}_cost" if counted == metric else column
-        values = tuple(line.get(column, line.get(older, math.nan)) for line in lines)
-        if not all(map(math.isnan, values)):
-            costs[column] = values
+    for counted in metric_names():
+        for kind, older in _OLDER.items():
+            column = f"{kind}_{counted}"
+            found = [line.get(column, line.get(older) if counted == metric else None) for line in lines]
+            values = tuple(math.nan if value is None else value for value in found)
+            if not all(map(math.isnan, values)):
+                costs[column] = values
     times = tuple(1000 * line.get("seconds_per_step", math.nan) for line in lines)
     decided = any(line["phase"] not in (WARMUP, GATE) for line in lines)
     return CostHistory(
@@ -169,6 +172,4 @@ def cost_history(name: str, lines: Lines, metric: str) -> CostHistory:
         costs,
         None if all(map(math.isnan, times)) else times,
         max((line["step"] for line in lines if line["phase"] in (WARMUP, GATE)), default=0) if decided else None,
-        tuple(math.nan if line.get("target") is None else line["target"] for line in lines),
-        metric,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.report import BenchReport
+from l0prune.cost.metrics import metric_named, metric_names
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
-from l0prune.goals.budget import Budget
+from l0prune.goals.budget import Budgets
 from l0prune.reading import read_json, reading
 from l0prune.run_directory import RunDirectory, RunRecord
 
@@ -114,8 +116,11 @@ def _summary(result: Mapping[str, Any], bench: BenchReport | None) -> list[Summa
     rows = [
         SummaryRow(f"{result['metric']}{unit and f' ({unit})'}", f"{result['dense']:.2f}", f"{result['final']:.2f}")
     ]
-    for name, key in (("MACs", "macs"), ("parameters", "params")):
-        rows.append(_counted(name, result[f"{key}_before"], result[f"{key}_after"]))
+    rows += [
+        _counted(metric_named(metric).title, result[f"{metric}_before"], result[f"{metric}_after"])
+        for metric in metric_names()
+        if f"{metric}_before" in result  # not of metrics that came after the run
+    ]
     if bench is not None:
         dense, compact = bench["dense"], bench["compact"]
         rows.append(_counted("ONNX file (bytes)", dense.file_bytes, compact.file_bytes))
@@ -162,14 +167,13 @@ def _goal(result: Mapping[str, Any]) -> str:
 
 def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[Chart]:
     from l0prune.finetuning.metrics import read_metrics
-    from l0prune.report.charts import budget_chart, latency_chart, score_chart, widths_chart
+    from l0prune.report.charts import latency_chart, score_chart, widths_chart
 
     charts = []
     lines = read_metrics(run.metrics) if run.metrics.exists() else []
     if lines:
-        keep = Budget.parse(result["budget"]).keep if result["budget"] else None
-        charts.append(Chart("Cost" if keep is None else "Cost and target", budget_chart(lines, keep)))
-        charts += _training_charts(lines)
+        charts += _cost_charts(lines, Budgets.parse(result["budget"]).metrics if result["budget"] else ())
+        charts += _gate_charts(lines)
     if result["history"]:
         dense = None if result.get("from_scratch") else result["dense"]
         charts.append(Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], dense)))
@@ -183,20 +187,31 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     return charts
 
 
-def _training_charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _cost_charts(lines: Sequence[Mapping[str, Any]], budgets: Sequence[str]) -> list[Chart]:
+    """The cost that each budget bounds, or the MACs without one; and the time of a step, where it was measured."""
+    from l0prune.report.charts import budget_chart, step_time_chart
+    from l0prune.report.histories import cost_history
+
+    history = cost_history("", lines, budgets[0] if budgets else "macs")
+    charts = []
+    for metric in budgets or ("macs",):
+        targets = [target for target in history.costs.get(f"target_{metric}", ()) if not math.isnan(target)]
+        title = f"Cost and target, {metric_named(metric).title}" if targets else "Cost"
+        charts.append(Chart(title, budget_chart(history, metric, targets[-1] if targets else None)))
+    if history.ms_per_step is not None:
+        charts.append(Chart("Time of a training step", step_time_chart(history)))
+    return charts
+
+
+def _gate_charts(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Of what older runs have not recorded."""
     from l0prune.pictures import data_uri
-    from l0prune.report.charts import step_time_chart
     from l0prune.report.gate_plot import draw_gates
-    from l0prune.report.histories import cost_history, gate_history
+    from l0prune.report.histories import gate_history
 
-    charts = []
-    if any(line.get("layer_histograms") for line in lines):
-        charts.append(Chart("Gates over the epochs", data_uri(draw_gates(gate_history("", lines)))))
-    costs = cost_history("", lines, "macs")
-    if costs.ms_per_step is not None:
-        charts.append(Chart("Time of a training step", step_time_chart(costs)))
-    return charts
+    if not any(line.get("layer_histograms") for line in lines):
+        return []
+    return [Chart("Gates over the epochs", data_uri(draw_gates(gate_history("", lines))))]
 
 
 def kept_widths(plan: SurgeryPlan) -> list[tuple[str, int, int]]:

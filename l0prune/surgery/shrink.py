@@ -148,11 +148,12 @@ def _after(before: Surgery, record: Surgery, gated: GatedModel) -> Surgery:
 
 def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:
     """Say where gates that the user froze cost more than the budget: `shrink` does not overrule them."""
-    budget = gated.budget
-    cost = 0.0 if budget is None else gated.costs(budget.metric).hard(values != 0)
-    if budget is not None and cost > budget.keep:
+    for bound in gated.goal.bounds(gated.costs):
+        cost = bound.cost.hard(values != 0)
+        if cost <= bound.keep:
+            continue
         warnings.warn(
-            f"the gates are frozen where they cost {cost:.3g} of the dense {budget.unit}, over the budget {budget}: "
+            f"the gates are frozen where they cost {bound.told(cost)[0]}, over the budget {bound.budget}: "
             "unfreeze() lets shrink choose within it, set_budget(None, None) takes it away",
             L0PruneWarning,
             stacklevel=3,
