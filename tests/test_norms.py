@@ -1,5 +1,7 @@
 """Masked statistics against the norm of the smaller width."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,14 @@ from hypothesis import strategies as st
 from l0prune.errors import TraceError
 from l0prune.gated.norms import MaskedNorms
 from l0prune.look.capture import RecordNorms
-from l0prune.ops.norms import masked_group_norm, masked_layer_norm, masked_rms_norm
+from l0prune.ops.norms import masked_norm
+
+masked_layer_norm, masked_group_norm = partial(masked_norm, -1), partial(masked_norm, 1)
+
+
+def masked_rms_norm(x, mask, weight, eps):
+    return masked_norm(-1, x, mask, weight, None, eps, centred=False)
+
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=9).filter(any).map(torch.tensor)
 

@@ -1,8 +1,9 @@
-"""From ids and ties to units and gates: connected components, minus what is pinned."""
+"""From ids and ties to units and gates: connected components, minus what is pinned; and what no gate can remove, and why."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from l0prune.flow.follow import Followed
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Tracker
 
-__all__ = ["Units", "solve"]
+__all__ = ["Units", "solve", "unreached_parameters"]
 
 UNCONSUMED = "no parameter consumes it"
 SOLE = "the only unit of a dimension that must not vanish"
@@ -119,3 +120,39 @@ def _components(n_ids: int, ties: list[tuple[IdArray, IdArray]]) -> IdArray:
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
+
+
+def unreached_parameters(
+    tensors: Mapping[str, Labels], sizes: Mapping[str, tuple[int, ...]], units: Units
+) -> dict[str, int]:
+    """Number of parameters that stay whatever is closed, by the reason for which their units are pinned.
+
+    An entry of a tensor stays if the units of all its dimensions are pinned; it counts in equal shares for each of these
+    dimensions, and within one in the proportion of the reasons of its pinned indices.
+
+    Args:
+        tensors: Unit ids of every parameter.
+        sizes: Their shapes.
+        units: What came out of the ties and pins.
+
+    Returns:
+        Reason, with the op in brackets -> number of parameters, the largest first.
+    """
+    held: Counter[str] = Counter()
+    for name, labels in tensors.items():
+        stays = float(np.prod(sizes[name]))
+        shares: list[dict[str, float]] = []
+        for ids in labels:
+            if ids is None:
+                continue
+            pinned = units.reason_of_id[ids]
+            pinned = pinned[pinned >= 0]
+            stays *= len(pinned) / len(ids)
+            found, counts = np.unique(pinned, return_counts=True)
+            of_dimension = {units.reasons[r]: c / len(pinned) for r, c in zip(found, counts, strict=True)}
+            if not all(reason.startswith(NO_UNIT) for reason in of_dimension):
+                shares.append(of_dimension)
+        for share in shares if stays else ():
+            for reason, part in share.items():
+                held[reason] += stays * part / len(shares)  # type: ignore[assignment]
+    return {reason: round(count) for reason, count in held.most_common() if round(count)}

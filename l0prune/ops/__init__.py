@@ -1,7 +1,6 @@
 """All that l0prune knows of operations: a family a file, an entry for every operation. Importing this package registers them."""
 
 from l0prune.ops import (
-    attention,
     convolution,
     einsum,
     indexing,
@@ -18,5 +17,5 @@ from l0prune.ops import (
     views,
 )
 
-__all__ = ["attention", "convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
+__all__ = ["convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
            "recurrent", "reductions", "slicing", "spatial", "views"]  # fmt: skip

@@ -90,42 +90,19 @@ def _weights(node: Node) -> Contraction:
 
 
 @Operation(
-    "conv1d conv2d conv3d",
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution",
     rewrite=_fewer_groups,
     sizes=_numbers_of_groups,
     call=GroupsCall,
     contracts=_weights,
 )
 def convolution(op: Op) -> Labels:
-    """Weight `(out, in / groups, *kernel)`: it consumes inputs, outputs are its rows; a unit of several groups is one of them."""
-    return _convolve(op, op.arg("groups"), transposed=False)
+    """Weight `(out, in / groups, *kernel)`, `(in, out / groups, *kernel)` if transposed: it consumes inputs and makes outputs.
 
-
-@Operation(
-    "conv_transpose1d conv_transpose2d conv_transpose3d",
-    rewrite=_fewer_groups,
-    sizes=_numbers_of_groups,
-    call=GroupsCall,
-    contracts=_weights,
-)
-def transposed_convolution(op: Op) -> Labels:
-    """Weight `(in, out / groups, *kernel)`: the same, with rows for the inputs."""
-    return _convolve(op, op.arg("groups"), transposed=True)
-
-
-@Operation(
-    "convolution _convolution",
-    rewrite=_fewer_groups,
-    sizes=_numbers_of_groups,
-    contracts=_weights,
-)
-def general_convolution(op: Op) -> Labels:
-    """aten.convolution, the form that has every option as an argument; TorchScript has one with more of them."""
-    return _convolve(op, op.arg("groups"), transposed=bool(op.arg("transposed")))
-
-
-def _convolve(op: Op, groups: int | Node, *, transposed: bool) -> Labels:
-    x, weight, bias = op.arg("input"), op.arg("weight"), op.arg("bias")
+    A unit of several groups is one of them.
+    """
+    layer = _weights(op.node)
+    x, weight, bias, groups, transposed = layer.activation, layer.weight, layer.bias, op.arg("groups"), layer.out == 1
     x_labels, w_labels = op.labels(x), op.labels(weight)
     x_shape, w_shape, out_shape = op.shape(x), op.shape(weight), op.shape()
     if len(x_shape) != len(w_shape):
@@ -137,9 +114,8 @@ def _convolve(op: Op, groups: int | Node, *, transposed: bool) -> Labels:
     outer = [(out_shape[0], x_labels[0]), *positions, (math.prod(w_shape[2:]), None)]
     n_groups = in_example(groups)
     if groups == 1:
-        in_dim, out_dim = (0, 1) if transposed else (1, 0)
-        contract(op, x_labels[1], weight, in_dim)
-        out_ids = w_labels[out_dim]
+        contract(op, x_labels[1], weight, 1 - layer.out)
+        out_ids = w_labels[layer.out]
         count_multiplications(op, [*outer, (x_shape[1], x_labels[1]), (out_shape[1], out_ids)])
     else:
         if isinstance(groups, Node):  # as many as the batch has entries, say: none of them may go

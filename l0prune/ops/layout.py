@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from l0prune.ops.node import NoRuleError, argument_of, node_shape, set_argument, varies
+from l0prune.ops.node import NoRuleError, argument_of, node_shape, varies
 from l0prune.ops.operation import InClosedBranch, Op, Operation
-from l0prune.ops.sizes import Cut, Rewriter, SizedCall
+from l0prune.ops.sizes import Cut, Rewriter, SizedCall, resized
 from l0prune.ops.tracker import Labels
 from l0prune.ops.weights import moved
 
@@ -117,12 +117,6 @@ def squeeze(op: Op) -> Labels:
     return [ids for d, ids in enumerate(labels) if d not in gone]
 
 
-def _expand(rewriter: Rewriter, node: Node) -> None:
-    gates = rewriter.gates(node)
-    if any(g is not None for g in gates):
-        set_argument(node, "size", rewriter.sizes(argument_of(node, "size"), gates))
-
-
 class ExpandCall(SizedCall):
     """A call that takes the whole shape, as many of an index as its size says."""
 
@@ -131,7 +125,7 @@ class ExpandCall(SizedCall):
 
 
 @Operation("expand_as", zeros=moved)
-@Operation("expand broadcast_to", rewrite=_expand, sizes=Cut.changed, call=ExpandCall, zeros=moved)
+@Operation("expand broadcast_to", rewrite=resized("size"), sizes=Cut.changed, call=ExpandCall, zeros=moved)
 def expand(op: Op) -> Labels:
     """Dimensions of size one repeated; as many copies of an index as what they meet asks for, or the other tensor has."""
     x = op.arg("self")

@@ -6,6 +6,7 @@ computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from l0prune.ops.sizes import Cut, Rewriter
 from l0prune.ops.tracker import IdArray, Labels, NormUse, Places
 from l0prune.ops.weights import places_that_zero
 
-__all__ = ["HALF", "masked_group_norm", "masked_layer_norm", "masked_rms_norm"]
+__all__ = ["HALF", "another_path", "masked_norm"]
 
 aten = torch.ops.aten
 Mask = Tensor
@@ -44,67 +45,49 @@ def _record(op: Op, kind: str, ids: IdArray | None) -> None:
         op.tracker.norms.append(NormUse(op.node.name, kind, weight, order, ids))
 
 
-def masked_layer_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm over the last dimension with statistics over the open units.
+def masked_norm(
+    dim: int,
+    x: Tensor,
+    mask: Mask,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    *,
+    centred: bool = True,
+) -> Tensor:
+    """LayerNorm, RMSNorm or GroupNorm of one group with statistics over the open units.
 
     Args:
-        x: Shape `(..., C)`.
+        dim: Dimension of the units: -1, or 1 where statistics are taken over all that follow it as well.
+        x: C units along `dim`.
         mask: 1 for open units and 0 for closed ones, shape `(C,)`, dtype of `x`.
         weight: Shape `(C,)`, or None.
         bias: Shape `(C,)`, or None.
-        eps: Added to the variance, > 0.
+        eps: Added to the variance; None is the machine epsilon of `x`.
+        centred: Whether the mean is taken away.
 
     Returns:
-        Shape `(..., C)`; closed units hold the bias.
+        The shape of `x`; closed units hold the bias.
     """
-    count = mask.sum().clamp_min(1)
-    centred = (x - (x * mask).sum(-1, keepdim=True) / count) * mask
-    out = centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + eps)
+    dims = tuple(range(dim % x.dim(), x.dim()))
+    lie = (-1, *([1] * (len(dims) - 1)))
+    mask = mask.view(lie)
+    count = (mask.sum() * math.prod(x.shape[d] for d in dims[1:])).clamp_min(1)
+    out = x * mask
+    if centred:
+        out = (x - out.sum(dims, keepdim=True) / count) * mask
+    variance = out.square().sum(dims, keepdim=True) / count
+    out = out * torch.rsqrt(variance + (torch.finfo(x.dtype).eps if eps is None else eps))
     if weight is not None:
-        out = out * weight
-    return out if bias is None else out + bias
+        out = out * weight.view(lie)
+    return out if bias is None else out + bias.view(lie)
 
 
-def masked_rms_norm(x: Tensor, mask: Mask, weight: Tensor | None, eps: float | None) -> Tensor:
-    """RMSNorm over the last dimension with the mean square over the open units.
-
-    Args:
-        x: Shape `(..., C)`.
-        mask: 1 for open and 0 for closed units, shape `(C,)`, dtype of `x`.
-        weight: Shape `(C,)`, or None.
-        eps: Added to the mean square; None is the machine epsilon of `x`, as in torch.
-
-    Returns:
-        Shape `(..., C)`; closed units are zero.
-    """
-    opened = x * mask
-    mean_square = opened.square().sum(-1, keepdim=True) / mask.sum().clamp_min(1)
-    out = opened * torch.rsqrt(mean_square + (torch.finfo(x.dtype).eps if eps is None else eps))
-    return out if weight is None else out * weight
-
-
-def masked_group_norm(x: Tensor, mask: Mask, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """One-group GroupNorm with statistics over the open channels.
-
-    Args:
-        x: Shape `(N, C, *)`.
-        mask: 1 for open and 0 for closed channels, shape `(C,)`, dtype of `x`.
-        weight: Shape `(C,)`, or None.
-        bias: Shape `(C,)`, or None.
-        eps: Added to the variance, > 0.
-
-    Returns:
-        Shape `(N, C, *)`; closed channels hold the bias.
-    """
-    per_channel = (1, -1, *([1] * (x.dim() - 2)))
-    dims = tuple(range(1, x.dim()))
-    mask = mask.view(per_channel)
-    count = (mask.sum() * (x[0, 0].numel())).clamp_min(1)
-    centred = (x - (x * mask).sum(dims, keepdim=True) / count) * mask
-    out = centred * torch.rsqrt(centred.square().sum(dims, keepdim=True) / count + eps)
-    if weight is not None:
-        out = out * weight.view(per_channel)
-    return out if bias is None else out + bias.view(per_channel)
+def another_path(what: str) -> TraceError:
+    """The error where a call of the forward pass does not fit the traced one."""
+    return TraceError(
+        f"{what}: the model takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+    )
 
 
 def _over_open(
@@ -119,11 +102,10 @@ def _over_open(
     *_: Any,
     **options: Any,
 ) -> Tensor:
-    width = input.shape[1] if kind == "group_norm" else input.shape[-1]
-    if width != len(mask):
-        raise TraceError(
-            f"a {kind} of the forward pass normalises {width} units, the traced one {len(mask)}: the model takes another "
-            "path than when it was traced; trace it with inputs of the kind it is trained on"
+    dim = 1 if kind == "group_norm" else -1
+    if input.shape[dim] != len(mask):
+        raise another_path(
+            f"a {kind} of the forward pass normalises {input.shape[dim]} units, the traced one {len(mask)}"
         )
     # Statistics of half precision numbers are taken in single precision, as torch's own norms do.
     x = input.float() if input.dtype in HALF else input
@@ -131,11 +113,10 @@ def _over_open(
     if kind == "rms_norm":
         # rms_norm(input, normalized_shape, weight, eps): the fourth positional argument is eps.
         eps = bias if eps is None else eps
-        out = masked_rms_norm(x, weights, weight, torch.finfo(input.dtype).eps if eps is None else eps)
-    elif kind == "group_norm":
-        out = masked_group_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        out = masked_norm(dim, x, weights, weight, None, eps, centred=False)
     else:
-        out = masked_layer_norm(x, weights, weight, bias, 1e-5 if eps is None else eps)
+        out = masked_norm(dim, x, weights, weight, bias, 1e-5 if eps is None else eps)
     return out if _norms_stay_single(input) else out.to(input.dtype)
 
 
@@ -180,11 +161,10 @@ def _standardised(
 ) -> Tensor:
     """A batch norm without running statistics over `(1, channels, units)`: each channel over its open units."""
     if input.shape[0] != 1 or input.dim() != 3 or input.shape[2] != len(mask):
-        raise TraceError(
-            f"a batch norm of the forward pass standardises {tuple(input.shape)}, the traced one {len(mask)} units: the model "
-            "takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+        raise another_path(
+            f"a batch norm of the forward pass standardises {tuple(input.shape)}, the traced one {len(mask)} units"
         )
-    out = masked_layer_norm(input, mask.to(input.dtype), None, None, eps)
+    out = masked_norm(-1, input, mask.to(input.dtype), None, None, eps)
     if weight is not None:
         out = out * weight.view(1, -1, 1)
     return out if bias is None else out + bias.view(1, -1, 1)
@@ -313,9 +293,8 @@ def group_norm(op: Op) -> Labels:
 def _normed_weight(func: Callable[..., Any], mask: Mask, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """`g v / |v|`, where closed units of `v` are zero already; zero where they all are."""
     if len(mask) not in v.shape:
-        raise TraceError(
-            f"a weight norm of the forward pass is over {tuple(v.shape)}, the traced one over {len(mask)} units: the model takes "
-            "another path than when it was traced; trace it with inputs of the kind it is trained on"
+        raise another_path(
+            f"a weight norm of the forward pass is over {tuple(v.shape)}, the traced one over {len(mask)} units"
         )
     norm = torch.norm_except_dim(v, 2, dim)
     return v * (g / norm.where(norm > 0, 1))

@@ -6,23 +6,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from l0prune.ops.node import argument_of, op_name, set_argument
+from l0prune.ops.node import op_name
 from l0prune.ops.operation import Op, Operation
-from l0prune.ops.sizes import Cut, Rewriter
+from l0prune.ops.sizes import Cut, resized
 from l0prune.ops.tracker import Labels
 
 __all__: list[str] = []
 
 
-def _resize(rewriter: Rewriter, node: Node) -> None:
-    gates = rewriter.gates(node)
-    if any(g is not None for g in gates):
-        set_argument(node, "size", rewriter.sizes(argument_of(node, "size"), gates))
-
-
 @Operation(
     "zeros ones full empty new_zeros new_ones new_full new_empty",
-    rewrite=_resize,
+    rewrite=resized("size"),
     sizes=Cut.changed,
     makers=(torch.zeros, torch.ones, torch.full, torch.empty,
             Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty),

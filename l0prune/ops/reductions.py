@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from l0prune.errors import TraceError
 from l0prune.ops.node import NoRuleError, argument_of, node_shape
-from l0prune.ops.norms import HALF
+from l0prune.ops.norms import HALF, another_path
 from l0prune.ops.operation import Normalisation, Op, Operation, Result
 from l0prune.ops.pointwise import pointwise
 from l0prune.ops.tracker import Labels, NormUse, Places
@@ -129,10 +128,9 @@ def _shape_along(x: Tensor, mask: Mask, dims: Sequence[int], kind: str) -> list[
     """The shape in which a mask lies along the one of these dimensions that is as long."""
     along = [d % x.dim() for d in dims if x.shape[d] == len(mask)]
     if len(along) != 1:
-        raise TraceError(
+        raise another_path(
             f"a {kind} of the forward pass runs over dimensions of lengths {[x.shape[d] for d in dims]}, the traced one over "
-            f"{len(mask)} units: the model takes another path than when it was traced; trace it with inputs of the kind it is "
-            "trained on"
+            f"{len(mask)} units"
         )
     shape = [1] * x.dim()
     shape[along[0]] = -1

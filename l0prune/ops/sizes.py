@@ -15,9 +15,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from l0prune.kept import DimensionGates, Kept
-from l0prune.ops.node import argument_of, concrete, node_shape, varies
+from l0prune.ops.node import argument_of, concrete, node_shape, set_argument, varies
 
-__all__ = ["Cut", "Pairs", "Rewriter", "Rows", "SizedCall", "Sizes"]
+__all__ = ["Cut", "Pairs", "Rewriter", "Rows", "SizedCall", "Sizes", "resized"]
 
 Pairs: TypeAlias = list[tuple[int, int]]
 """Numbers, each before the cut and after it."""
@@ -141,6 +141,17 @@ class Rewriter(Cut):
         with self.graph.graph.inserting_before(node):
             indices = self.graph.graph.get_attr(name)
         self.replace(node, torch.ops.aten.index_select.default, node.args[0], dim, indices)
+
+
+def resized(name: str) -> Callable[[Rewriter, Node], None]:
+    """A rewrite that brings the shape of the result up to date, which is the argument `name`."""
+
+    def rewrite(rewriter: Rewriter, node: Node) -> None:
+        gates = rewriter.gates(node)
+        if any(g is not None for g in gates):
+            set_argument(node, name, rewriter.sizes(argument_of(node, name), gates))
+
+    return rewrite
 
 
 def _measured(size: Node) -> Iterator[tuple[Node, int]]:

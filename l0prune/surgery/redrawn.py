@@ -19,8 +19,7 @@ from l0prune.flow.channel_flow import Consumer
 from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.model_call import ModelCall
-from l0prune.surgery.dead_branches import has_dropped_branches
-from l0prune.surgery.in_graph import cut_in_graph
+from l0prune.surgery.in_graph import cut_in_graph, has_dropped_branches
 from l0prune.surgery.other_values import holding, own_modules, with_values
 from l0prune.surgery.plan import SurgeryPlan
 
