@@ -67,7 +67,7 @@ def compact(options: ModelOptions) -> "Built | None":
     if not is_compact_folder(options.spec) or options.model_args:
         return None
     folder = CompactFolder.open(options.spec)
-    if folder.no_graph_because is not None:
+    if folder.manifest.no_graph_because is not None:
         return None
     model = l0prune.load(options.spec)
     record = surgery_of(model)

@@ -17,7 +17,16 @@ from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0Pru
 from l0prune.files import draft_folder
 from l0prune.model_call import ModelCall
 from l0prune.reading import reading
-from l0prune.sources.compact_folder import MANIFEST, PLAN, PROGRAM, WEIGHTS, CompactFolder, manifest_of, read_graph
+from l0prune.sources.compact_folder import (
+    MANIFEST,
+    PLAN,
+    PROGRAM,
+    WEIGHTS,
+    CompactFolder,
+    Manifest,
+    hashes_of,
+    read_graph,
+)
 from l0prune.surgery.dense_class import dense_model
 from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
@@ -73,22 +82,19 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
                 f"{target}: nothing could load the model again: it was cut in its graph, and {refusal}; keep the dense model"
                 " and the gates, and shrink them again"
             )
-        contents = {
-            "l0prune": __version__,
-            "model_class": type(compact).__name__,
-            "form": record.form,
-            "max_rel_diff": record.difference.max_rel,
-            "dynamic_batch": captured is not None and captured.dynamic_batch,
-        }
-        manifest = manifest_of(
-            draft,
-            contents,
-            refusal=refusal,
-            preprocessing=preprocessing,
-            class_lost=record.not_in_place_because,
-            library=library,
+        manifest = Manifest(
+            l0prune=__version__,
+            model_class=type(compact).__name__,
+            form=record.form,
+            max_rel_diff=record.difference.max_rel,
+            dynamic_batch=captured is not None and captured.dynamic_batch,
+            files=hashes_of(draft),
+            no_graph_because=refusal,
+            preprocessing=None if preprocessing is None else preprocessing.to_json(),
+            not_in_place_because=record.not_in_place_because,
+            library=None if library is None else library.to_json(),
         )
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (draft / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1))
         old = folder / "old"
         if os.path.lexists(target):
             target.replace(old)
@@ -207,7 +213,7 @@ def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     if base is not None:
         plan.check(base)
         if plan.form == "graph":
-            because = folder.not_in_place_because
+            because = folder.manifest.not_in_place_because
             raise PlanMismatchError(
                 f"{folder.path} was cut in its graph, not in its class"
                 f"{because and f' ({because})'}; load it without base="
@@ -217,23 +223,23 @@ def _load(folder: CompactFolder, base: nn.Module | None) -> nn.Module:
     elif found is not None:
         model, plan, call = found
     else:
-        if folder.no_graph_because is not None:
+        if folder.manifest.no_graph_because is not None:
             raise PlanMismatchError(
-                f"{folder.path} has no {PROGRAM}, because {folder.no_graph_because}; pass the dense model as base="
+                f"{folder.path} has no {PROGRAM}, because {folder.manifest.no_graph_because}; pass the dense model as base="
             )
         model, call = _graph(folder)
-    replayed = not isinstance(model, GraphModel) or folder.manifest["form"] == plan.form
+    replayed = not isinstance(model, GraphModel) or folder.manifest.form == plan.form
     record = Surgery(
         plan,
         None,
         np.zeros(0),
-        Difference(math.nan, folder.manifest["max_rel_diff"], 0),
+        Difference(math.nan, folder.manifest.max_rel_diff, 0),
         call.args,
         call.kwargs,
-        folder.manifest["dynamic_batch"],
+        folder.manifest.dynamic_batch,
         replayed,
-        folder.no_graph_because or "",
-        not_in_place_because=folder.not_in_place_because if isinstance(model, GraphModel) else "",
+        folder.manifest.no_graph_because or "",
+        not_in_place_because=folder.manifest.not_in_place_because if isinstance(model, GraphModel) else "",
         origins=() if folder.library is None else (folder.library,),
     )
     remember_surgery_(model, record)
@@ -256,14 +262,14 @@ def _of_library(folder: CompactFolder, plan: SurgeryPlan) -> tuple[nn.Module, Su
     try:
         call = ModelCall(*folder.example_inputs())
         base = dense_model(origin, plan, folder.weights)
-        model, used = in_class(base, plan, folder, call, compared=folder.no_graph_because is None)
+        model, used = in_class(base, plan, folder, call, compared=folder.manifest.no_graph_because is None)
     except Exception as error:
         why = f"{folder.path} is not loaded as {origin.kind}:{origin.name}: {first_line(error).rstrip('.')}"
-        if folder.no_graph_because is not None:
+        if folder.manifest.no_graph_because is not None:
             raise PlanMismatchError(f"{why}; it has no {PROGRAM}, so pass the dense model as base=") from error
         warnings.warn(f"{why}; it comes as the module of its graph", L0PruneWarning, stacklevel=4)
         return None
-    if folder.no_graph_because is not None and not origin.is_of_this_version:
+    if folder.manifest.no_graph_because is not None and not origin.is_of_this_version:
         warnings.warn(
             f"{folder.path} was made with {origin.kind} {origin.version}, another version is installed, and it has no graph to"
             " compare with: compare its outputs yourself",
@@ -279,7 +285,7 @@ def has_graph(directory: str | Path) -> bool:
     Raises:
         FileFormatError: as `load`.
     """
-    return CompactFolder.open(directory).no_graph_because is None
+    return CompactFolder.open(directory).manifest.no_graph_because is None
 
 
 def _tie_(model: nn.Module) -> None:

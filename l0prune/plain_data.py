@@ -1,4 +1,4 @@
-"""Dataclasses from plain data: each field of the kind its annotation says, or an error that names the place."""
+"""Dataclasses from plain data: format, version, keys and the kind of every field are right, or an error names the place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,10 +15,71 @@ from typing import Any, TypeVar, cast
 from l0prune.errors import FileFormatError
 from l0prune.reading import shortened
 
-__all__ = ["from_plain", "read_fields"]
+__all__ = ["FileKind", "from_plain", "read_fields"]
 
 LARGEST = 2**63
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileKind:
+    """A kind of JSON file.
+
+    Args:
+        format: What it says of itself.
+        version: That is read and written.
+        what: It is, as in "a surgery plan".
+        remedy: What to do about a wrong one.
+    """
+
+    format: str
+    version: int
+    what: str
+    remedy: str
+
+    def stamped(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The object to write: format, version and the content."""
+        return {"format": self.format, "version": self.version, **content}
+
+    def content(self, data: Any, source: str, keys: Iterable[str], *, optional: Iterable[str] = ()) -> dict[str, Any]:
+        """The object in a file without format and version.
+
+        Args:
+            data: Of the file.
+            source: Its name, for the message.
+            keys: That it should have, and no others.
+            optional: Of these, those that may be missing.
+
+        Raises:
+            FileFormatError: it has another format, version or other keys.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != self.format:
+            raise FileFormatError(f"{source} is not {self.what}: expected format {self.format!r}{_then(self.remedy)}")
+        if data.get("version") != self.version:
+            raise FileFormatError(
+                f"{source} has version {shortened(repr(data.get('version')), 40)}; this l0prune reads version {self.version}"
+                f"{_then(self.remedy)}"
+            )
+        content = {key: value for key, value in data.items() if key not in ("format", "version")}
+        odd = sorted(set(content) ^ set(keys) - (set(optional) - set(content)))
+        _require_no(odd, source, self.remedy)
+        return content
+
+    def read(self, kind: type[T], data: Any, source: str, *, optional: Iterable[str] = (), never: str = "") -> T:
+        """A dataclass from the object in a file, which has all its fields.
+
+        Args:
+            kind: The dataclass.
+            data: Of the file.
+            source: Its name, for the message.
+            optional: Fields that may be missing.
+            never: A field that no file has.
+
+        Raises:
+            FileFormatError: as `content`, or a field is of another kind.
+        """
+        keys = {field.name for field in dataclasses.fields(cast(Any, kind))} - {never}
+        return read_fields(kind, self.content(data, source, keys, optional=optional), source, remedy=self.remedy)
 
 
 def read_fields(kind: type[T], data: Any, where: str, *, remedy: str = "", finite: bool = True) -> T:
@@ -44,8 +105,7 @@ def read_fields(kind: type[T], data: Any, where: str, *, remedy: str = "", finit
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
     odd = sorted((required - set(data)) | (set(data) - set(known)))
-    if odd:
-        raise FileFormatError(f"{where} has missing or unknown keys: {shortened(', '.join(odd), 80)}{_then(remedy)}")
+    _require_no(odd, where, remedy)
     hints = _hints(cast(Any, kind))
     values = {
         name: from_plain(hints[name], value, f"{where}, {name}", remedy=remedy, finite=finite)
@@ -113,6 +173,11 @@ def _is_plain(kind: Any, value: Any, *, finite: bool) -> bool:
     if kind is Path:
         return isinstance(value, str) and "\0" not in value
     return kind in (bool, str) and isinstance(value, kind)
+
+
+def _require_no(odd: Sequence[str], where: str, remedy: str) -> None:
+    if odd:
+        raise FileFormatError(f"{where} has missing or unknown keys: {shortened(', '.join(odd), 80)}{_then(remedy)}")
 
 
 def _key(kind: Any, key: str, where: str) -> Any:

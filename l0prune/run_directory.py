@@ -6,20 +6,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from l0prune.errors import FileFormatError, RunDirectoryError
 from l0prune.files import clear_abandoned, remove, write_whole
-from l0prune.plain_data import read_fields
-from l0prune.reading import is_there, read_json, reading, shortened
+from l0prune.plain_data import FileKind
+from l0prune.reading import is_there, read_json, reading
 
 __all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
 
-FORMAT = "l0prune.run"
-VERSION = 1
+KIND = FileKind("l0prune.run", 1, "the description of a run", "start the run again, or use the version that wrote it")
 STATUSES = ("running", "interrupted", "failed", "finished")
 RECORDED_PACKAGES = ("l0prune", "torch", "torch-pruning", "onnx", "onnxruntime", "accelerate", "numpy")
 
@@ -50,7 +49,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with format and version."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self), "argv": list(self.argv)}
+        return KIND.stamped({**asdict(self), "argv": list(self.argv)})
 
     @classmethod
     def from_json(cls, data: Any, *, source: str = "run.json") -> RunRecord:
@@ -59,22 +58,10 @@ class RunRecord:
         Raises:
             FileFormatError: another format or version, or keys that are missing or unknown.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FileFormatError(
-                f"{source} does not describe a run: expected format {FORMAT!r}; name another directory"
-            )
-        if data.get("version") != VERSION:
-            raise FileFormatError(
-                f"{source} has version {data.get('version')!r}, this l0prune reads {VERSION}: use the one that wrote it"
-            )
-        content = {key: value for key, value in data.items() if key not in ("format", "version")}
-        odd = sorted(set(content) ^ {f.name for f in fields(cls)})
-        if odd:
-            names = shortened(", ".join(odd), 80)
-            raise FileFormatError(f"{source} has missing or unknown keys: {names}; start the run again")
-        if content["status"] not in STATUSES:
-            raise FileFormatError(f"{source}: status {content['status']!r} is none of {', '.join(STATUSES)}")
-        return read_fields(cls, content, source, remedy="start the run again")
+        record = KIND.read(cls, data, source)
+        if record.status not in STATUSES:
+            raise FileFormatError(f"{source}: status {record.status!r} is none of {', '.join(STATUSES)}")
+        return record
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_opening_what_is_no_run_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format": "other"}, "does not describe a run"),
+        ({"format": "other"}, "is not the description of a run"),
         ({"version": 99}, "has version 99"),
         ({"surprise": 1}, "unknown keys: surprise"),
         ({"status": "happy"}, "status 'happy' is none of"),

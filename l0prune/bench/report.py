@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.errors import FileFormatError
 from l0prune.measuring.hardware import Environment
-from l0prune.plain_data import from_plain, read_fields
+from l0prune.plain_data import FileKind, from_plain, read_fields
 from l0prune.reading import read_json, reading
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table"]
 
-_FORMAT, _VERSION = "l0prune.bench", 1
+_KIND = FileKind("l0prune.bench", 1, "a bench report", "run bench again")
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 _SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
 _SHOWN_WIDTHS = 6
@@ -124,9 +124,7 @@ class BenchReport:
         timings = {
             timing.name: {key: val for key, val in asdict(timing).items() if key != "name"} for timing in self.models
         }
-        return {
-            "format": _FORMAT,
-            "version": _VERSION,
+        content = {
             "models": timings,
             "baseline": self.baseline,
             "speedup": {name: asdict(speedup) for name, speedup in self.speedup.items()},
@@ -135,6 +133,7 @@ class BenchReport:
             "environment": asdict(self.environment),
             "runtime": self.runtime,
         }
+        return _KIND.stamped(content)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "BenchReport":
@@ -143,18 +142,14 @@ class BenchReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
-        value = {"runtime": "onnxruntime", **value} if isinstance(value, Mapping) else {}
-        _expect_keys("bench report", value, {"format", "version", *(field.name for field in fields(cls))})
-        if (value["format"], value["version"]) != (_FORMAT, _VERSION):
-            found = f"{value['format']!r} version {value['version']!r}"
-            raise FileFormatError(f"bench report: expected {_FORMAT!r} version {_VERSION}, found {found}.")
-        inner = {key: item for key, item in value.items() if key not in ("format", "version")}
+        keys = [field.name for field in fields(cls)]
+        value = {"runtime": "onnxruntime", **_KIND.content(value, "bench report", keys, optional=("runtime",))}
         timings = from_plain(dict[str, dict[str, Any]], value["models"], "bench report, models")
         models = [
             read_fields(ModelTiming, {**timing, "name": name}, f"timing of {name!r}")
             for name, timing in timings.items()
         ]
-        report = read_fields(cls, {**inner, "models": models}, "bench report")
+        report = read_fields(cls, {**value, "models": models}, "bench report")
         names = [timing.name for timing in report.models]
         if report.baseline not in names or not report.speedup.keys() <= set(names):
             raise FileFormatError(f"bench report: baseline and speedups are of models that it does not have: {names}.")
@@ -216,10 +211,3 @@ def _what_to_do(odd_widths: Sequence[int]) -> str:
         f"It has convolutions of {shown}{more} channels, which onnxruntime computes slowly: round them with "
         "`l0prune shrink RUN --align auto`, in Python shrink(gated, align=16)."
     )
-
-
-def _expect_keys(where: str, value: Mapping[str, Any], expected: set[str]) -> None:
-    found = set(value) if isinstance(value, Mapping) else set()
-    if found != expected:
-        unknown, missing = sorted(found - expected), sorted(expected - found)
-        raise FileFormatError(f"{where}: unknown keys {unknown}, missing keys {missing}.")

@@ -8,7 +8,7 @@ depends on the processor. docs/alignment.md shows the measurements behind this m
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from l0prune.errors import ConfigError, FileFormatError
 from l0prune.files import write_whole
 from l0prune.measuring.hardware import processor
 from l0prune.measuring.timing import interleave
-from l0prune.plain_data import read_fields
+from l0prune.plain_data import FileKind
 from l0prune.reading import read_json, reading
 from l0prune.user_folders import cache_directory
 
@@ -34,7 +34,7 @@ CANDIDATES = (1, 4, 8, 16, 32)
 """Alignments that are compared."""
 
 CACHE = "alignment.json"
-_FORMAT, _VERSION = "l0prune.alignment", 1
+_KIND = FileKind("l0prune.alignment", 1, "the measured alignment of a machine", "delete the file")
 _WIDTHS = range(33, 65)  # two blocks of 16, four of 8; a multiple of every candidate at its end
 _IMAGE_SIZE = 14
 _OUTER_WIDTH = 64
@@ -69,7 +69,7 @@ class AlignmentReport:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        return _KIND.stamped(asdict(self))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "AlignmentReport":
@@ -78,11 +78,7 @@ class AlignmentReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
-        expected = {"format", "version", *(field.name for field in fields(cls))}
-        found = value if isinstance(value, Mapping) else {}
-        if set(found) != expected or (found["format"], found["version"]) != (_FORMAT, _VERSION):
-            raise FileFormatError(f"not an alignment report: expected the keys {sorted(expected)}, version {_VERSION}.")
-        return read_fields(cls, {key: found[key] for key in expected - {"format", "version"}}, "alignment report")
+        return _KIND.read(cls, value, "alignment report")
 
 
 def measure_alignment(*, threads: int = 1, max_seconds: float = 2.0) -> AlignmentReport:

@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
 
 from l0prune.errors import ConfigError, FileFormatError, ModelSpecError, first_line
-from l0prune.plain_data import from_plain
+from l0prune.plain_data import FileKind
 from l0prune.reading import read_json, reading
 from l0prune.sources.exported import load_example_inputs, load_exported_program, module_of
 from l0prune.sources.library_models import LibraryModel
 from l0prune.sources.preprocessing import Preprocessing
 
-__all__ = ["MANIFEST", "PLAN", "PROGRAM", "WEIGHTS", "CompactFolder", "is_compact_folder", "manifest_of", "read_graph"]
+__all__ = [
+    "MANIFEST",
+    "PLAN",
+    "PROGRAM",
+    "WEIGHTS",
+    "CompactFolder",
+    "Manifest",
+    "hashes_of",
+    "is_compact_folder",
+    "read_graph",
+]
 
-FORMAT = "l0prune.compact"
-VERSION = 1
 KIND, REMEDY = "part of a compact model", "run shrink again"
+FILE = FileKind("l0prune.compact", 1, "the manifest of a compact model", REMEDY)
 WEIGHTS, PLAN, PROGRAM, MANIFEST = "model.safetensors", "surgery.json", "model.pt2", "manifest.json"
-_KEYS = {"format", "version", "l0prune", "model_class", "form", "max_rel_diff", "dynamic_batch", "files"}
-_REFUSAL, _IMAGES, _CLASS_LOST, _LIBRARY = "no_graph_because", "preprocessing", "not_in_place_because", "library"
-_OPTIONAL = {_REFUSAL, _IMAGES, _CLASS_LOST, _LIBRARY}
+OPTIONAL = ("no_graph_because", "preprocessing", "not_in_place_because", "library")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        l0prune: Version that wrote it.
+        model_class: Name of the class of the model.
+        form: "in-place" or "graph".
+        max_rel_diff: Largest difference of its outputs from those of the gated model, relative to the largest.
+        dynamic_batch: Whether the graph takes batches of any size.
+        files: Name -> SHA-256.
+        no_graph_because: Why there is no graph, so that the model is loaded into its class; None if there is one.
+        preprocessing: How images become the model's input, plain data.
+        not_in_place_because: Why the model lost its class when it was cut; empty if it kept it.
+        library: How a library builds the dense model, plain data.
+    """
+
+    l0prune: str
+    model_class: str
+    form: str
+    max_rel_diff: float
+    dynamic_batch: bool
+    files: dict[str, str]
+    no_graph_because: str | None = None
+    preprocessing: dict[str, Any] | None = None
+    not_in_place_because: str = ""
+    library: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; what there is nothing to say of is left out."""
+        return FILE.stamped({key: value for key, value in asdict(self).items() if key not in OPTIONAL or value})
 
 
 def is_compact_folder(path: str | Path) -> bool:
@@ -34,7 +73,7 @@ def is_compact_folder(path: str | Path) -> bool:
         manifest = _read_json(Path(path) / MANIFEST)
     except FileFormatError:
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return isinstance(manifest, dict) and manifest.get("format") == FILE.format
 
 
 @dataclass(frozen=True)
@@ -47,7 +86,7 @@ class CompactFolder:
     """
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: str | Path) -> CompactFolder:
@@ -63,52 +102,31 @@ class CompactFolder:
     def _open(cls, folder: Path) -> CompactFolder:
         if not folder.is_dir():
             raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
-        manifest = _read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise FileFormatError(f"{folder / MANIFEST} is no manifest of a compact model; run shrink again")
-        if manifest.get("version") != VERSION:
-            raise FileFormatError(
-                f"{folder / MANIFEST} has version {manifest.get('version')!r}; this l0prune reads version {VERSION}; "
-                "run shrink again"
-            )
-        if set(manifest) - _OPTIONAL != _KEYS or not isinstance(manifest["files"], dict):
-            odd = ", ".join(sorted((set(manifest) - _OPTIONAL) ^ _KEYS)) or "files"
-            raise FileFormatError(f"{folder / MANIFEST} has missing or unknown keys: {odd}; run shrink again")
-        kinds = {"form": str, "max_rel_diff": float, "dynamic_batch": bool, "files": dict[str, str]}
-        kinds |= {_REFUSAL: str, _CLASS_LOST: str}
-        for key in kinds.keys() & manifest.keys():
-            from_plain(kinds[key], manifest[key], f"{folder / MANIFEST}, {key}", remedy=REMEDY)
-        if _LIBRARY in manifest:
-            LibraryModel.from_json(manifest[_LIBRARY], f"{folder / MANIFEST}, {_LIBRARY}", remedy=REMEDY)
-        for name in (WEIGHTS, PLAN) if _REFUSAL in manifest else (WEIGHTS, PLAN, PROGRAM):
+        manifest = FILE.read(Manifest, _read_json(folder / MANIFEST), str(folder / MANIFEST), optional=OPTIONAL)
+        opened = cls(folder, manifest)
+        _ = opened.library  # which refuses what asks for more than a model
+        for name in (WEIGHTS, PLAN, PROGRAM) if manifest.no_graph_because is None else (WEIGHTS, PLAN):
             if not (folder / name).is_file():
                 raise FileFormatError(f"{folder / name} is missing; run shrink again")
             with reading(
                 folder / name, KIND, remedy=REMEDY
             ):  # which refuses files larger than the memory, before they are hashed
                 found = _sha256(folder / name)
-            if found != manifest["files"].get(name):
+            if found != manifest.files.get(name):
                 raise FileFormatError(
                     f"{folder / name} is not the file that was saved (its SHA-256 differs from {MANIFEST}); run shrink again"
                 )
-        return cls(folder, manifest)
-
-    @property
-    def no_graph_because(self) -> str | None:
-        """Why there is no graph, so that the model is loaded into its class; None if there is one."""
-        return self.manifest.get(_REFUSAL)
-
-    @property
-    def not_in_place_because(self) -> str:
-        """Why the model lost its class when it was cut; empty if it kept it."""
-        reason: str = self.manifest.get(_CLASS_LOST, "")
-        return reason
+        return opened
 
     @property
     def library(self) -> LibraryModel | None:
         """How a library builds the dense model, if one does."""
-        stated = self.manifest.get(_LIBRARY)
-        return None if stated is None else LibraryModel.from_json(stated, str(self.path / MANIFEST), remedy=REMEDY)
+        stated = self.manifest.library
+        return (
+            None
+            if stated is None
+            else LibraryModel.from_json(stated, f"{self.path / MANIFEST}, library", remedy=REMEDY)
+        )
 
     @property
     def plan(self) -> Any:
@@ -132,7 +150,7 @@ class CompactFolder:
         Raises:
             FileFormatError: it describes none.
         """
-        stated = self.manifest.get(_IMAGES)
+        stated = self.manifest.preprocessing
         try:
             return None if stated is None else Preprocessing.from_json(stated)
         except (ConfigError, FileFormatError) as error:
@@ -144,7 +162,7 @@ class CompactFolder:
 
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword example inputs alone; none where there is no graph."""
-        return ((), {}) if self.no_graph_because is not None else load_example_inputs(self.program)
+        return ((), {}) if self.manifest.no_graph_because is not None else load_example_inputs(self.program)
 
 
 def read_graph(path: Path) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]]:
@@ -161,36 +179,9 @@ def read_graph(path: Path) -> tuple[GraphModule, tuple[Any, ...], dict[str, Any]
     return module_of(program), tuple(args), dict(kwargs)
 
 
-def manifest_of(
-    folder: Path,
-    contents: Mapping[str, Any],
-    *,
-    refusal: str | None,
-    preprocessing: Preprocessing | None,
-    class_lost: str = "",
-    library: LibraryModel | None = None,
-) -> dict[str, Any]:
-    """The manifest of the files that lie in a folder.
-
-    Args:
-        folder: The folder.
-        contents: What it says beside format, version and files.
-        refusal: Why there is no graph.
-        preprocessing: How images become the model's input.
-        class_lost: Why the model has not kept its class.
-        library: How a library builds the dense model.
-    """
-    manifest = {"format": FORMAT, "version": VERSION, **contents}
-    manifest["files"] = {name: _sha256(folder / name) for name in (WEIGHTS, PLAN, PROGRAM) if (folder / name).exists()}
-    if refusal is not None:
-        manifest[_REFUSAL] = refusal
-    if preprocessing is not None:
-        manifest[_IMAGES] = preprocessing.to_json()
-    if class_lost:
-        manifest[_CLASS_LOST] = class_lost
-    if library is not None:
-        manifest[_LIBRARY] = library.to_json()
-    return manifest
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files of a compact model that lie in a folder."""
+    return {name: _sha256(folder / name) for name in (WEIGHTS, PLAN, PROGRAM) if (folder / name).exists()}
 
 
 def _read_json(path: Path) -> Any:

@@ -172,9 +172,9 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
 
 
 def _compact_graph(folder: CompactFolder) -> Built:
-    if folder.no_graph_because is not None:
+    if folder.manifest.no_graph_because is not None:
         raise ModelSpecError(
-            f"{str(folder.path)!r} is a compact model without a graph, because {folder.no_graph_because}: in Python, "
+            f"{str(folder.path)!r} is a compact model without a graph, because {folder.manifest.no_graph_because}: in Python, "
             "l0prune.load(folder, base=dense) loads it. A factory can return that."
         )
     model, inputs = load_exported(folder.program)

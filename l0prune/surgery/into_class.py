@@ -41,7 +41,7 @@ def in_class(
     """
     from l0prune.surgery.in_place import cut_in_place
 
-    replayed = folder.manifest["form"] == plan.form
+    replayed = folder.manifest.form == plan.form
     if replayed and not compared:
         return filled(cut_in_place(base, plan), folder.weights), plan
     module, _, _ = folder.graph()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from l0prune.errors import ConfigError, FileFormatError, PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.kept import Kept
-from l0prune.plain_data import read_fields
-from l0prune.reading import shortened
+from l0prune.plain_data import FileKind
 from l0prune.surgery.cuts import TensorCut, checked_cut, to_runs
 
 __all__ = [
@@ -27,8 +26,7 @@ __all__ = [
     "named_tensors",
 ]
 
-FORMAT = "l0prune.surgery"
-VERSION = 1
+KIND = FileKind("l0prune.surgery", 1, "a surgery plan", "run shrink again")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -135,9 +133,7 @@ class SurgeryPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for surgery.json; the folded factors are in the weights and not repeated."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
+        content = {
             "form": self.form,
             "fingerprint": self.fingerprint,
             "tensors": {
@@ -156,6 +152,7 @@ class SurgeryPlan:
                 for c in self.calls
             ],
         }
+        return KIND.stamped(content)
 
     @staticmethod
     def from_json(data: Any, *, source: str = "surgery.json") -> SurgeryPlan:
@@ -164,20 +161,8 @@ class SurgeryPlan:
         Raises:
             FileFormatError: another format or version, unknown or missing keys, or indices that make no sense.
         """
-        keys = {"format", "version", "form", "fingerprint", "tensors", "attributes", "calls"}
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FileFormatError(f"{source} is not a surgery plan: expected format {FORMAT!r}; run shrink again")
-        if data.get("version") != VERSION:
-            raise FileFormatError(
-                f"{source} has version {data.get('version')!r}; this l0prune reads version {VERSION}; run shrink again"
-            )
-        data = {"calls": [], **data}
-        if set(data) != keys:
-            odd = shortened(", ".join(sorted(set(data) ^ keys)), 80)
-            raise FileFormatError(f"{source} has missing or unknown keys: {odd}; run shrink again")
-        inner = {key: value for key, value in data.items() if key not in ("format", "version")}
         try:
-            plan = read_fields(SurgeryPlan, inner, source, remedy="run shrink again")
+            plan = KIND.read(SurgeryPlan, data, source, optional=("calls",), never="folds")
             for cut in plan.tensors.values():
                 checked_cut(cut.dense_shape, cut.kept)
         except ValueError as error:
