@@ -142,8 +142,8 @@ class Domain:
 
     def _holds(self, value: Any) -> bool:
         besides, opens, low, high, closes = _parsed(self.within)
-        if isinstance(value, str) or _written(value) == besides:
-            return _written(value) == besides
+        if isinstance(value, str) or (besides.isdigit() and value == int(besides)):
+            return not isinstance(value, str) or value == besides
         above = low < value if opens == "(" else low <= value
         return above and (value < high if closes == ")" else value <= high) and math.isfinite(value)
 
