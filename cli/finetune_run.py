@@ -21,11 +21,10 @@ from l0prune.errors import ConfigError, RunDirectoryError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from l0prune.finetuning.preflight import RunPlan
     from l0prune.finetuning.results import FinetuneResult
-    from l0prune.gated.model import GatedModel
     from l0prune.goals.goal import Goal
     from l0prune.run_directory import RunDirectory
-    from l0prune.sources.batches import StoredBatches
 
 __all__ = ["begin", "resume_run"]
 
@@ -37,18 +36,14 @@ class Prepared:
     Args:
         request: With all defaults written out.
         case: Model, data and task.
-        batches: Training batches.
-        gated: The model with its gates.
-        goal: What may be kept, or what open gates pay.
+        plan: What the library is asked for, looked over.
         dense_score: Score of the dense model on the test data.
         doubts: What speaks against that score, or None.
     """
 
     request: FinetuneRequest
     case: Case
-    batches: "StoredBatches"
-    gated: "GatedModel"
-    goal: "Goal"
+    plan: "RunPlan"
     dense_score: float
     doubts: str | None
 
@@ -135,9 +130,7 @@ def prepare(request: FinetuneRequest) -> Prepared:
     Raises:
         L0PruneError: names what cannot work and what to do.
     """
-    from l0prune.finetuning.preflight import require_finite, require_trainable
-    from l0prune.finetuning.schedule import plan_phases
-    from l0prune.gated.decision import choose_open
+    from l0prune.finetuning.preflight import preflight
     from l0prune.gates.registry import gate_distribution
     from l0prune.goals.by_layer import read_by_layer
 
@@ -155,34 +148,27 @@ def prepare(request: FinetuneRequest) -> Prepared:
         require_weights(request.model)
     choose_device(run.device)
     loaded = load(request.model, seed=request.initial_seed)
-    require_finite(loaded.model)
     case = load_case(loaded, request.model, run.data, task=run.task, task_args=run.task_args)
     request = request.resolved(augment=case.augments, task=case.task_spec)
     batches = case.train_batches(batch_size=run.batch_size, augment=bool(request.run.augment), seed=settings.seed)
-    plan_phases(settings, len(batches))
     gated = gated_model_of(loaded, request, droprate=droprate)
     goal = goal.over_samples(lambda: len(case.data.y_train))
-    require_trainable(gated, goal)
-    choose_open(gated, goal, align=settings.align)
+    plan = preflight(gated, batches, task=case.task, goal=goal, config=request.training)
     dense_score = case.score(loaded.model)
     note(f"{request.model.spec}: {gated.n_gates} gates; dense {case.task.metric.name} {dense_score:.4g}")
     doubts = None if run.from_scratch else case.doubts(dense_score)
     if doubts:
         note(doubts)
-    return Prepared(request, case, batches, gated, goal, dense_score, doubts)
+    return Prepared(request, case, plan, dense_score, doubts)
 
 
 def train(run: "RunDirectory", prepared: Prepared, *, resume: bool) -> dict[str, Any] | None:
     """Train in a directory that has its run.json; note there how it ended."""
-    import l0prune
+    from l0prune.finetuning.loop import train as finetune
 
     with noting_the_end(run):
-        result = l0prune.finetune(
-            prepared.gated,
-            prepared.batches,
-            task=prepared.case.task,
-            **{prepared.goal.kind: prepared.goal},
-            config=prepared.request.training,
+        result = finetune(
+            prepared.plan,
             evaluate=prepared.case.evaluate,
             out=run.path,
             resume=resume,
@@ -235,8 +221,8 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     """What a finished run is remembered by, plain JSON values."""
     from l0prune.surgery.record import surgery_of
 
-    costs = prepared.gated.costs
-    before, after = costs.amounts(), costs.amounts(prepared.gated.hard_cost)
+    costs = prepared.plan.gated.costs
+    before, after = costs.amounts(), costs.amounts(prepared.plan.gated.hard_cost)
     record = surgery_of(result.compact)
     about = prepared.case.described()
     return {
@@ -248,7 +234,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "final": result.evaluation[about["metric"]],
         **{f"{metric}_before": amount for metric, amount in before.items()},
         **{f"{metric}_after": amount for metric, amount in after.items()},
-        "params_before": sum(parameter.numel() for parameter in prepared.gated.model.parameters()),
+        "params_before": sum(parameter.numel() for parameter in prepared.plan.gated.model.parameters()),
         "params_after": sum(parameter.numel() for parameter in result.compact.parameters()),
         "form": record.form,
         "not_in_place_because": record.not_in_place_because,

@@ -79,8 +79,7 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
         CheckpointError: if these weights are gone or have changed since.
         UntrustedCodeError: if it takes code that the user has not typed.
     """
-    from l0prune.finetuning.checkpoints import load_checkpoint
-    from l0prune.finetuning.preflight import weights_digest
+    from l0prune.finetuning.checkpoints import load_checkpoint, weights_digest
 
     run.require_typed(data=False)
     loaded = load(run.request.model, seed=run.request.initial_seed)

@@ -100,12 +100,12 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, undisturbed):
 
 
 def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(tmp_path, monkeypatch):
-    import l0prune
+    from l0prune.finetuning import loop
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(l0prune, "finetune", interrupted)
+    monkeypatch.setattr(loop, "train", interrupted)
 
     result = CliRunner().invoke(cli, [*FINETUNE, "--out", str(tmp_path / "run")])
 

@@ -451,8 +451,8 @@ def test_data_may_have_any_name(tmp_path):
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 5, 8])
 def test_a_second_ctrl_c_before_the_first_checkpoint_blocks_nothing(tmp_path, monkeypatch, stopped_at):
-    import l0prune
     from l0prune import run_directory
+    from l0prune.finetuning import loop
 
     out, calls, removing = tmp_path / "run", 0, run_directory.remove
 
@@ -468,7 +468,7 @@ def test_a_second_ctrl_c_before_the_first_checkpoint_blocks_nothing(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(l0prune, "finetune", interrupted)
+        patch.setattr(loop, "train", interrupted)
         patch.setattr(run_directory, "remove", impatient)
         assert invoked(*FINETUNE, *BUDGET, "--out", str(out)).exit_code == 130
     assert out.exists()

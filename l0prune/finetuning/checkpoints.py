@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, first_line
 from l0prune.files import remove
+from l0prune.finetuning.config import FinetuneConfig
 from l0prune.reading import reading
 from l0prune.sources.pickles import read_pickled_tensors
 
-__all__ = ["Checkpoint", "checkpoint_exists", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "Store", "checkpoint_exists", "load_checkpoint", "save_checkpoint", "weights_digest"]
 
 FORMAT = "l0prune.checkpoint"
 VERSION = 3
 REMEDY = "start the run again"
+FOLDER = "checkpoint"
 MODEL, GATES, COMPACT, AVERAGE, TRAINER = (
     "model.safetensors",
     "gates.safetensors",
@@ -50,6 +54,41 @@ class Checkpoint:
     trainer: dict[str, Any] = field(default_factory=dict)
     compact: dict[str, Tensor] | None = None
     average: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Where a run keeps its checkpoint.
+
+    Args:
+        run: Directory of the run; None keeps nothing.
+        identity: What a later resume must agree with: plain values, `config` a mapping.
+        writes: Whether this process is the one that writes.
+    """
+
+    run: Path | None
+    identity: Mapping[str, Any]
+    writes: bool = True
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write it in place of the last one.
+
+        Raises:
+            CheckpointError: it cannot be written; the old one stays.
+        """
+        if self.run is not None and self.writes:
+            trainer = {"identity": dict(self.identity), **checkpoint.trainer}
+            save_checkpoint(self.run / FOLDER, replace(checkpoint, trainer=trainer))
+
+    def load(self) -> Checkpoint:
+        """The last one, after seeing that it is of the same run.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or of another run.
+        """
+        checkpoint = load_checkpoint(Path() if self.run is None else self.run / FOLDER)
+        _require_same_run(checkpoint.trainer["identity"], self.identity)
+        return checkpoint
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -127,6 +166,43 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         compact=_read_tensors(folder / COMPACT) if (folder / COMPACT).exists() else None,
         average=_read_tensors(folder / AVERAGE) if (folder / AVERAGE).exists() else None,
     )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash of all names and values of a model's state dict, whatever device and memory order they have."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """See that a checkpoint is resumed with what it was made with.
+
+    Args:
+        saved: Identity of the run in the checkpoint: plain values, `config` those of `Settings` in this or an earlier version.
+        present: Identity of the run that wants to go on.
+
+    Raises:
+        CheckpointError: names what differs, found and expected.
+    """
+    before, now = (dict(identity) for identity in (saved, present))
+    asked, settings = (
+        FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
+        for identity in (before, now)
+    )
+    for known in asked.differing(settings):
+        before[known.name], now[known.name] = getattr(asked, known.name), getattr(settings, known.name)
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if "dense_weights" in differing:
+        raise CheckpointError(
+            "the model has other weights than the run began with: load the same checkpoint and inject gates again"
+            " before resuming (training changes the model in place)"
+        )
+    if differing:
+        listed = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing)
+        raise CheckpointError(f"the run cannot be resumed with other settings: {listed}; use the ones it began with")
 
 
 def _beside(directory: Path) -> tuple[Path, Path]:

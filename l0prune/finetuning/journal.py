@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from l0prune.cost.metrics import metric_names
-from l0prune.finetuning.averaging import MovingAverage
-from l0prune.finetuning.config import Settings
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
-from l0prune.finetuning.results import Evaluate, Milestone, figures_of
-from l0prune.finetuning.runtime import Runtime
-from l0prune.finetuning.schedule import GATE, WARMUP, Phases
-from l0prune.finetuning.stage import Losses, LossWindow
-from l0prune.gated.model import GatedModel
-from l0prune.goals.goal import Goal
-from l0prune.model_call import evaluation_mode
+from l0prune.finetuning.preflight import RunPlan
+from l0prune.finetuning.results import Milestone
+from l0prune.finetuning.schedule import GATE, WARMUP
+from l0prune.finetuning.stage import Losses, LossMeans, LossWindow
 
 __all__ = ["Journal", "Progress", "SilentProgress", "StepTimer"]
 
@@ -30,37 +23,19 @@ class Journal:
     """Writes down and shows how a run goes; decides nothing.
 
     Args:
-        gated: The gated model of the run.
-        goal: Of the run.
-        config: How often to write.
-        phases: The run in steps.
-        runtime: Only its main process evaluates and writes.
-        evaluate: Judges a model, or None.
+        plan: Of the run.
         metrics: Path of metrics.jsonl; None writes none.
         progress: Is told how far it is.
     """
 
-    def __init__(
-        self,
-        gated: GatedModel,
-        goal: Goal,
-        *,
-        config: Settings,
-        phases: Phases,
-        runtime: Runtime,
-        evaluate: Evaluate | None,
-        metrics: Path | None,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, plan: RunPlan, *, metrics: Path | None, progress: Progress) -> None:
         self.history: list[Milestone] = []
-        self._gated = gated
-        self._metrics = goal.metrics
-        self._config = config
-        self._phases = phases
-        self._runtime = runtime
-        self._evaluate = evaluate
+        self._gated = plan.gated
+        self._metrics = plan.goal.metrics
+        self._histogram_every = plan.settings.histogram_every
+        self._phases = plan.phases
         self._log = MetricsLog(metrics)
-        self._by_layer = LayerHistograms(gated.flow.gate_names)
+        self._by_layer = LayerHistograms(plan.gated.flow.gate_names)
         self._progress = progress
         self._window = LossWindow()
         self._timer = StepTimer()
@@ -98,37 +73,34 @@ class Journal:
         """What follows is the next step, and counts as its time."""
         self._timer.start()
 
-    def due(self, step: int) -> bool:
-        """Whether a line follows after `step` finished steps."""
-        return step % self._config.log_every == 0 or step in (1, self._phases.freeze_at) or self.ends_pass(step)
-
-    def ends_pass(self, step: int) -> bool:
-        """Whether `step` finished steps end a pass over the data, or the run."""
-        return step % self._phases.steps_per_epoch == 0 or step == self._phases.total
-
-    def write(
-        self, model: nn.Module, *, step: int, phase: str, lr: float, average: MovingAverage | None = None
-    ) -> None:
-        """Write a line; at the end of a pass, but for the last, with an evaluation.
+    def means(self, *, step: int, phase: str, lr: float) -> LossMeans:
+        """Of the losses since the last line; what follows does not count as the time of a step.
 
         Args:
-            model: What is trained.
             step: Finished steps.
             phase: Of the last of them.
             lr: Its learning rate.
-            average: Takes the place of the model's weights and gates in the evaluation, but not in the line's costs.
 
         Raises:
-            TrainingError: if a loss since the last line was not finite.
+            TrainingError: if one of them was not finite.
         """
-        loss, task, taught, hints = self._window.means(last_step=step, lr=lr, phase=phase)
-        seconds = self._timer.take()  # the means have waited for the device
+        means = self._window.means(last_step=step, lr=lr, phase=phase)
+        self._timer.stop()  # the means have waited for the device
+        return means
+
+    def write(self, means: LossMeans, *, step: int, phase: str, lr: float, evaluation: dict[str, float] | None) -> None:
+        """Write a line.
+
+        Args:
+            means: Of the losses since the last one.
+            step: Finished steps.
+            phase: Of the last of them.
+            lr: Its learning rate.
+            evaluation: What was found after it, or None.
+        """
         gated, constraints = self._gated, self._gated.constraints
         self._n_lines += 1
-        counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._config.histogram_every == 0
-        judged = self.ends_pass(step) and step < self._phases.total
-        if self.ends_pass(step):
-            self._runtime.average_buffers_(model)
+        counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._histogram_every == 0
         expected = {name: float(gated.expected_cost(name).detach()) for name in metric_names()}
         hard = {name: gated.hard_cost(name) for name in metric_names()}
         first = constraints.get(self._metrics[0])
@@ -136,10 +108,10 @@ class Journal:
             step=step,
             epoch=round(step / self._phases.steps_per_epoch, 6),
             phase=phase,
-            loss=loss,
-            task_loss=task,
-            distillation_loss=taught,
-            feature_loss=hints,
+            loss=means.total,
+            task_loss=means.task or 0.0,
+            distillation_loss=means.distillation,
+            feature_loss=means.features,
             expected_cost=expected[self._metrics[0]],
             hard_cost=hard[self._metrics[0]],
             target=None if first is None else first.target,
@@ -151,13 +123,18 @@ class Journal:
                 **{f"target_{name}": constraint.target for name, constraint in constraints.items()},
                 **{f"multiplier_{name}": constraint.multiplier for name, constraint in constraints.items()},
             },
-            seconds_per_step=round(seconds, 7),
+            seconds_per_step=round(self._timer.take(), 7),
             **(self._histograms(step) if counted else {}),
-            evaluation=self.judge(model, phase, step=step, average=average) if judged else None,
+            evaluation=evaluation,
         )
         self._log.write(record)
         self._progress.advance(step - self._shown, record.figures)
         self._shown = step
+
+    def note(self, when: str, step: int, figures: dict[str, float]) -> None:
+        """Keep an evaluation, and say it."""
+        self.history.append(Milestone(step, when, self._gated.hard_cost(), figures))
+        self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
     def _histograms(self, step: int) -> dict[str, Any]:
         """How the gates' open probabilities spread, and values drawn for this purpose alone."""
@@ -171,21 +148,6 @@ class Journal:
             "sample_histogram": histogram(drawn),
             "layer_sample_histograms": self._by_layer(drawn),
         }
-
-    def judge(
-        self, model: nn.Module, when: str, *, step: int, average: MovingAverage | None = None
-    ) -> dict[str, float] | None:
-        """Evaluate, note it, and say it; None without `evaluate` and in other than the main process."""
-        if self._evaluate is None or not self._runtime.is_main:
-            self._runtime.wait()
-            return None
-        averaged = nullcontext() if average is None else average.in_place_of(model)
-        with evaluation_mode(model), torch.no_grad(), averaged:
-            figures = figures_of(self._evaluate(model))
-            self.history.append(Milestone(step, when, self._gated.hard_cost(), figures))
-        self.say(f"{when}, step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        self._runtime.wait()
-        return figures
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""

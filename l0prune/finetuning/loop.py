@@ -11,28 +11,17 @@ import torch
 from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
-from l0prune.finetuning.checkpoints import checkpoint_exists, load_checkpoint
-from l0prune.finetuning.config import FinetuneConfig, Settings
+from l0prune.finetuning.checkpoints import Store, checkpoint_exists, weights_digest
+from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
-from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows
-from l0prune.finetuning.preflight import (
-    rehearse_cut,
-    require_finite,
-    require_precision,
-    require_same_run,
-    require_trainable,
-    try_batch,
-    weights_digest,
-)
+from l0prune.finetuning.passes import Batches
+from l0prune.finetuning.preflight import RunPlan, preflight, try_out
 from l0prune.finetuning.results import Evaluate, FinetuneResult
-from l0prune.finetuning.runtime import Runtime
-from l0prune.finetuning.schedule import Phases, plan_phases
-from l0prune.finetuning.trainer import Trainer
-from l0prune.gated.decision import choose_open
+from l0prune.finetuning.runtime import Runtime, send_home
+from l0prune.finetuning.trainer import Teacher, Trainer
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.goals.budget import Budget, one_goal
-from l0prune.goals.goal import Goal
 from l0prune.goals.penalty import Penalty
 from l0prune.reading import reading
 from l0prune.tasks.of_loss import Loss, LossTask
@@ -40,7 +29,7 @@ from l0prune.tasks.registry import load_task
 from l0prune.tasks.task import Task
 from l0prune.tasks.teaching import frozen_copy
 
-__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+__all__ = ["FinetuneConfig", "FinetuneResult", "finetune", "train"]
 
 AGAIN = "start the run again"
 
@@ -101,130 +90,96 @@ def finetune(
         TrainingError: the loss is not finite; the last checkpoint stays.
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
     """
-    goal, task = one_goal(budget, penalty), _one_task(loss, task)
-    settings = (FinetuneConfig() if config is None else config).resolved(penalised=goal.cuts_as_trained)
+    plan = preflight(
+        gated,
+        train_batches,
+        task=_one_task(loss, task),
+        goal=one_goal(budget, penalty),
+        config=FinetuneConfig() if config is None else config,
+    )
+    return train(plan, teacher=teacher, evaluate=evaluate, out=out, resume=resume, progress=progress)
+
+
+def train(
+    plan: RunPlan,
+    *,
+    teacher: nn.Module | Literal[False] | None = None,
+    evaluate: Evaluate | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FinetuneResult:
+    """`finetune` where the run has been looked over already.
+
+    Args:
+        plan: From `preflight`.
+        teacher: As `finetune` takes it.
+        evaluate: As `finetune` takes it.
+        out: As `finetune` takes it.
+        resume: As `finetune` takes it.
+        progress: As `finetune` takes it.
+    """
     progress = SilentProgress() if progress is None else progress
     directory = None if out is None else Path(out)
-    steps_per_epoch = count_batches(train_batches)
-    phases = plan_phases(settings, steps_per_epoch)
-    if not any(parameter.requires_grad for parameter in gated.parameters()):
-        phases = phases.of_gates_alone()
+    _require_free(directory, resume=resume)
+    if not plan.trains_weights:
         progress.message(
             "no weight takes a gradient: the gates alone are trained, and nothing is recovered after the cut"
         )
-    goal = goal.over_samples(lambda: count_samples(train_batches, task))
+    gated, runtime = plan.gated, Runtime(plan.settings.mixed_precision)
+    align = runtime.from_main(plan.settings.align)  # "auto" is measured by each process
+    plan = replace(plan, settings=replace(plan.settings, align=align))
+    store = Store(directory, _identity(plan, runtime), writes=runtime.is_main)
     continuing = resume and directory is not None and checkpoint_exists(directory / "checkpoint")
-    _require_free(directory, resume=resume)
-    require_precision(gated.model)
-    require_finite(gated.model)
-    if not continuing:
-        require_trainable(gated, goal)
-        choose_open(gated, goal, align=settings.align)
-    runtime = Runtime(settings.mixed_precision)
-    settings = replace(settings, align=runtime.from_main(settings.align))  # "auto" is measured by each process
     home = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
-    identity = {
-        "config": settings.to_json(),
-        **goal.record(),
-        "n_samples": goal.n_samples,
-        "steps_per_epoch": steps_per_epoch,
-        "n_processes": runtime.n_processes,
-        "dense_weights": weights_digest(gated.model),
-    }
     try:
         with runtime.own_randomness():
-            trainer = _trainer(
-                gated,
-                train_batches,
-                task=task,
-                goal=goal,
-                settings=settings,
-                teacher=teacher,
-                evaluate=evaluate,
-                directory=directory,
-                phases=phases,
+            is_taught = teacher is not False and plan.settings.distillation > 0
+            task = try_out(plan, runtime, is_taught=is_taught, rehearse=not continuing)
+            plan = replace(plan, task=task)
+            taught_by = _teacher(plan, teacher, runtime) if is_taught else None
+            gated.set_goal(plan.goal, plan.phases.gate, gate_optimizer=GateOptimizerConfig(lr=plan.settings.gate_lr))
+            runtime.broadcast_(gated)
+            runtime.take_(gated.train())
+            metrics = directory / "metrics.jsonl" if directory is not None and runtime.is_main else None
+            trainer = Trainer(
+                plan,
                 runtime=runtime,
-                identity=identity,
-                progress=progress,
-                rehearse=not continuing,
+                journal=Journal(plan, metrics=metrics, progress=progress),
+                store=store,
+                teacher=taught_by,
+                evaluate=evaluate,
             )
             if continuing and directory is not None:
-                checkpoint = load_checkpoint(directory / "checkpoint")
                 with reading(directory, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
-                    require_same_run(checkpoint.trainer["identity"], identity)
-                    trainer.restore(checkpoint)
-                progress.message(f"resumed after step {trainer.step} of {phases.total}")
+                    trainer.restore(store.load())
+                progress.message(f"resumed after step {trainer.step} of {plan.phases.total}")
             trainer.run()
             return trainer.finish(home=home)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_how_to_continue(directory)) from interrupt
     finally:
         progress.finish()
-        gated.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        send_home(gated, home)
 
 
-def _trainer(
-    gated: GatedModel,
-    batches: Batches,
-    *,
-    task: Task,
-    goal: Goal,
-    settings: Settings,
-    teacher: nn.Module | Literal[False] | None,
-    evaluate: Evaluate | None,
-    directory: Path | None,
-    phases: Phases,
-    runtime: Runtime,
-    identity: dict[str, Any],
-    progress: Progress,
-    rehearse: bool,
-) -> Trainer:
-    """Everything on its device and tried once; nothing is trained or written yet."""
-    inputs, targets = first_rows(batches, task)
-    gated.to(runtime.device)
-    is_taught = teacher is not False and settings.distillation > 0
-    channels_last, task = try_batch(
-        gated, inputs, targets, task, runtime, channels_last=settings.channels_last, taught=is_taught
-    )
-    if rehearse and gated.n_gates:
-        gated.to("cpu")
-        rehearse_cut(gated, inputs, targets, task)
-        gated.to(runtime.device)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    taught_by = None
-    if is_taught:
-        taught_by = frozen_copy(teacher if isinstance(teacher, nn.Module) else gated.model)
-        taught_by.to(runtime.device, memory_format=order)  # type: ignore[call-overload]
-    optimizer = GateOptimizerConfig(lr=settings.gate_lr)
-    gated.set_goal(goal, phases.gate, gate_optimizer=optimizer)
-    runtime.broadcast_(gated)
-    gated.to(memory_format=order)  # type: ignore[call-overload]
-    home = directory if runtime.is_main else None
-    journal = Journal(
-        gated,
-        goal,
-        config=settings,
-        phases=phases,
-        runtime=runtime,
-        evaluate=evaluate,
-        metrics=None if home is None else home / "metrics.jsonl",
-        progress=progress,
-    )
-    return Trainer(
-        gated.train(),
-        batches,
-        task=task,
-        teacher=taught_by,
-        teaches_features=teacher is None and taught_by is not None and settings.feature_distillation > 0,
-        goal=goal,
-        config=settings,
-        phases=phases,
-        runtime=runtime,
-        channels_last=channels_last,
-        checkpoint=None if home is None else home / "checkpoint",
-        identity=identity,
-        journal=journal,
-    )
+def _identity(plan: RunPlan, runtime: Runtime) -> dict[str, Any]:
+    """What a resume must agree with."""
+    return {
+        "config": plan.settings.to_json(),
+        **plan.goal.record(),
+        "n_samples": plan.goal.n_samples,
+        "steps_per_epoch": plan.phases.steps_per_epoch,
+        "n_processes": runtime.n_processes,
+        "dense_weights": weights_digest(plan.gated.model),
+    }
+
+
+def _teacher(plan: RunPlan, given: nn.Module | Literal[False] | None, runtime: Runtime) -> Teacher:
+    """The network that is given, or the dense one as it is now."""
+    model = frozen_copy(given if isinstance(given, nn.Module) else plan.gated.model)
+    runtime.take_(model)
+    return Teacher(model, by_features=given is None and plan.settings.feature_distillation > 0)
 
 
 def _one_task(loss: Loss | None, task: Task | str | None) -> Task:

@@ -18,7 +18,6 @@ __all__ = [
     "count_batches",
     "count_samples",
     "first_rows",
-    "place",
     "rows",
     "set_epoch",
     "shapes",
@@ -173,19 +172,6 @@ def rows(inputs: Any, targets: Any, task: Task, first: int, last: int) -> tuple[
         return leaf[first:last] if is_tensor or is_batched(leaf) else leaf
 
     return tuple(pytree.tree_map(part, value, is_leaf=is_batched) for value in (inputs, targets))  # type: ignore[return-value]
-
-
-def place(value: Any, device: torch.device, *, channels_last: bool) -> Any:
-    """All tensors of a batch on `device`; 4-dimensional ones in channels-last order if asked."""
-
-    def placed(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if channels_last and leaf.dim() == 4:
-            return leaf.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return leaf.to(device, non_blocking=True)
-
-    return pytree.tree_map(placed, value)
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -1,20 +1,23 @@
-"""What is looked at before a run changes or writes anything."""
+"""What is looked at before a run changes or writes anything, by the library and the command line alike."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
-from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.passes import place, shapes
-from l0prune.finetuning.runtime import Runtime, in_float32
+from l0prune.finetuning.config import FinetuneConfig, Settings
+from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows, shapes
+from l0prune.finetuning.runtime import Runtime, in_float32, send_home
+from l0prune.finetuning.schedule import Phases, plan_phases
+from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.goals.goal import Goal
 from l0prune.goals.selection import covered
@@ -22,16 +25,60 @@ from l0prune.model_call import copy_of, evaluation_mode, set_mode
 from l0prune.surgery.shrink import shrink, with_values
 from l0prune.tasks.task import Task
 
-__all__ = [
-    "rehearse_cut",
-    "require_converging",
-    "require_finite",
-    "require_precision",
-    "require_same_run",
-    "require_trainable",
-    "try_batch",
-    "weights_digest",
-]
+__all__ = ["RunPlan", "preflight", "require_converging", "try_out"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunPlan:
+    """A run that can be made, as far as is seen without a step of it.
+
+    Attributes:
+        gated: The model with its gates, not frozen.
+        batches: The training data.
+        task: What the network is trained for.
+        goal: What the compact network may cost, or what open gates do.
+        settings: Everything else.
+        phases: The run in steps.
+    """
+
+    gated: GatedModel
+    batches: Batches
+    task: Task
+    goal: Goal
+    settings: Settings
+    phases: Phases
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether any weight takes a gradient; else the gates alone are trained."""
+        return any(parameter.requires_grad for parameter in self.gated.parameters())
+
+
+def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, config: FinetuneConfig) -> RunPlan:
+    """Look over a run; nothing is changed.
+
+    Args:
+        gated: From `inject`.
+        batches: As `finetune` takes them.
+        task: As `finetune` takes it.
+        goal: Budget or penalty; the samples of the latter are counted where they are not known.
+        config: As `finetune` takes it.
+
+    Raises:
+        BudgetInfeasibleError: the budget is below what closing every gate can reach.
+        ConfigError: an option, or the gated model's state, cannot work.
+        DataError: the batches are empty.
+        CheckpointError: weights are not finite.
+    """
+    settings = config.resolved(penalised=goal.cuts_as_trained)
+    phases = plan_phases(settings, count_batches(batches))
+    goal = goal.over_samples(lambda: count_samples(batches, task))
+    plan = RunPlan(gated, batches, task, goal, settings, phases)
+    require_precision(gated.model)
+    require_finite(gated.model)
+    require_trainable(gated, goal)
+    choose_open(gated, goal, align=settings.align)
+    return plan if plan.trains_weights else replace(plan, phases=phases.of_gates_alone())
 
 
 def require_finite(model: nn.Module) -> None:
@@ -87,45 +134,46 @@ def _not_finite(tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Hash of all names and values of a model's state dict, whatever device and memory order they have."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def try_batch(
-    gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime: Runtime, *, channels_last: bool, taught: bool
-) -> tuple[bool, Task]:
-    """Evaluate the loss on two rows, which changes nothing.
+def try_out(plan: RunPlan, runtime: Runtime, *, is_taught: bool, rehearse: bool) -> Task:
+    """Bring the model to the device of the run, and see that it takes two rows of a batch, before and after a cut.
 
     Args:
-        gated: On the runtime's device.
-        inputs: Two rows of a batch.
-        targets: Theirs.
-        task: What the model is trained for.
-        runtime: Device and precision.
-        channels_last: Whether the run wants channels-last inputs.
-        taught: Whether the dense network teaches.
+        plan: Of the run.
+        runtime: Learns whether channels-last inputs can be used: not if the model works only without them.
+        is_taught: Whether the dense network teaches.
+        rehearse: Whether to try a cut.
 
     Returns:
-        Whether channels-last inputs may be used: False if the model works only without them. And the task, calibrated on
-        the outputs.
+        The task, calibrated on the outputs of the dense network.
 
     Raises:
         DataError: if the model cannot take the inputs, or the loss cannot take outputs and targets.
-        ConfigError: if the loss is not a scalar, or there is none and nobody teaches.
+        ConfigError: if the loss is not a scalar, or there is none and nobody teaches; or the cut network cannot run.
     """
-    wanted = (True, False) if channels_last else (False,)
+    gated = plan.gated
+    inputs, targets = first_rows(plan.batches, plan.task)
+    gated.to(runtime.device)
+    runtime.channels_last = plan.settings.channels_last
+    task = try_batch(gated, inputs, targets, plan.task, runtime, is_taught=is_taught)
+    if rehearse and gated.n_gates:
+        send_home(gated)
+        rehearse_cut(gated, inputs, targets, task)
+        gated.to(runtime.device)
+    return task
+
+
+def try_batch(gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime: Runtime, *, is_taught: bool) -> Task:
+    """Evaluate the loss on two rows, which changes nothing; see `try_out`."""
+    wanted = (True, False) if runtime.channels_last else (False,)
     outputs: Any = None
-    targets = place(targets, runtime.device, channels_last=False)
+    placed_targets: Any = None
     model = copy_of(gated.model).train() if task.in_training_only else gated
     with torch.no_grad(), nullcontext() if task.in_training_only else evaluation_mode(gated):
         for order in wanted:
             try:
-                outputs = task.call(model, place(inputs, runtime.device, channels_last=order), targets)
+                runtime.channels_last = order
+                placed, placed_targets = runtime.place(inputs, targets)
+                outputs = task.call(model, placed, placed_targets)
                 break
             except Exception as error:
                 if order is wanted[-1]:
@@ -134,7 +182,7 @@ def try_batch(
                         " give batches with the model's input shape and type"
                     ) from error
         try:
-            value = task.loss(in_float32(outputs), targets)
+            value = task.loss(in_float32(outputs), placed_targets)
         except ConfigError:
             raise
         except Exception as error:
@@ -142,39 +190,11 @@ def try_batch(
                 f"the loss cannot take outputs of shape {shapes(outputs)} with targets of shape {shapes(targets)}"
                 f" ({first_line(error)}): see that the targets fit the model and the loss"
             ) from error
-    if value is None and not taught:
+    if value is None and not is_taught:
         raise ConfigError(f"{type(task).__name__} has no loss of its own, and nobody teaches: give a teacher")
     if value is not None and (not isinstance(value, torch.Tensor) or value.dim() != 0):
         raise ConfigError(f"the loss returned {shapes(value) or 'nothing'}: expected a scalar tensor, such as a mean")
-    return order, task.calibrated(in_float32(outputs), targets)
-
-
-def require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """See that a checkpoint is resumed with what it was made with.
-
-    Args:
-        saved: Identity of the run in the checkpoint: plain values, `config` those of `Settings` in this or an earlier version.
-        present: Identity of the run that wants to go on.
-
-    Raises:
-        CheckpointError: names what differs, found and expected.
-    """
-    before, now = (dict(identity) for identity in (saved, present))
-    asked, settings = (
-        FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
-        for identity in (before, now)
-    )
-    for known in asked.differing(settings):
-        before[known.name], now[known.name] = getattr(asked, known.name), getattr(settings, known.name)
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if "dense_weights" in differing:
-        raise CheckpointError(
-            "the model has other weights than the run began with: load the same checkpoint and inject gates again"
-            " before resuming (training changes the model in place)"
-        )
-    if differing:
-        listed = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing)
-        raise CheckpointError(f"the run cannot be resumed with other settings: {listed}; use the ones it began with")
+    return task.calibrated(in_float32(outputs), placed_targets)
 
 
 def require_trainable(gated: GatedModel, goal: Goal) -> None:
@@ -216,7 +236,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> No
     half = with_values(gated, kept.astype(np.float64))
     half.set_goal(None, None)  # of the copy: half of the gates may cost more
     compact = shrink(half)
-    inputs, targets = (place(part, torch.device("cpu"), channels_last=False) for part in (inputs, targets))
+    inputs, targets = pytree.tree_map_only(Tensor, Tensor.cpu, (inputs, targets))
     failure = _failure(compact, inputs, targets, task)
     if failure is not None and _failure(copy_of(gated.model), inputs, targets, task) is None:
         raise ConfigError(

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError
 
-__all__ = ["Runtime", "in_float32"]
+__all__ = ["Runtime", "in_float32", "send_home"]
 
 PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,9 +29,14 @@ class Runtime:
     Args:
         mixed_precision: "no", "bf16" or "fp16".
 
+    Attributes:
+        channels_last: Whether 4-dimensional weights and inputs are kept in channels-last memory order.
+
     Raises:
         ConfigError: "fp16" without a GPU.
     """
+
+    channels_last = False
 
     def __init__(self, mixed_precision: str) -> None:
         from accelerate import PartialState
@@ -47,6 +52,24 @@ class Runtime:
             raise ConfigError("mixed_precision='fp16' needs a GPU: choose 'bf16' or 'no' on a CPU")
         self._dtype = PRECISION_DTYPES.get(mixed_precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=mixed_precision == "fp16")
+
+    def take_(self, model: nn.Module) -> None:
+        """Bring a model to the device, in the memory order of this run."""
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        model.to(self.device, memory_format=order)  # type: ignore[call-overload]
+
+    def place(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """All tensors of a batch on the device, 4-dimensional inputs in the memory order of this run."""
+
+        def placed(leaf: Any) -> Any:
+            return leaf.to(self.device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+        def ordered(leaf: Any) -> Any:
+            is_map = self.channels_last and isinstance(leaf, Tensor) and leaf.dim() == 4
+            return leaf.to(memory_format=torch.channels_last) if is_map else leaf
+
+        inputs, targets = pytree.tree_map(placed, (inputs, targets))
+        return pytree.tree_map(ordered, inputs), targets
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a forward pass."""
@@ -105,6 +128,11 @@ class Runtime:
             pieces = flat.split([tensor.numel() for tensor in group])
             for tensor, piece in zip(group, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))
+
+
+def send_home(model: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Bring a model to a device, in the memory order that models have."""
+    model.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def in_float32(outputs: Any) -> Any:

@@ -70,6 +70,10 @@ class Phases:
             RECOVERY: (self.cut_at, self.recovery),
         }[phase]
 
+    def ends_pass(self, step: int) -> bool:
+        """Whether `step` finished steps end a pass over the data, or the run."""
+        return step % self.steps_per_epoch == 0 or step == self.total
+
     def learning_rate(self, step: int, config: Settings) -> float:
         """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it.
 

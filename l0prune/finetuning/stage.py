@@ -17,7 +17,7 @@ from l0prune.finetuning.runtime import Runtime, in_float32
 from l0prune.gated.model import GatedModel
 from l0prune.tasks.task import Model, Task
 
-__all__ = ["LossWindow", "Losses", "Stage"]
+__all__ = ["LossMeans", "LossWindow", "Losses", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,9 @@ class Stage:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._clip = GradientClip(config.grad_clip, config.grad_spike)
         self._task = task
-        taught = teacher is not None and config.distillation > 0
-        self._sites = sites if taught else ()
-        self._read = FeatureReader(model, self._sites)
-        self._read_teacher = FeatureReader(teacher, self._sites) if teacher is not None and taught else None
+        self._sites = sites
+        self._read = FeatureReader(model, sites)
+        self._read_teacher = None if teacher is None else FeatureReader(teacher, sites)
         self._config = config
         self._runtime = runtime
 
@@ -174,6 +173,16 @@ class Stage:
         return True
 
 
+@dataclass(frozen=True)
+class LossMeans:
+    """Means of `Losses` over several steps; None where there are none."""
+
+    total: float
+    task: float | None
+    distillation: float | None
+    features: float | None
+
+
 class LossWindow:
     """Losses since the last log line; kept on the device, so that a step need not wait for its numbers."""
 
@@ -184,8 +193,8 @@ class LossWindow:
         """Take in one step."""
         self._losses.append(losses)
 
-    def means(self, *, last_step: int, lr: float, phase: str) -> tuple[float, float, float | None, float | None]:
-        """Means of total, task, distillation and feature loss since the last call; the window is empty afterwards.
+    def means(self, *, last_step: int, lr: float, phase: str) -> LossMeans:
+        """Means since the last call; the window is empty afterwards.
 
         Args:
             last_step: Number of the last step taken in, counted from 1.
@@ -205,8 +214,8 @@ class LossWindow:
                 f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1,"
                 " or train without mixed precision; see that inputs, targets and weights are finite"
             )
-        task, taught = _mean([loss.task for loss in losses]), _mean([loss.distillation for loss in losses])
-        return float(total.mean()), task or 0.0, taught, _mean([loss.features for loss in losses])
+        parts = zip(*((loss.task, loss.distillation, loss.features) for loss in losses), strict=True)
+        return LossMeans(float(total.mean()), *map(_mean, parts))
 
 
 def _mean(losses: Sequence[Tensor | None]) -> float | None:
