@@ -73,10 +73,13 @@ def main(
         coverage_case.preload()
         names_of = [(suite, case.name) for suite, case in coverage_case.all_cases()]
         wanted = [(s, n) for s, n in names_of if (not suites or s in suites) and (not names or n in names)]
-        todo = [(s, n, c) for c in checks for s, n in wanted if _is_due(done.get((s, n, c)), again)]
+        todo: list[tuple[str, str, str]] = [
+            (s, n, c) for c in checks for s, n in wanted if _is_due(done.get((s, n, c)), again)
+        ]
         click.echo(f"{len(todo)} of {len(wanted) * len(checks)} to run")
         with ThreadPoolExecutor(jobs) as pool, file.open("a", encoding="utf-8") as sink:
-            for record in pool.map(lambda t: measured(*t, rival_timeout if t[2] == "rival" else timeout, memory), todo):
+            limits = {"rival": rival_timeout}
+            for record in pool.map(lambda t: measured(t[0], t[1], t[2], limits.get(t[2], timeout), memory), todo):
                 sink.write(json.dumps(record) + "\n")
                 sink.flush()
                 click.echo(line(record))

@@ -18,7 +18,7 @@ from l0prune.gates.numerics import random_words
 from l0prune.gates.registry import gate_distribution, gate_names
 
 
-def steps(names: list[str], n_gates: int) -> dict[str, Callable[[], None]]:
+def steps(names: list[str], n_gates: int) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
     log_alpha = (torch.randn(n_gates, generator=generator) * 2).requires_grad_()
 
@@ -42,7 +42,7 @@ def steps(names: list[str], n_gates: int) -> dict[str, Callable[[], None]]:
     }
 
 
-def milliseconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def milliseconds(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Medians of the processor time, the functions taking turns; a first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):

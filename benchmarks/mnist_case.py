@@ -29,16 +29,16 @@ __all__ = ["ARCHITECTURES", "MnistCase", "measure"]
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {"lenet300": {"select_inputs": True}, "lenet5": {}}
 THEN = " then "
-DECISION = {"gate_decision": "soft"}
+DECISION: dict[str, Any] = {"gate_decision": "soft"}
 """Open gates keep their trained values at the freeze, also under a budget, where they become 1 by default."""
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "checkpoint": {"optimizer": "sgd"},
     "scratch": {"optimizer": "adam", "lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0, "distillation": 0.0},
 }
 
 
 BUDGETS = ("macs", "params")
-BUDGET_FROM_SCRATCH = {"warmup_fraction": 0.1, "gate_fraction": 0.5}
+BUDGET_FROM_SCRATCH: dict[str, Any] = {"warmup_fraction": 0.1, "gate_fraction": 0.5}
 DROPRATES = {"lenet300": {"": 0.5, "fc1": 0.2}, "lenet5": {"": 0.5}}
 """Where gates start under a penalty from scratch, as in the paper; under a budget all of them are open at first."""
 
@@ -116,7 +116,7 @@ def measure(case: MnistCase, data_spec: str, weights: Path | None) -> dict[str, 
 
 
 def _train(
-    loaded: LoadedModel, data: DataSource, case: MnistCase, bound: dict[str, Budget | Penalty]
+    loaded: LoadedModel, data: DataSource, case: MnistCase, bound: dict[str, Any]
 ) -> tuple[FinetuneResult, float]:
     """One part of a run, and its seconds."""
     train, _ = _batches(loaded, data, case)

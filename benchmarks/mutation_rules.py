@@ -51,8 +51,8 @@ class Observer:
         self._test, self._n_captures = "", 0
         self._captures: dict[Any, Any] = {}
         self._rules = str(RULES)
-        self._capture, self._follow = trace.capture, trace.follow
-        trace.capture, trace.follow = self.capture, self.follow  # type: ignore[assignment]
+        self._capture, self._follow = trace.capture, trace.follow  # type: ignore[attr-defined]
+        trace.capture, trace.follow = self.capture, self.follow  # type: ignore[assignment, attr-defined]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:

@@ -179,7 +179,7 @@ def _of_call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
 
 def _constant(node: ast.AST) -> int | None:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value  # type: ignore[operator]
+        return -node.operand.value  # type: ignore[operator, return-value]
     return node.value if isinstance(node, ast.Constant) and type(node.value) is int else None
 
 

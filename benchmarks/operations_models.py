@@ -30,12 +30,12 @@ class Split(nn.Module):
 
     def __init__(self, width: int, steps: int = 2, *, attention: bool = False):
         super().__init__()
-        self.half = width // 2
-        self.cv1, self.cv2 = Conv(width, width), Conv((2 + steps) * self.half, width)
+        self.part = width // 2
+        self.cv1, self.cv2 = Conv(width, width), Conv((2 + steps) * self.part, width)
         self.m = nn.ModuleList(
-            Attention(self.half)
+            Attention(self.part)
             if attention
-            else nn.Sequential(Conv(self.half, self.half, 3), Conv(self.half, self.half, 3))
+            else nn.Sequential(Conv(self.part, self.part, 3), Conv(self.part, self.part, 3))
             for _ in range(steps)
         )
 
@@ -302,7 +302,7 @@ class Unpooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Classes of pixels."""
         y, places = F.max_pool2d(self.a(x).relu(), 2, return_indices=True)
-        return self.c(F.max_unpool2d(self.b(y).relu(), places, 2))
+        return self.c(F.max_unpool2d(self.b(y).relu(), places, (2, 2)))
 
 
 class Tables(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import l0prune
 from l0prune.measuring.timing import interleave, median_ratio
@@ -38,7 +39,8 @@ def main(
     torch.set_num_threads(threads)
     loaded = load_model(model)
     example = loaded.example_inputs
-    shape = (example if isinstance(example, Tensor) else next(iter(example))).shape[1:]
+    image = next(leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
+    shape = image.shape[1:]
     order = torch.channels_last if channels_last and len(shape) == 3 else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch_size, *shape, generator=generator).to(memory_format=order)
@@ -48,8 +50,8 @@ def main(
 
     flow = l0prune.trace(loaded.model, example)
     gated = l0prune.inject(loaded.model, flow, budget=l0prune.Budget("macs", 0.5), steps=10_000)
-    plain = load_model(model).model.to(memory_format=order).train()
-    gated.to(memory_format=order).train()
+    plain = load_model(model).model.to(memory_format=order).train()  # type: ignore[call-overload]
+    gated.to(memory_format=order).train()  # type: ignore[call-overload]
     calls = [training_step(network, inputs, targets, bf16=bf16) for network in (plain, gated)]
     times = interleave(
         calls,

@@ -42,7 +42,7 @@ def test_a_class_that_was_kept_needs_no_reason():
 
 
 def test_a_class_that_computes_with_its_width_is_lost_for_the_difference_it_makes():
-    reason = random_cut(scaled_by_its_width()).surgery.not_in_place_because
+    reason = str(random_cut(scaled_by_its_width()).surgery.not_in_place_because)
 
     assert reason.startswith("in place, outputs differ by ")
     assert reason.endswith(" at output 0")

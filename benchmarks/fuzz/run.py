@@ -3,7 +3,7 @@
 Usage: python benchmarks/fuzz/run.py [--minutes M | --seconds S] [--cases N] [--only NAME,...] [--seed N]
        [--out FOLDER] [--case NAME:NUMBER]
 
-A case is a folder of honest files (seeds.py) of which one has been damaged (mutations.py). A process of its own (worker.py)
+A case is a folder of honest files (seeds.py) of which one has been damaged (damage.py). A process of its own (worker.py)
 reads it (targets.py); anything but success and a one-line L0PruneError is a finding: another exception, a message that is long
 or names no file, a crash, a hang, a file written elsewhere, a program started. The same seed gives the same numbered cases.
 Findings are kept with their files, one of each kind, in --out; the exit code is 1 if there are any.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutations import mutate_file
+from damage import mutate_file
 from seeds import SEEDS
 from targets import prepare
 from worker import serve
@@ -137,7 +137,7 @@ def _irregular(folder: str, names: list[str]) -> list[str]:
 def fuzz(names: list[str], *, seconds: float, seed: int, out: Path, first: int = 0, cases: float = float("inf")) -> int:
     """Read cases in turn until time is over, or so many of each reader; the number of kinds of findings."""
     found: dict[tuple[str, str], int] = {}
-    n_cases, spent, slowest = Counter[str](), Counter[str](), Counter[str]()
+    n_cases, spent, slowest = Counter[str](), defaultdict[str, float](float), defaultdict[str, float](float)
     read = Reader()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="l0prune-fuzz-", dir=memory if memory.is_dir() else None) as folder:

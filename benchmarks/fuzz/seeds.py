@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +44,16 @@ def small_images() -> nn.Module:
 def run_json(folder: Path) -> None:
     """A run just begun."""
     request = FinetuneRequest.asked({"spec": "lenet5", "data": "digits", "budget": "macs=0.5", "ignore": ("fc1",)})
-    RunDirectory.create(folder / "run", argv=("l0prune", "finetune"), seed=0, **request.to_record())
+    RunDirectory.create(folder / "run", argv=("l0prune", "finetune"), seed=0, **request.to_record())  # type: ignore[arg-type]
 
 
 def metrics(folder: Path) -> None:
     """Lines with and without histograms."""
     log, counts = MetricsLog(folder / "metrics.jsonl"), (1,) * 20
     for step in range(4):
-        histograms = {"open_histogram": counts, "layer_histograms": {"0": counts, "2": counts}} if step % 2 else {}
+        histograms: dict[str, Any] = (
+            {"open_histogram": counts, "layer_histograms": {"0": counts, "2": counts}} if step % 2 else {}
+        )
         log.write(
             MetricsRecord(
                 *(step, step / 2, "gate", 0.5, 0.4, None, 0.9, 0.8, 0.5, 1.0, 0.1, {"expected_macs": 0.9}, 0.01),
