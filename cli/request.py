@@ -47,7 +47,11 @@ class RunOptions(Options):
         flag="--task-arg",
     )
     budget: str = option(
-        "", "Share of the dense cost to keep, as in macs=0.5 or params=0.3.", group=MOST_USED, metavar="METRIC=KEEP"
+        "",
+        "Cost to keep, a share of the dense one as in macs=0.5 or an amount as in params=300k; repeatable, all of them hold.",
+        group=MOST_USED,
+        joined=True,
+        metavar="METRIC=KEEP",
     )
     penalty: str = option(
         "",

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from l0prune.cost.products import ProductCost
 from l0prune.errors import ConfigError
-from l0prune.goals.lagrangian import Constraint, ConstraintConfig
+from l0prune.flow.costs import CostTerm, Side
+from l0prune.gates.bank import GateBank
+from l0prune.gates.registry import gate_distribution
+from l0prune.goals.lagrangian import ConstrainedPursuit, Constraint, ConstraintConfig
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "constraint_simulation.py"
 
@@ -117,6 +121,55 @@ def test_impossible_constraints_are_refused(keep, steps):
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"constraint {name} is"):
         ConstraintConfig(**{**asdict(ConstraintConfig()), name: value})
+
+
+# --- several budgets
+
+
+def pursued(budgets, *, steps=300, scale=1.0):
+    """Gates of a chain of layers, trained by gradients of their costs and a task that wants all of them open."""
+    flow_gates, rng = 48, np.random.default_rng(0)
+    sides = [Side(0, np.arange(16 * i, 16 * i + 16)) for i in range(3)]
+    shapes = {"macs": (1.0, 9.0, 4.0), "params": (6.0, 1.0, 1.0)}
+    costs = {
+        metric: ProductCost(
+            [CostTerm(f"{i}", c, (sides[i], sides[(i + 1) % 3])) for i, c in enumerate(coefficients)], flow_gates
+        )
+        for metric, coefficients in shapes.items()
+    }
+    bank = GateBank(flow_gates, distribution=gate_distribution("hard-concrete"), seed=0)
+    pursuit = ConstrainedPursuit([(metric, costs[metric], keep) for metric, keep in budgets.items()], steps)
+    optimizer = torch.optim.Adam([bank.log_alpha], lr=30 / steps)
+    worth = torch.from_numpy(scale * rng.exponential(size=flow_gates)).float()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        is_open = bank.open_probability()
+        (pursuit.penalty(is_open) - torch.dot(worth, is_open) / flow_gates).backward()
+        optimizer.step()
+        bank.clamp_()
+        pursuit.step(bank)
+    with torch.no_grad():
+        return {metric: float(costs[metric].expected(bank.open_probability())) for metric in budgets}, pursuit
+
+
+@pytest.mark.parametrize("budgets", [{"macs": 0.5, "params": 0.4}, {"macs": 0.35, "params": 0.7}])
+def test_several_budgets_are_met_with_a_multiplier_each(budgets):
+    reached, pursuit = pursued(budgets)
+
+    assert all(reached[metric] < keep + 0.01 for metric, keep in budgets.items())
+    assert any(reached[metric] > keep - 0.05 for metric, keep in budgets.items())
+    assert set(pursuit.constraints) == set(budgets)
+
+
+def test_several_constraints_resume_and_a_single_one_of_an_older_version_does():
+    _, whole = pursued({"macs": 0.5, "params": 0.4}, steps=20)
+    _, fresh = pursued({"macs": 0.5, "params": 0.4}, steps=1)
+    fresh.load_state_dict(whole.state_dict())
+    assert fresh.state_dict() == whole.state_dict()
+    _, single = pursued({"macs": 0.5}, steps=20)
+    _, again = pursued({"macs": 0.5}, steps=1)
+    again.load_state_dict(single.constraints["macs"].state_dict())
+    assert again.state_dict() == single.state_dict()
 
 
 # --- simulated pruning with a known best selection; seeds are fixed, so these repeat exactly

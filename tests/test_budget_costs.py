@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from l0prune.cost.products import ProductCost
 from l0prune.errors import ConfigError
 from l0prune.flow.costs import CostTerm, Side
-from l0prune.goals.budget import Budget
+from l0prune.goals.budget import Budget, Budgets
 
 
 def side(n_ungated, *gates):
@@ -160,7 +160,16 @@ def test_vectors_of_the_wrong_length_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("text", "budget"), [("macs=0.5", Budget("macs", 0.5)), (" params = 1 ", Budget("params", 1.0))]
+    ("text", "budget"),
+    [
+        ("macs=0.5", Budget("macs", 0.5)),
+        (" params = 1 ", Budget("params", 1.0)),
+        ("macs=20M", Budget("macs", 20e6)),
+        ("macs=20M", Budget("macs", "20M")),
+        ("params=1.5k", Budget("params", 1500)),
+        ("macs=2", Budget("macs", 2, absolute=True)),
+        ("params = 300 k", Budget("params", 300_000)),
+    ],
 )
 def test_budget_text_is_understood(text, budget):
     assert Budget.parse(text) == budget
@@ -177,6 +186,27 @@ def test_budget_text_that_is_no_budget_is_refused_with_the_form(text):
 def test_budget_shares_outside_the_unit_interval_are_refused(keep):
     with pytest.raises(ConfigError, match=r"must be in \(0, 1\], such as macs=0.5"):
         Budget("macs", keep)
+
+
+@pytest.mark.parametrize(
+    "text", ["macs=20X", "macs=1.5", "macs=0.0001k", "macs=-20M", "macs=0M", "macs=M", "macs=1.5M,", "macs=0.5,abc", ""]
+)
+def test_amounts_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="budget"):
+        Budgets.parse(text)
+
+
+def test_several_budgets_are_read_together_and_written_back():
+    several = Budgets.parse("macs=0.5, params=300k")
+
+    assert tuple(several) == (Budget("macs", 0.5), Budget("params", 300e3))
+    assert str(several) == "macs=0.5,params=300k"
+    assert Budgets.parse(str(several)) == Budgets.of(several) == Budgets.of(list(several)) == several
+    assert several.record() == {"budget": "macs=0.5,params=300k", "penalty": None}
+    with pytest.raises(ConfigError, match="bounds macs twice"):
+        Budgets.parse("macs=0.5,macs=20M")
+    with pytest.raises(ConfigError, match="bounds nothing"):
+        Budgets.of([])
 
 
 def test_unknown_budget_metric_is_refused_with_the_known_ones():

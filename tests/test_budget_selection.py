@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ class Net:
         return all(kept % align == 0 or kept == total for kept, total in zip(self.kept(is_open), totals, strict=True))
 
     def select(self, scores, keep, **options):
-        bounds = [Bound(Budget("macs", keep), self.costs)]
+        """Within one share, or within bounds."""
+        bounds = keep if isinstance(keep, list) else [Bound(Budget("macs", keep), self.costs)]
         return select_open(scores, bounds, self.dimensions, self.groups, **options)
 
     def align(self, is_open, scores, *, keep=None, **options):
@@ -122,6 +124,51 @@ def test_selection_never_exceeds_the_budget_and_lands_in_the_window_where_any_do
     assert net.legal(is_open)
     if any(keep - 0.01 < cost <= keep for cost in reachable):
         assert net.costs.hard(is_open) > keep - 0.01
+
+
+@quick
+@given(net=nets(), seed=seeds, first=keeps, second=keeps, align=st.sampled_from([1, 2, 4]), measured=st.booleans())
+def test_several_bounds_hold_together_and_one_is_filled_where_any_selection_fills_one(
+    net, seed, first, second, align, measured
+):
+    rng, scores = np.random.default_rng(seed), scores_of(net, seed)
+    other = ProductCost([replace(term, coefficient=float(rng.integers(10))) for term in net.terms], net.n_gates)
+    bounds = [Bound(Budget("macs", first), net.costs), Bound(Budget("params", second), other)]
+    legal = [o for o in net.all_counts(scores) if net.legal(o)]
+    fitting = [o for o in legal if all(bound.cost.hard(o) <= bound.keep for bound in bounds)]
+    if not fitting:
+        alone = [min(bound.cost.hard(o) for o in legal) <= bound.keep for bound in bounds]
+        named = "together" if all(alone) else f"^{bounds[alone.index(False)].budget} cannot be met: with"
+        with pytest.raises(BudgetInfeasibleError, match=named):
+            net.select(scores, bounds, align=align)
+        return
+
+    is_open = net.select(scores, bounds, align=align, salience=salience_of(net, seed, measured))
+
+    assert all(bound.cost.hard(is_open) <= bound.keep for bound in bounds)
+    assert net.legal(is_open)
+    if any(bound.keep - 0.01 < bound.cost.hard(o) for o in fitting for bound in bounds):
+        assert any(bound.keep - 0.01 < bound.cost.hard(is_open) for bound in bounds)
+
+
+def test_a_bound_that_others_imply_changes_nothing():
+    net = chain([32, 64, 64, 128])
+    scores = np.random.default_rng(0).normal(size=net.n_gates)
+    tight, loose = Bound(Budget("macs", 0.4), net.costs), Bound(Budget("params", 0.99), net.costs)
+    for align in (1, 8):
+        np.testing.assert_array_equal(
+            net.select(scores, [loose, tight], align=align), net.select(scores, 0.4, align=align)
+        )
+
+
+def test_an_amount_bounds_as_the_share_it_is_of_the_dense_cost():
+    net = chain([16, 16])
+    scores = np.random.default_rng(0).normal(size=net.n_gates)
+    amount = Bound(Budget("macs", net.costs.dense / 2), net.costs)
+    more = Bound(Budget("macs", 2 * net.costs.dense), net.costs)
+
+    np.testing.assert_array_equal(net.select(scores, [amount]), net.select(scores, 0.5))
+    assert net.select(scores, [more]).all()
 
 
 @quick
