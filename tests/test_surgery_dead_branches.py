@@ -142,6 +142,50 @@ CASES = {
     ),
     "a convolution of the constant": (*around(lambda net, y: y + net.b(net.a(y)), a=branch(8, 6, 8), b=nn.Conv2d(8, 8, 1)),
         {"a.2.weight[0]"}),  # not its own hidden channels: zero padding would make their bias vary over the picture
+    "a matrix that is turned": (
+        Net(
+            lambda net, x: net.head(net.stem(x) + torch.relu(net.a(net.stem(x))) @ net.b.t()),
+            stem=nn.Linear(3, 8),
+            a=nn.Linear(8, 6),
+            b=nn.Parameter(torch.empty(8, 6)),
+            head=nn.Linear(8, 2),
+        ),
+        inputs(2, 3),
+        {"b[1]"},
+    ),
+    "a matrix that is a product": (
+        Net(
+            lambda net, x: net.head(net.stem(x) + F.linear(torch.relu(net.a(net.stem(x))), net.b @ net.c)),
+            stem=nn.Linear(3, 8),
+            a=nn.Linear(8, 6),
+            b=nn.Parameter(torch.empty(8, 2)),
+            c=nn.Parameter(torch.empty(2, 6)),
+            head=nn.Linear(8, 2),
+        ),
+        inputs(2, 3),
+        {"b[1]", "c[1]"},
+    ),
+    "an activation that torch does not tag": (
+        *around(lambda net, y: y + F.hardswish(net.a(y)), a=branch(8, 6, 8)),
+        {"a.0.weight[0]"},
+    ),
+    "stacked beside": (
+        Net(
+            lambda net, x: net.head(torch.hstack([net.stem(x), net.a(net.stem(x))]).mean((2, 3))),
+            stem=nn.Conv2d(3, 8, 1),
+            a=nn.Conv2d(8, 6, 1),
+            head=nn.Linear(14, 3),
+        ),
+        inputs(2, 3, 4, 4),
+        {"a.weight[0]"},
+    ),
+    "outputs in groups": (
+        *around(
+            lambda net, y: y + net.a(y),
+            a=nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 8, 1, groups=2, bias=False)),
+        ),
+        set(),
+    ),
     "pooled between": (*around(lambda net, y: y + F.interpolate(net.a(F.max_pool2d(y, 2)), scale_factor=2), a=branch(8, 6, 8)),
         set()),
 }  # fmt: skip

@@ -21,11 +21,11 @@ INSIDE_GROUP = "channels inside a convolution group stay together"
 
 
 def _groups_left(cut: Cut, node: Node) -> tuple[int, int] | None:
-    """(dense, compact) number of groups: as many as have inputs left; None where the cut leaves them, or their number varies."""
+    """(dense, compact) number of groups: as many as have inputs left, all if none has; None where that cannot change."""
     gates, groups = cut.gates(node.args[0]), argument_of(node, "groups")
     if not gates or gates[1] is None or groups == 1 or isinstance(groups, Node):
         return None
-    return groups, cut.kept.count_groups(gates[1], groups)
+    return groups, cut.kept.count_groups(gates[1], groups) or groups
 
 
 def _fewer_groups(rewriter: Rewriter, node: Node) -> None:

@@ -20,7 +20,7 @@ __all__: list[str] = []
 
 @Operation("_assert_tensor_metadata")
 @Operation(
-    "contiguous clone detach alias lift_fresh_copy to _to_copy type_as cpu cuda float half double bfloat16",
+    "contiguous clone detach alias lift_fresh_copy to _to_copy type_as cpu cuda",
     zeros=moved,
     closed=InClosedBranch.PASSES_CONSTANTS,
 )

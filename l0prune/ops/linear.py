@@ -73,8 +73,7 @@ def _product_zeros(op: Op, node: Node, dim: int) -> Places:
     return aligned(op, node, a if from_right == -2 else b, dim)
 
 
-@Operation("bmm", zeros=_product_zeros)
-@Operation("matmul mm", contracts=_product_of_two, zeros=_product_zeros)
+@Operation("matmul mm bmm", contracts=_product_of_two, zeros=_product_zeros)
 def matmul(op: Op) -> Labels:
     """Batched product of two tensors; either may be a parameter."""
     a, b = op.node.args[:2]

@@ -69,9 +69,11 @@ def _is_zero(value: Any) -> bool:
 
 
 _ZERO_AT_ZERO = """
-neg negative abs absolute sign relu relu6 leaky_relu silu gelu elu selu celu tanh sin sinh tan asin asinh atan erf expm1 log1p
-square round floor ceil trunc fix hardswish mish
+neg negative positive abs absolute sign sgn relu relu6 leaky_relu silu gelu elu selu celu hardswish mish hardshrink softshrink
+sin sinh tan tanh asin asinh atan atanh arcsin arcsinh arctan arctanh deg2rad erf erfinv expm1 log1p square
+special_erf special_erfinv special_expm1 special_log1p special_i1 special_round round floor ceil trunc fix frac nan_to_num
 """
+"""With a finite slope: that of the square root would make gradients of a closed unit infinite."""
 
 # Ops that torch does not tag as pointwise although they are.
 _UNTAGGED = """
@@ -81,15 +83,15 @@ resolve_conj resolve_neg real imag
 
 # Other names of pointwise ops, which torch.export keeps and torch does not tag.
 _ALIASES = """
-floor_divide greater greater_equal less less_equal not_equal arccos arcsin arctan arctan2 arccosh arcsinh arctanh isclose
-special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p special_logit special_sinc special_round
+floor_divide greater greater_equal less less_equal not_equal arccos arctan2 arccosh isclose
+special_expit special_erfc special_exp2 special_logit special_sinc
 __and__ __or__ __xor__
 """
 
 
 @Operation(_ALIASES)
 @Operation(_UNTAGGED)
-@Operation("rrelu", training="training")
+@Operation("rrelu", training="training", zeros=_unchanged)
 @Operation("alpha_dropout feature_alpha_dropout", training="train")
 @Operation("dropout feature_dropout", training="train", zeros=_unchanged)
 @Operation("where", zeros=_either)

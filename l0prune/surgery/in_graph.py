@@ -17,7 +17,7 @@ from l0prune.flow.removable import State, branch_states, dead_nodes, input_depen
 from l0prune.input_sizes import InputSizes, check_inputs_
 from l0prune.kept import DimensionGates, Kept
 from l0prune.ops.node import aliased, op_name
-from l0prune.ops.operation import Contraction, InClosedBranch, operation_of
+from l0prune.ops.operation import InClosedBranch, operation_of
 from l0prune.ops.sizes import Rewriter
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.graph_precision import captured_precision, convert_types_, precision_of, require_convertible
@@ -109,7 +109,7 @@ def _drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: Kept) -> No
     constants: dict[Node, Tensor] = {}
     for node, state in states.items():
         if state is State.CONSTANT:
-            constants[node] = _evaluate(graph, node, constants)
+            constants[node] = _evaluate(graph, node, constants, dead)
     for node in [n for n in graph.graph.nodes if n not in states]:
         _feed_constants(graph, node, constants, dead)
     _remove_unused(graph, states)
@@ -120,34 +120,29 @@ def has_dropped_branches(model: nn.Module) -> bool:
     return isinstance(model, GraphModule) and any(name.startswith(_CONSTANT) for name in model._buffers)
 
 
-def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor]) -> Tensor:
+def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor], dead: set[Node]) -> Tensor:
     """Value of a constant node in evaluation mode, with size one along batch, positions and space."""
-    contracts = operation_of(node.target).contracts
-    if contracts is not None and not any(source in constants for source in node.all_input_nodes):
-        return _bias_alone(graph, contracts(node), n_dims=node.meta["val"].dim())
 
     def value(argument: Any) -> Any:
         if not isinstance(argument, Node):
             return argument
         if argument in constants:
             return constants[argument]
-        return _attribute(graph, argument) if argument.op == "get_attr" else _evaluate(graph, argument, constants)
+        is_held = argument.op == "get_attr"
+        return _attribute(graph, argument) if is_held else _evaluate(graph, argument, constants, dead)
 
-    args = torch.fx.map_arg(node.args, value)
-    kwargs = torch.fx.map_arg(node.kwargs, value)
-    args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)  # ops may work in place
+    contracts = operation_of(node.target).contracts
+    layer = None if contracts is None else contracts(node)
     with torch.no_grad():
+        if layer is not None and layer.activation in dead:  # its bias alone, or zero
+            weight, shape = value(layer.weight), [1] * node.meta["val"].dim()
+            shape[layer.channel] = -1
+            made = weight.new_zeros(weight.shape[layer.out] * layer.groups) if layer.bias is None else value(layer.bias)
+            return made.detach().view(shape)
+        args = torch.fx.map_arg(node.args, value)
+        kwargs = torch.fx.map_arg(node.kwargs, value)
+        args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)  # ops may work in place
         return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
-
-
-def _bias_alone(graph: GraphModule, layer: Contraction, *, n_dims: int) -> Tensor:
-    """What a layer yields from no input at all: its bias, or zero."""
-    shape = [1] * n_dims
-    shape[layer.channel] = -1
-    if isinstance(layer.bias, Node):
-        return _attribute(graph, layer.bias).detach().view(shape)
-    weight = _attribute(graph, layer.weight)
-    return weight.new_zeros(weight.shape[layer.out] * layer.groups).view(shape)
 
 
 def _attribute(graph: GraphModule, node: Node) -> Tensor:
