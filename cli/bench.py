@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import FilePath, chosen, common_options, flags_of
+from l0prune.cli.flags import FilePath, chosen, common_options, flags_of
+from l0prune.cli.loading import compact_model, dense_model, open_finished
 from l0prune.cli.output import console, note, show, working
-from l0prune.cli.runs import compact_model, dense_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.errors import RunDirectoryError
 from l0prune.machine import most_threads

@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from l0prune.cli.failures import EXIT_BUDGET_MISSED
 from l0prune.cli.finetune_run import begin, resume_run
-from l0prune.cli.options import (
+from l0prune.cli.flags import (
     FilePath,
     GroupedCommand,
     GroupedOption,
-    ModelOptions,
     common_options,
     flag,
     flags_of,
@@ -21,7 +19,8 @@ from l0prune.cli.options import (
     threads_option,
 )
 from l0prune.cli.output import console, cost_rows, first_few, metric_text, print_table, score_text, show, working
-from l0prune.cli.request import FinetuneRequest, RunOptions
+from l0prune.cli.process import EXIT_BUDGET_MISSED
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import MOST_USED, RUN, TEACHING, Rule, require_kept

@@ -9,12 +9,11 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.case import Case
-from l0prune.cli.failures import Interrupted
+from l0prune.cli.flags import chosen
 from l0prune.cli.loading import gated_model_of, load, load_case, require_from_scratch, require_weights
-from l0prune.cli.options import ModelOptions, chosen
-from l0prune.cli.output import note
-from l0prune.cli.progress import progress_for_stderr
-from l0prune.cli.request import FinetuneRequest, RunOptions
+from l0prune.cli.output import note, progress_for_stderr
+from l0prune.cli.process import Interrupted
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import FactoryCall, data_call, model_call, remember, require_typed, task_call
 from l0prune.errors import ConfigError, RunDirectoryError
 

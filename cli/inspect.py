@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l0prune.cli.flags import GroupedCommand, common_options, flag_of, threads_option
 from l0prune.cli.loading import load
-from l0prune.cli.options import GroupedCommand, ModelOptions, common_options, flag_of, model_options, threads_option
 from l0prune.cli.output import console, print_table, show, size, working
-from l0prune.cli.request import RunOptions
+from l0prune.cli.request import ModelOptions, RunOptions, model_options
 from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:

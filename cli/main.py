@@ -8,13 +8,11 @@ from l0prune import __version__
 from l0prune.cli.bench import bench_command
 from l0prune.cli.demo import demo_command
 from l0prune.cli.evaluate import eval_command
-from l0prune.cli.failures import EXIT_ERROR, describe, exit_with_one_line
 from l0prune.cli.finetune import finetune_command
 from l0prune.cli.inspect import inspect_command
-from l0prune.cli.plot import plot_command
-from l0prune.cli.report import report_command
+from l0prune.cli.process import EXIT_ERROR, describe, exit_with_one_line, make_streams_last
+from l0prune.cli.report import plot_command, report_command
 from l0prune.cli.shrink import shrink_command
-from l0prune.cli.streams import make_streams_last
 from l0prune.cli.study import study_command
 from l0prune.cli.verify import verify_command
 

@@ -1,11 +1,14 @@
-"""What a fine-tuning run was asked for: read from the command line, written to run.json, read back."""
+"""What is asked of a model and of a run: read from the command line, written to run.json, read back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.cli.options import BUNDLED, ModelOptions, flag
+import click
+
+from l0prune.cli.flags import Command, Decorator, apply, chosen, flag, flags_of
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.finetuning.config import FinetuneConfig, Settings
 from l0prune.gates.registry import gate_names
@@ -16,10 +19,62 @@ from l0prune.tasks.registry import task_names
 if TYPE_CHECKING:
     from l0prune.run_directory import RunRecord
 
-__all__ = ["FinetuneRequest", "RunOptions"]
+__all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options"]
 
+BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
 REMEDY = "start the run again"
+
+
+@documented
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Everything a person can say about a model on the command line."""
+
+    spec: str = option(
+        "",
+        "Registry name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, FILE.pt2 or the folder of a compact model.",
+        group=MODEL,
+        flag="MODEL",
+    )
+    weights: Path | None = option(
+        None,
+        "Checkpoint to start from, .safetensors, .pt or .pth; bundled is the one that the package ships.",
+        group=MOST_USED,
+        metavar="FILE",
+        shown="those the model is built with",
+    )
+    model_args: dict[str, Any] = option(
+        {}, "Keyword argument of the model's factory; repeatable.", group=MODEL, flag="--model-arg"
+    )
+    input_shape: tuple[int, ...] | None = option(
+        None,
+        "Shape of one input without the batch, as in 3,224,224, for models that do not know it.",
+        group=MODEL,
+        within="[1, inf)",
+    )
+    mean: tuple[float, ...] | None = option(
+        None,
+        "Mean of each channel that images are normalised by, inputs in [0, 1].",
+        group=MODEL,
+        within="(-inf, inf)",
+        shown="the model's own",
+    )
+    std: tuple[float, ...] | None = option(
+        None,
+        "Standard deviation of each channel that images are normalised by.",
+        group=MODEL,
+        within="(-inf, inf)",
+        shown="the model's own",
+    )
+    image_size: tuple[int, ...] | None = option(
+        None,
+        "Side that images are resized to, or HEIGHT,WIDTH.",
+        group=MODEL,
+        within="[1, inf)",
+        shown="the model's own",
+    )
+    pretrained: bool = option(False, "Download the weights that timm or torchvision publish.", group=MODEL)
 
 
 @documented
@@ -181,6 +236,27 @@ class FinetuneRequest:
                     f"{flag(name)} is {as_typed(now)} and was {as_typed(before)} when the run began; "
                     "leave it out to resume, or begin another run with --out or --overwrite"
                 )
+
+
+def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator:
+    """Add the options that describe a model; the command receives them as one `model: ModelOptions`.
+
+    Args:
+        metavar: What the argument is called in the help.
+        required: Whether the argument must be given; without it `model.spec` is empty.
+    """
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_model(*positional: Any, **values: Any) -> Any:
+            return command(*positional, model=chosen(ModelOptions, values), **values)
+
+        return apply(
+            (click.argument("spec", metavar=metavar, required=required), flags_of(ModelOptions, group=MODEL)),
+            with_model,
+        )
+
+    return decorate
 
 
 def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Options:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.options import FilePath, common_options, flag_of, threads_option
+from l0prune.cli.flags import FilePath, common_options, flag_of, threads_option
+from l0prune.cli.loading import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, cost_rows, first_few, note, print_table, ratio, show, size, working
-from l0prune.cli.runs import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
 from l0prune.finetuning.config import FinetuneConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from l0prune.cli.options import FilePath, common_options, threads_option, whole
+from l0prune.cli.flags import FilePath, common_options, threads_option, whole
 from l0prune.cli.output import console, note, print_table, show, working
 
 __all__ = ["gradients_command", "study_command"]

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from l0prune.cli.options import Decorator, ModelOptions
+from l0prune.cli.flags import Decorator
 from l0prune.cli.output import note
+from l0prune.cli.request import ModelOptions
 from l0prune.errors import UntrustedCodeError
 from l0prune.files import write_json
 from l0prune.user_folders import state_directory

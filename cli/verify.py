@@ -4,19 +4,11 @@ from typing import Any
 
 import click
 
-from l0prune.cli.failures import EXIT_ERROR
+from l0prune.cli.flags import GroupedCommand, common_options, flag_of, number, threads_option, whole
 from l0prune.cli.loading import load
-from l0prune.cli.options import (
-    GroupedCommand,
-    ModelOptions,
-    common_options,
-    flag_of,
-    model_options,
-    number,
-    threads_option,
-    whole,
-)
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
+from l0prune.cli.process import EXIT_ERROR
+from l0prune.cli.request import ModelOptions, model_options
 from l0prune.cli.trust import model_call, remember
 from l0prune.finetuning.config import FinetuneConfig
 

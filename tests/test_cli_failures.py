@@ -4,9 +4,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from l0prune.cli.failures import Interrupted
+from l0prune.cli.flags import debug_option
 from l0prune.cli.main import CommandLine, cli
-from l0prune.cli.options import debug_option
+from l0prune.cli.process import Interrupted
 from l0prune.errors import CheckpointError
 
 

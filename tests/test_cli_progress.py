@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from l0prune.cli.progress import BarProgress, LineProgress, progress_for_stderr
+from l0prune.cli.output import BarProgress, LineProgress, progress_for_stderr
 
 
 class Terminal(io.StringIO):

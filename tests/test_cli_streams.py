@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from l0prune.cli.output import working
-from l0prune.cli.streams import LastingStream
+from l0prune.cli.process import LastingStream
 from l0prune.errors import L0PruneWarning
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="uses a shell")

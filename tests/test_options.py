@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l0prune.cli.bench import BenchOptions
-from l0prune.cli.options import ModelOptions
-from l0prune.cli.request import RunOptions
+from l0prune.cli.request import ModelOptions, RunOptions
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import GROUPS, Domain, Options, Rule, documented, option, options_of

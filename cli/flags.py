@@ -2,16 +2,15 @@
 
 import ast
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from l0prune.cli.failures import DEBUG_KEY
+from l0prune.cli.process import DEBUG_KEY
 from l0prune.machine import most_threads
-from l0prune.options import GROUPS, MODEL, MOST_USED, Domain, Option, Options, documented, option, options_of
+from l0prune.options import GROUPS, Domain, Option, Options, options_of
 
 __all__ = [
     "THREADS",
@@ -19,75 +18,23 @@ __all__ = [
     "FilePath",
     "GroupedCommand",
     "GroupedOption",
-    "ModelOptions",
     "Typed",
+    "apply",
+    "chosen",
     "common_options",
     "flag",
     "flag_of",
     "flags_of",
     "given",
-    "model_options",
     "number",
     "threads_option",
     "whole",
 ]
 
-BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 Kind = TypeVar("Kind", bound=Options)
-
-
-@documented
-@dataclass(frozen=True)
-class ModelOptions(Options):
-    """Everything a person can say about a model on the command line."""
-
-    spec: str = option(
-        "",
-        "Registry name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, FILE.pt2 or the folder of a compact model.",
-        group=MODEL,
-        flag="MODEL",
-    )
-    weights: Path | None = option(
-        None,
-        "Checkpoint to start from, .safetensors, .pt or .pth; bundled is the one that the package ships.",
-        group=MOST_USED,
-        metavar="FILE",
-        shown="those the model is built with",
-    )
-    model_args: dict[str, Any] = option(
-        {}, "Keyword argument of the model's factory; repeatable.", group=MODEL, flag="--model-arg"
-    )
-    input_shape: tuple[int, ...] | None = option(
-        None,
-        "Shape of one input without the batch, as in 3,224,224, for models that do not know it.",
-        group=MODEL,
-        within="[1, inf)",
-    )
-    mean: tuple[float, ...] | None = option(
-        None,
-        "Mean of each channel that images are normalised by, inputs in [0, 1].",
-        group=MODEL,
-        within="(-inf, inf)",
-        shown="the model's own",
-    )
-    std: tuple[float, ...] | None = option(
-        None,
-        "Standard deviation of each channel that images are normalised by.",
-        group=MODEL,
-        within="(-inf, inf)",
-        shown="the model's own",
-    )
-    image_size: tuple[int, ...] | None = option(
-        None,
-        "Side that images are resized to, or HEIGHT,WIDTH.",
-        group=MODEL,
-        within="[1, inf)",
-        shown="the model's own",
-    )
-    pretrained: bool = option(False, "Download the weights that timm or torchvision publish.", group=MODEL)
 
 
 class KeyValue(click.ParamType):
@@ -249,27 +196,6 @@ def chosen(kind: type[Kind], values: dict[str, Any]) -> Kind:
         ConfigError: as the class.
     """
     return kind(**given({name: values.pop(name) for name in options_of(kind) if name in values}))
-
-
-def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator:
-    """Add the options that describe a model; the command receives them as one `model: ModelOptions`.
-
-    Args:
-        metavar: What the argument is called in the help.
-        required: Whether the argument must be given; without it `model.spec` is empty.
-    """
-
-    def decorate(command: Command) -> Command:
-        @wraps(command)
-        def with_model(*positional: Any, **values: Any) -> Any:
-            return command(*positional, model=chosen(ModelOptions, values), **values)
-
-        return apply(
-            (click.argument("spec", metavar=metavar, required=required), flags_of(ModelOptions, group=MODEL)),
-            with_model,
-        )
-
-    return decorate
 
 
 def flag(name: str, value: str = "") -> str:
