@@ -15,7 +15,7 @@ from l0prune.cli.output import note
 from l0prune.cli.request import ModelOptions
 from l0prune.errors import UntrustedCodeError
 from l0prune.files import write_json
-from l0prune.user_folders import state_directory
+from l0prune.machine import state_directory
 
 __all__ = ["FactoryCall", "data_call", "model_call", "remember", "require_typed", "task_call", "trust_option"]
 

@@ -27,10 +27,9 @@ from l0prune.sources.compact_folder import (
     hashes_of,
     read_graph,
 )
-from l0prune.surgery.dense_class import dense_model
 from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
-from l0prune.surgery.into_class import filled, in_class, library_of, tolerance_of
+from l0prune.surgery.into_class import dense_model, filled, in_class, library_of, tolerance_of
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.record import Surgery, remember_surgery_, surgery_of
 

@@ -1,11 +1,20 @@
-"""What this machine has, as far as it bounds what can be asked of it."""
+"""What this machine has: memory and cores, as far as they bound what can be asked of it; and the user's folders."""
 
+import errno
 import os
 import sys
+from pathlib import Path
 
 from l0prune.errors import ConfigError
 
-__all__ = ["memory_bytes", "most_threads", "require_threads", "usable_cores"]
+__all__ = [
+    "cache_directory",
+    "memory_bytes",
+    "most_threads",
+    "require_threads",
+    "state_directory",
+    "usable_cores",
+]
 
 THREADS_ANYWHERE = 64  # more than a small machine has cores is a waste, but no mistake
 
@@ -38,3 +47,37 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def cache_directory() -> Path:
+    """Of what can be measured again. The environment variable L0PRUNE_CACHE_DIR moves it.
+
+    Raises:
+        OSError: the user has no home.
+    """
+    return _directory("L0PRUNE_CACHE_DIR", "XDG_CACHE_HOME", "~/.cache", mac="~/Library/Caches")
+
+
+def state_directory() -> Path:
+    """Of what cannot. The environment variable L0PRUNE_STATE_DIR moves it.
+
+    Raises:
+        OSError: the user has no home.
+    """
+    return _directory("L0PRUNE_STATE_DIR", "XDG_STATE_HOME", "~/.local/state", mac="~/Library/Application Support")
+
+
+def _directory(own: str, shared: str, default: str, *, mac: str) -> Path:
+    override = os.environ.get(own)
+    if override:
+        return Path(override)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    elif sys.platform == "darwin":
+        base = mac
+    else:
+        base = os.environ.get(shared)
+    try:
+        return Path(base or default).expanduser() / "l0prune"
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "this user has no home folder", default) from error

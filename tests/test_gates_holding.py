@@ -9,7 +9,7 @@ from l0prune.gated import training
 from l0prune.gates.bank import GateBank
 from l0prune.gates.concrete import BinaryConcrete
 from l0prune.gates.hard_concrete import HardConcrete
-from l0prune.gates.holding import hold_
+from l0prune.gates.optimizer import hold_
 from l0prune.gates.registry import gate_distribution, gate_names
 
 HELD = [name for name in gate_names() if gate_distribution(name).held_below > 60]

@@ -17,7 +17,7 @@ from l0prune import models
 from l0prune.errors import CaptureError, FileFormatError, L0PruneWarning, ModelSpecError, PlanMismatchError
 from l0prune.sources.library_models import LibraryModel, origins_of
 from l0prune.sources.model_spec import load_model
-from l0prune.surgery.dense_class import dense_model
+from l0prune.surgery.into_class import dense_model
 from l0prune.surgery.plan import SurgeryPlan, fingerprint
 from l0prune.surgery.shrink import shrink, surgery_of
 

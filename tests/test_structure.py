@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # A part may import the parts before it, never one after it.
 ORDER = [
-    *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "user_folders", "pictures"),
+    *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "pictures"),
     *("run_directory", "measuring", "models", "tensor_names", "model_call", "recomputation", "input_sizes"),
     *("sources", "ops", "look"),
     *("flow", "gates", "cost", "goals", "gated", "surgery", "tasks", "finetuning", "onnx", "compact", "bench"),
@@ -26,7 +26,7 @@ ORDER = [
 # And these know even less.
 KNOWS_ONLY = {
     "errors": set(),
-    "measuring": {"errors", "machine", "files", "reading", "plain_data", "user_folders"},
+    "measuring": {"errors", "machine", "files", "reading", "plain_data"},
     "models": set(),
     "input_sizes": {"errors"},
     "sources": {"errors", "files", "reading", "plain_data", "models", "model_call", "input_sizes"},

@@ -11,7 +11,7 @@ from torch import nn
 import l0prune
 from l0prune.errors import EquivalenceError, ExportError
 from l0prune.model_call import ModelCall
-from l0prune.surgery.random_numbers import same_random_numbers
+from l0prune.surgery.equivalence import same_random_numbers
 from l0prune.surgery.reaction import units_that_change, units_with_gradient
 from l0prune.surgery.shrink import shrink, surgery_of
 

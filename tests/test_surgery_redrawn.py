@@ -10,7 +10,7 @@ from torch import nn
 
 import l0prune
 from l0prune.kept import Kept
-from l0prune.surgery.other_values import holding, with_values
+from l0prune.surgery.reaction import holding, with_values
 from l0prune.surgery.redrawn import DrawnWeights, redrawn_weights
 from l0prune.surgery.shrink import shrink, surgery_of
 

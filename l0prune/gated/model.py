@@ -15,9 +15,8 @@ from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.norms import MaskedNorms
-from l0prune.gated.origin import Origin
 from l0prune.gated.substitution import Substitution
-from l0prune.gated.tensors import places_of, require_same_model, tensor_of
+from l0prune.gated.tensors import Origin, places_of, require_same_model, tensor_of
 from l0prune.gated.training import GateTraining
 from l0prune.gates.bank import GateBank
 from l0prune.gates.distribution import GateDistribution

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from l0prune.errors import PlanMismatchError
 from l0prune.flow.channel_flow import ChannelFlow
 
-__all__ = ["places_of", "require_same_model", "tensor_of"]
+__all__ = [
+    "Origin",
+    "places_of",
+    "require_same_model",
+    "tensor_of",
+]
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
@@ -52,3 +58,31 @@ def require_same_model(model: nn.Module, flow: ChannelFlow) -> None:
             raise PlanMismatchError(
                 f"{name!r} has shape {tuple(tensors[name].shape)} here and had {size} when it was traced; trace this very model"
             )
+
+
+class Origin:
+    """The gates, and the sums of the weights, of a gated model at its beginning.
+
+    Args:
+        weights: The user's model.
+        locations: Those of the gates, shape `(n_gates,)`.
+    """
+
+    def __init__(self, weights: nn.Module, locations: Tensor) -> None:
+        self._locations = locations.detach().clone()
+        self._sums = _sums(weights)
+
+    def weights_moved(self, weights: nn.Module) -> bool:
+        """Whether any weight is another one than at the beginning."""
+        return not torch.equal(self._sums, _sums(weights))
+
+    def gates_moved(self, locations: Tensor) -> bool:
+        """Whether any gate is elsewhere than at the beginning."""
+        return not torch.equal(self._locations.to(locations), locations.detach())
+
+
+@torch.no_grad()
+def _sums(model: nn.Module) -> Tensor:
+    """One number for each parameter, in double precision, on the CPU."""
+    found = [parameter.sum(dtype=torch.float64).cpu() for parameter in model.parameters() if not parameter.is_meta]
+    return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64)

@@ -10,8 +10,7 @@ from torch import Tensor
 from l0prune.cost.metrics import Costs
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
-from l0prune.gates.holding import hold_
-from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.gates.optimizer import GateOptimizerConfig, hold_
 from l0prune.goals.goal import Goal, Pursuit
 
 __all__ = ["GateTraining"]

@@ -15,11 +15,11 @@ import numpy as np
 
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.files import write_whole
+from l0prune.machine import cache_directory
 from l0prune.measuring.hardware import processor
 from l0prune.measuring.timing import interleave
 from l0prune.plain_data import FileKind
 from l0prune.reading import read_json, reading
-from l0prune.user_folders import cache_directory
 
 __all__ = [
     "CANDIDATES",

@@ -1,24 +1,142 @@
-"""A saved model in the class of its dense model."""
+"""A plan applied to the class of the dense model, the user's or a library's, also where the last cut was made in a graph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from l0prune.errors import PlanMismatchError
-from l0prune.model_call import ModelCall
+from l0prune.errors import L0PruneError, PlanMismatchError
+from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.flow.trace import aliases_of, trace
+from l0prune.gated.model import inject
+from l0prune.kept import Kept
+from l0prune.model_call import ModelCall, copy_of
+from l0prune.reading import require_bounded
 from l0prune.sources.compact_folder import CompactFolder
+from l0prune.sources.libraries import drop_auxiliary_heads_
 from l0prune.sources.library_models import LibraryModel
-from l0prune.surgery.dense_class import dense_model
+from l0prune.surgery.attributes import GUESSES, find_attributes
+from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.equivalence import compare
 from l0prune.surgery.graph_model import GraphModel
-from l0prune.surgery.plan import SurgeryPlan
+from l0prune.surgery.in_place import cut_in_place
+from l0prune.surgery.plan import SurgeryPlan, fingerprint, make_plan, named_tensors
 from l0prune.surgery.record import Surgery
+from l0prune.surgery.ways import ways_to_cut
 
-__all__ = ["filled", "in_class", "library_of", "tolerance_of"]
+__all__ = [
+    "dense_model",
+    "filled",
+    "in_class",
+    "library_of",
+    "tolerance_of",
+    "ways_to_replay",
+]
+
+_FORMS = [
+    (dtype, dropped) for dtype in (None, torch.float64, torch.bfloat16, torch.float16) for dropped in (False, True)
+]
+"""What a user may have made of a model before it was pruned: its precision, and the auxiliary heads gone."""
+
+
+def dense_model(origin: LibraryModel, plan: SurgeryPlan, weights: Path) -> nn.Module:
+    """The dense model that a plan was made for, with random weights. It is built without memory first, and looked at.
+
+    Args:
+        origin: The library's model.
+        plan: The cut, with the fingerprint of the dense model.
+        weights: The file of the cut model's weights; the dense model stands in some relation to them.
+
+    Raises:
+        ModelSpecError: the library is not there, or does not build the model.
+        PlanMismatchError: it builds another one.
+        FileFormatError: the model is out of proportion to its cut weights, or larger than the memory.
+    """
+    with safe_open(weights, "pt") as content:
+        n_tensors = len(content.keys())
+    with torch.device("meta"):
+        sketch = origin.build(n_tensors=n_tensors)
+    form = next((form for form in _FORMS if fingerprint(_in_form(copy_of(sketch), *form)) == plan.fingerprint), None)
+    if form is None:
+        raise PlanMismatchError(
+            f"{origin.kind}:{origin.name} is built with other tensors here than the dense model the plan was made for"
+        )
+    tensors = {id(tensor): tensor for tensor in named_tensors(sketch).values()}.values()
+    require_bounded(sum(t.numel() * t.element_size() for t in tensors), weights.stat().st_size, weights)
+    built = _in_form(origin.build(n_tensors=n_tensors), *form)
+    plan.check(built)
+    return built.eval()
+
+
+def _in_form(model: nn.Module, dtype: torch.dtype | None, dropped: bool) -> nn.Module:
+    if dropped:
+        drop_auxiliary_heads_(model)
+    return model if dtype is None else model.to(dtype)
+
+
+def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+    """Models to compare with the graph, each with the plan it was cut by.
+
+    A graph has no integers of modules, so the plan lacks what the last cut would have changed of them: first the plan is taken
+    without integers, then with those of the cuts before, then its integers and calls are found again, from a trace of the dense
+    model.
+
+    Args:
+        base: The dense model; it is not changed.
+        plan: The cut; its tensors stand.
+        call: Inputs that the model runs on.
+    """
+    if plan.attributes:
+        yield from _cut(base, replace(plan, attributes=()))
+    yield from _cut(base, plan)
+    try:
+        flow = trace(base, call)
+    except L0PruneError:
+        return
+    kept = _kept_units(flow, plan)
+    found = make_plan(flow, base, kept.units.astype(np.float64), kept)
+    if _known(found.tensors, base) == _known(plan.tensors, base):
+        yield from ways_to_cut(inject(base, flow), found, kept, (call.args, call.kwargs), form="in-place")
+        return
+    for (
+        guess
+    ) in GUESSES:  # what had one group left was then cut by single channels, which are no units of the dense model
+        yield from _cut(base, replace(plan, attributes=find_attributes(flow, base, kept, guess=guess)))
+
+
+def _cut(base: nn.Module, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+    """The model cut in place; nothing if its class cannot be."""
+    try:
+        compact = cut_in_place(base, plan)
+    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
+        return
+    yield compact, plan
+
+
+def _kept_units(flow: ChannelFlow, plan: SurgeryPlan) -> Kept:
+    """The units of which the plan leaves an index anywhere."""
+    cuts = {flow.aliases.get(name, name): cut for name, cut in plan.tensors.items()}
+    units = np.zeros(flow.n_gates + 1, dtype=bool)
+    for name, dims in flow.tensors.items():
+        for dim, gates in enumerate(dims):
+            if gates is not None:
+                cut = cuts.get(name)
+                units[gates if cut is None or dim not in cut.kept else gates[to_indices(cut.kept[dim])]] = True
+    return Kept(units[:-1])
+
+
+def _known(cuts: Mapping[str, TensorCut], model: nn.Module) -> dict[str, TensorCut]:
+    """The cuts of tensors that a model has, by their first name."""
+    aliases, tensors = aliases_of(model), named_tensors(model)
+    return {aliases.get(name, name): cut for name, cut in cuts.items() if name in tensors}
+
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest relative difference allowed between a model and what is read back of it, by the coarsest dtype; 2e-2 for the others."""
@@ -85,8 +203,8 @@ def _equal_to(
 ) -> tuple[nn.Module, SurgeryPlan] | None:
     """The dense model cut so that it computes what the reference does, and the plan of that; None where there is no way."""
     from l0prune.surgery.in_place import cut_in_place
+    from l0prune.surgery.into_class import ways_to_replay
     from l0prune.surgery.later_uses import change_for_later_uses_
-    from l0prune.surgery.replay import ways_to_replay
 
     device = next((parameter.device for parameter in reference.parameters()), None)
     ways = iter([(cut_in_place(base, plan), plan)]) if replayed else ways_to_replay(base, plan, call)

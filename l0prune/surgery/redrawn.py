@@ -20,8 +20,8 @@ from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.model_call import ModelCall
 from l0prune.surgery.in_graph import cut_in_graph, has_dropped_branches
-from l0prune.surgery.other_values import holding, own_modules, with_values
 from l0prune.surgery.plan import SurgeryPlan
+from l0prune.surgery.reaction import holding, own_modules, with_values
 
 __all__ = ["DrawnWeights", "redrawn_weights"]
 

@@ -3,23 +3,70 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from l0prune.errors import L0PruneError
 from l0prune.gated.model import GatedModel
 from l0prune.look.watching import Path
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import Difference, copied, difference_between, outputs_of
-from l0prune.surgery.precision import WatchPrecision
 from l0prune.surgery.reaction import Units, units_that_change, units_with_gradient
 from l0prune.surgery.redrawn import DrawnWeights
 
-__all__ = ["Outcome", "Trial"]
+__all__ = [
+    "COARSE",
+    "TOLERANCE",
+    "Outcome",
+    "Trial",
+    "WatchPrecision",
+]
+
+TOLERANCE = {torch.float64: 1e-9}
+"""Largest relative difference allowed between gated and compact outputs, by the coarsest dtype; `COARSE` for the others."""
+
+COARSE = 1e-4
+
+
+class WatchPrecision(TorchDispatchMode):
+    """Inside this block it is seen whether anything is computed in less than double precision.
+
+    Attributes:
+        is_coarse: Whether some op gave such numbers, made of others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_coarse = False
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference allowed after what was seen."""
+        return COARSE if self.is_coarse else TOLERANCE[torch.float64]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call, and look at what comes out of it."""
+        result = func(*args, **(kwargs or {}))
+        if not self.is_coarse and _any_floating(result, coarse=True):
+            self.is_coarse = _any_floating((args, kwargs), coarse=False)
+        return result
+
+
+def _any_floating(values: Any, *, coarse: bool) -> bool:
+    return any(
+        isinstance(leaf, Tensor) and leaf.is_floating_point() and not (coarse and leaf.dtype == torch.float64)
+        for leaf in pytree.tree_leaves(values)
+    )
 
 
 @dataclass(frozen=True)
