@@ -137,7 +137,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, Any, str, ast.
 def _is_of_cuts(function: ast.FunctionDef) -> bool:
     """Whether a function has nothing to do with rules: it works on what stays after a cut, or on tensors over open units."""
     types = [argument.annotation for argument in function.args.args] + [function.returns]
-    return not {"Rewriter", "Cut", "Mask", "Contraction", "Normalisation"}.isdisjoint(
+    return not {"Rewriter", "Cut", "Mask", "Callable[..., Any]", "Contraction", "Normalisation"}.isdisjoint(
         ast.unparse(annotation) for annotation in types if annotation is not None
     )
 

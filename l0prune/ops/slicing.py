@@ -143,7 +143,7 @@ class SliceCall(SizedCall):
     @classmethod
     def of_node(cls, node: Node) -> Sizes | None:
         """The same of a node; None if it leaves everything."""
-        dim, before = _sliced(node)
+        dim, before = cls._sliced(node)
         after = concrete(node.meta["val"].shape[dim])
         return None if after == before else (dim, before, after)
 
@@ -154,8 +154,15 @@ class SliceCall(SizedCall):
         start, stop, step = (argument_of(node, name) for name in ("start", "end", "step"))
         if gates is None or step != 1 or isinstance(start, Node) or isinstance(stop, Node):
             return ()
-        begin, end, _ = slice(start, stop).indices(_sliced(node)[1])
+        begin, end, _ = slice(start, stop).indices(cls._sliced(node)[1])
         return ((item, cut.kept.count(gates[:begin]), cut.kept.count(gates[:end])),)
+
+    @staticmethod
+    def _sliced(node: Node) -> tuple[int, int]:
+        """Dimension of a slice, and its size before."""
+        shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+        dim: int = argument_of(node, "dim") % len(shape)
+        return dim, concrete(shape[dim])
 
     def _slices(self) -> Iterator[tuple[int, int, int, tuple[int, int]]]:
         """Every slice of an index: place, dimension as in a graph, size before, start and stop."""
@@ -173,14 +180,6 @@ class SliceCall(SizedCall):
     def _index(self) -> tuple[Any, ...]:
         index = self.args[1]
         return index if isinstance(index, tuple) else (index,)
-
-
-def _sliced(node: Node) -> tuple[int, int]:
-    """Dimension of a slice, and its size before."""
-    source: Any = node.args[0]
-    shape = source.meta["val"].shape
-    dim: int = argument_of(node, "dim") % len(shape)
-    return dim, concrete(shape[dim])
 
 
 @Operation("slice", rewrite=_slice, sizes=Cut.changed, call=SliceCall, zeros=moved)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from l0prune.flow.trace import aliases_of
 from l0prune.look.kept_by_forward import empty_caches_
 from l0prune.model_call import copy_of
+from l0prune.surgery.calls import apply_calls_
 from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, named_tensors
-from l0prune.surgery.resized_forward import apply_calls_
 
 __all__ = ["apply_attributes_", "apply_plan_", "cut_in_place"]
 

@@ -22,12 +22,11 @@ from l0prune.kept import Kept
 from l0prune.model_call import ExampleInputs, ModelCall, split_inputs
 from l0prune.sources.library_models import origins_of
 from l0prune.surgery.attributes import give_back_spare_integers_
-from l0prune.surgery.compose import compose
 from l0prune.surgery.equivalence import GUESSED, IN_PLACE_ONLY, REPORT, require_equal
 from l0prune.surgery.free_images import free_images_
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.later_uses import change_for_later_uses_
-from l0prune.surgery.plan import make_plan, named_tensors
+from l0prune.surgery.plan import compose, make_plan, named_tensors
 from l0prune.surgery.reaction import with_values
 from l0prune.surgery.record import Surgery, has_surgery, remember_surgery_, surgery_of
 from l0prune.surgery.trial import COARSE, TOLERANCE, Outcome

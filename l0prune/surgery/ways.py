@@ -13,7 +13,7 @@ from l0prune.errors import first_line
 from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.surgery.attributes import GUESSES, find_attributes
-from l0prune.surgery.find_calls import CallFinder
+from l0prune.surgery.calls import CallFinder
 from l0prune.surgery.in_graph import cut_in_graph
 from l0prune.surgery.in_place import apply_attributes_, cut_in_place
 from l0prune.surgery.plan import AttributeChange, CallChange, SurgeryPlan, named_tensors
