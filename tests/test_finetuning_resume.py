@@ -15,6 +15,7 @@ import pytest
 import torch
 from finetuning_case import QUICK, SmallBatches, Stopping, accuracy, assert_same_state, gated_net, run, state, untimed
 
+import l0prune
 from l0prune.errors import CheckpointError
 from l0prune.finetuning.checkpoints import load_checkpoint
 
@@ -47,6 +48,23 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, before_step):
     result = run(config=CONFIG, evaluate=accuracy, out=tmp_path, resume=True)
 
     assert_same_run(result, tmp_path)
+
+
+def test_a_run_under_several_budgets_resumes_with_all_multipliers(tmp_path):
+    budgets = [l0prune.Budget("params", 0.5), l0prune.Budget("macs", 0.6)]
+    whole = run(budget=budgets, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(batches=Stopping(8), budget=budgets, out=tmp_path / "stopped")
+
+    result = run(budget=budgets, out=tmp_path / "stopped", resume=True)
+
+    assert_same_state(state(result.gated), state(whole.gated))
+    assert result.to_json() == whole.to_json()
+    assert untimed(tmp_path / "stopped" / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
+    assert result.budget_met
+    assert list(result.hard_costs) == ["params", "macs"]
+    with pytest.raises(CheckpointError, match=r"budget was 'params=0\.5,macs=0\.6' and is 'params=0\.5'"):
+        run(budget=budgets[:1], out=tmp_path / "stopped", resume=True)
 
 
 def test_a_run_may_be_interrupted_again_and_again(tmp_path):

@@ -268,7 +268,7 @@ def test_units_along_space_pass_a_kernel_of_one_position(groups):
     flow = assert_cut_exactly(net, inputs(2, 4))
 
     assert gates(flow, "a.weight", 0) == gates(flow, "c.weight", 0) == gates(flow, "head.weight", 1) == list(range(6))
-    mixing = next(term for term in flow.macs_terms if term.name == "mix")
+    mixing = next(term for term in flow.terms("macs") if term.name == "mix")
     assert [len(side.gates) for side in mixing.sides] == [6]
     assert mixing.coefficient == 3 * 3 / groups
 

@@ -34,7 +34,7 @@ KNOWS_ONLY = {
     "look": {"errors", "model_call", "ops"},
     "flow": {"errors", "kept", "model_call", "ops", "look"},
     "gates": {"errors"},
-    "cost": {"errors", "flow"},
+    "cost": {"errors", "flow", "ops"},
     "tasks": {"errors", "model_call", "sources"},
     "study": {"errors", "pictures", "gates"},
 }

@@ -207,7 +207,8 @@ def require_trainable(gated: GatedModel, goal: Goal) -> None:
     """
     if gated.frozen:
         raise ConfigError("the gates are frozen: call unfreeze(), or inject gates into the dense model again")
-    if gated.n_gates == 0 and not goal.leaves_dense(gated.costs):
+    bounds = goal.bounds(gated.costs)
+    if gated.n_gates == 0 and not (bounds and all(bound.keep == 1 for bound in bounds)):
         raise ConfigError(
             "the model has no gates, so nothing can be cut: `l0prune inspect` shows what is pinned and why"
         )

@@ -129,8 +129,7 @@ class ChannelFlow:
         nodes: Name of a graph node -> gates of each dimension of its output (a list for several outputs).
         consumers: Parameters that gates multiply.
         norms: Normalisations that need masked statistics.
-        macs_terms: Multiply-accumulates at batch 1, as sums of products of counts.
-        params_terms: Parameter counts in the same form.
+        cost_terms: "macs" (multiply-accumulates at batch 1) and "params" (parameter counts), as sums of products of counts.
         dimensions: All distinct dimensions with gates; those not `removable` must not vanish.
         gate_group: Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width.
         pinned: Reason -> number of units that could not be gated.
@@ -149,8 +148,7 @@ class ChannelFlow:
     nodes: dict[str, list]
     consumers: tuple[Consumer, ...]
     norms: tuple[NormSite, ...]
-    macs_terms: tuple[CostTerm, ...]
-    params_terms: tuple[CostTerm, ...]
+    cost_terms: dict[str, tuple[CostTerm, ...]]
     dimensions: tuple[Dimension, ...]
     gate_group: GateArray
     pinned: dict[str, int]
@@ -177,16 +175,14 @@ class ChannelFlow:
         return self
 
     def terms(self, metric: str) -> tuple[CostTerm, ...]:
-        """Cost terms of "macs" (multiply-accumulates, batch 1) or "params" (parameter count).
+        """Cost terms of "macs" or "params".
 
         Raises:
             ConfigError: another metric.
         """
-        if metric == "macs":
-            return self.macs_terms
-        if metric == "params":
-            return self.params_terms
-        raise ConfigError(f"metric {metric!r} is unknown; choose 'macs' or 'params'")
+        if metric not in self.cost_terms:
+            raise ConfigError(f"metric {metric!r} is unknown; choose {' or '.join(map(repr, self.cost_terms))}")
+        return self.cost_terms[metric]
 
     def dense_cost(self, metric: str) -> float:
         """Cost of the dense model: MACs at batch 1, or parameters."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.fx import Graph, Node
 
-from l0prune.flow.costs import Dimension
 from l0prune.kept import Kept
 from l0prune.ops.node import aliased
 from l0prune.ops.operation import InClosedBranch, operation_of
+
+if TYPE_CHECKING:
+    from l0prune.flow.costs import Dimension
 
 __all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
 

@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 
 from l0prune.errors import CaptureError, ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
+from l0prune.flow.costs import dimensions_of, macs_terms, params_terms
 from l0prune.flow.follow import Followed, follow
 from l0prune.flow.removable import removable_dimensions
-from l0prune.flow.terms import dimensions_of, macs_terms, params_terms
 from l0prune.flow.units import Units, solve, unreached_parameters
 from l0prune.look.capture import Captured, NormCalls, capture, lies_in, without_graph
 from l0prune.look.program import open_contexts_
@@ -279,8 +279,10 @@ def _assemble(
         nodes=nodes,
         consumers=tuple(consumers.values()),
         norms=tuple(norms),
-        macs_terms=macs_terms(captured, followed, units),
-        params_terms=params_terms(tensors, parameters, sizes),
+        cost_terms={
+            "macs": macs_terms(captured, followed, units),
+            "params": params_terms(tensors, parameters, sizes),
+        },
         dimensions=dimensions
         if refusal
         else removable_dimensions(

@@ -162,10 +162,6 @@ class Budgets(Goal):
         """
         require_feasible(self.bounds(costs), costs.flow.dimensions)
 
-    def leaves_dense(self, costs: Costs) -> bool:
-        """Whether the dense network meets all of them."""
-        return all(bound.keep == 1 for bound in self.bounds(costs))
-
     def pursuit(self, costs: Costs, steps: int) -> ConstrainedPursuit:
         """A multiplier for each, over a gate phase of so many steps."""
         return ConstrainedPursuit(

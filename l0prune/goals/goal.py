@@ -53,10 +53,6 @@ class Goal:
             ConfigError: the gates cannot be trained towards it, or it names what the network has not.
         """
 
-    def leaves_dense(self, costs: Costs) -> bool:
-        """Whether the dense network is what is wanted."""
-        return False
-
     def pursuit(self, costs: Costs, steps: int) -> Pursuit:
         """The goal as it is pursued over a gate phase of so many steps."""
         return Pursuit()

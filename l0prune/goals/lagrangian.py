@@ -19,6 +19,7 @@ __all__ = ["ConstrainedPursuit", "Constraint", "ConstraintConfig"]
 _SMALLEST_LEVEL, _LARGEST_LEVEL = 1e-3, 1e6
 _LARGEST_BOOST = 100.0
 _TREND_DECAY = 0.8
+_STATE = ("_step", "multiplier", "_log_level", "_violation", "_trend", "_initial_cost", "expected_cost", "hard_cost")
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,7 @@ class Constraint:
 
     def state_dict(self) -> dict[str, float]:
         """Everything that changes from step to step, as plain numbers; with it the next steps repeat exactly."""
-        return {
-            "step": float(self._step),
-            "multiplier": self.multiplier,
-            "log_level": self._log_level,
-            "violation": self._violation,
-            "trend": self._trend,
-            "initial_cost": self._initial_cost,
-            "expected_cost": self.expected_cost,
-            "hard_cost": self.hard_cost,
-        }
+        return {name.removeprefix("_"): float(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from `state_dict`.
@@ -177,14 +169,8 @@ class Constraint:
             raise ConfigError(
                 f"the constraint's state has missing or unknown keys: {wrong}; was it saved by this version?"
             )
-        self._step = int(state["step"])
-        self.multiplier = float(state["multiplier"])
-        self._log_level = float(state["log_level"])
-        self._violation = float(state["violation"])
-        self._trend = float(state["trend"])
-        self._initial_cost = float(state["initial_cost"])
-        self.expected_cost = float(state["expected_cost"])
-        self.hard_cost = float(state["hard_cost"])
+        for name in _STATE:
+            setattr(self, name, float(state[name.removeprefix("_")]))
 
 
 class ConstrainedPursuit(Pursuit):
