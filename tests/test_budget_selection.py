@@ -132,7 +132,7 @@ def test_several_bounds_hold_together_and_one_is_filled_where_any_selection_fill
     net, seed, first, second, align, measured
 ):
     rng, scores = np.random.default_rng(seed), scores_of(net, seed)
-    other = ProductCost([replace(term, coefficient=float(rng.integers(10))) for term in net.terms], net.n_gates)
+    other = ProductCost([replace(term, coefficient=float(rng.integers(1, 10))) for term in net.terms], net.n_gates)
     bounds = [Bound(Budget("macs", first), net.costs), Bound(Budget("params", second), other)]
     legal = [o for o in net.all_counts(scores) if net.legal(o)]
     fitting = [o for o in legal if all(bound.cost.hard(o) <= bound.keep for bound in bounds)]
