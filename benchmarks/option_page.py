@@ -44,7 +44,7 @@ def row_of(known: Option, *, in_python: bool) -> str:
     """One option."""
     flag = f"`{known.flag}`" if known.flag else ""
     name = f"`{known.name}`" if in_python else ""
-    values = ", ".join(known.domain.choices) or known.domain.bounds
+    values = ", ".join(known.choices) or known.bounds
     return f"| {flag} | {name} | {values} | {known.shown} | {known.help} |".replace("RATE|NAME", "RATE or NAME")
 
 

@@ -88,7 +88,8 @@ def finetune_command(
     if teach is False:
         typed["distillation"] = 0.0
     if not resume:
-        require_kept(FinetuneConfig.rules, typed, flag, click.UsageError)
+        off = {("distillation", "0"): ("teach", "False")} if teach is False else {}
+        require_kept(FinetuneConfig.rules, typed, lambda *said: flag(*off.get(said, said)), click.UsageError)
     with working():
         if resume:
             result = resume_run(out, typed, trust=trust)

@@ -2,15 +2,17 @@
 
 import ast
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from l0prune.cli.process import DEBUG_KEY
+from l0prune.errors import ConfigError
 from l0prune.machine import most_threads
-from l0prune.options import GROUPS, Domain, Option, Options, options_of
+from l0prune.options import GROUPS, Option, Options, options_of
 
 __all__ = [
     "THREADS",
@@ -64,30 +66,29 @@ def literal(text: str) -> Any:
 
 
 class Typed(click.ParamType):
-    """A value as its domain reads it: a number within its bounds, numbers separated by commas, one of a few words."""
+    """A value as its option reads it: a number within its bounds, numbers separated by commas, one of a few words."""
 
-    def __init__(self, domain: Domain) -> None:
-        self.domain = domain
-        kind = domain.items or domain.kinds[0]
-        name = {int: "n", float: "x"}.get(kind, "text")
-        self.name = f"{name},..." if domain.items else name
+    def __init__(self, known: Option) -> None:
+        self.known = replace(known, name="", default=None)
+        name = {int: "n", float: "x"}.get(known.items or known.kinds[0], "text")
+        self.name = f"{name},..." if known.items else name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read it."""
         try:
-            return self.domain.parse(value) if isinstance(value, str) else self.domain.accept(value)
-        except ValueError as error:
-            self.fail(f"{value!r}{error}", param, ctx)
+            return self.known.parse(value) if isinstance(value, str) else self.known.accept(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
 
 
 def whole(within: str) -> Typed:
     """A whole number, where it lies as in "[1, inf)"."""
-    return Typed(Domain(int, within))
+    return Typed(Option(kind=int, within=within))
 
 
 def number(within: str) -> Typed:
     """A number, where it lies as in "(0, 1]"."""
-    return Typed(Domain(float, within))
+    return Typed(Option(kind=float, within=within))
 
 
 THREADS = whole(f"[1, {most_threads()}]")
@@ -162,26 +163,26 @@ def flag_of(kind: type[Options], name: str, **changes: Any) -> Decorator:
 
 def _names(known: Option) -> tuple[str, ...]:
     flag_name = known.flag or ""
-    may_be_denied = known.domain.kinds == (bool,) and known.domain.may_be_open
+    may_be_denied = known.kinds == (bool,) and type(None) in get_args(known.kind)
     return (f"{flag_name}/--no-{flag_name.removeprefix('--')}",) if may_be_denied else (flag_name,)
 
 
 def _reading(known: Option) -> dict[str, Any]:
     """How click reads what is typed."""
-    kind = known.domain.kinds[0]
+    kind = known.kinds[0]
     if kind is bool:
-        return {} if known.domain.may_be_open else {"is_flag": True}
+        return {} if type(None) in get_args(known.kind) else {"is_flag": True}
     if kind is Path:
         return {"type": FilePath()}
-    if known.domain.choices:
-        return {"type": click.Choice(known.domain.choices)}
+    if known.choices:
+        return {"type": click.Choice(known.choices)}
     if isinstance(known.default, dict):
         return {"type": KeyValue(), "multiple": True, "callback": lambda _ctx, _param, pairs: dict(pairs) or None}
     if known.joined:
         return {"multiple": True, "callback": lambda _ctx, _param, texts: ",".join(texts) or None}
-    if known.domain.items is str:
+    if known.items is str:
         return {"multiple": True}
-    return {"type": Typed(known.domain)}
+    return {"type": Typed(known)}
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,9 +206,10 @@ def flag(name: str, value: str = "") -> str:
     for parameter in context.command.params if context else ():
         if parameter.name == name and isinstance(parameter, click.Argument):
             typed = (parameter.metavar or name).strip("[]")
+        elif parameter.name == name and value == "False":
+            return max(parameter.secondary_opts, key=len)
         elif parameter.name == name:
-            negative = value in ("False", "0") and parameter.secondary_opts
-            return max(negative or parameter.opts, key=len)
+            typed = max(parameter.opts, key=len)
     return f"{typed} {value}".strip()
 
 

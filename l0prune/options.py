@@ -10,7 +10,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,14 +21,12 @@ from l0prune.reading import shortened
 __all__ = [
     "GATES",
     "GROUPS",
-    "LARGEST",
     "MODEL",
     "MOST_USED",
     "PHASES",
     "RUN",
     "TEACHING",
     "WEIGHTS",
-    "Domain",
     "Option",
     "Options",
     "Rule",
@@ -38,9 +36,6 @@ __all__ = [
     "plain",
     "require_kept",
 ]
-
-LARGEST = 2**63 - 1
-"""Whole numbers have 64 bits: larger ones are errors deep inside the libraries."""
 
 GROUPS = (
     "Most used",
@@ -54,6 +49,9 @@ GROUPS = (
 """Headings that options stand under, in this order."""
 MOST_USED, MODEL, GATES, PHASES, WEIGHTS, TEACHING, RUN = GROUPS
 
+LARGEST = 2**63 - 1
+"""Whole numbers have 64 bits: larger ones are errors deep inside the libraries."""
+_UNIONS = (typing.Union, types.UnionType)
 _WITHIN = re.compile(r"(?:(\w+) or )?([\[(])(\S+), (\S+)([\])])")
 _NAMED = re.compile(r"`(\w+)`")
 _IN_BRACES = re.compile(r"\{(\w+)(?:=(\w+))?\}")
@@ -62,18 +60,36 @@ Same = TypeVar("Same", bound="Options")
 
 
 @dataclass(frozen=True)
-class Domain:
-    """The values that an option takes.
+class Option:
+    """One option, as its field declares it.
 
     Args:
-        kind: bool, int, float, str or Path, tuples and dicts of them, unions of them and None.
+        help: Whole sentences; names of other options stand in backticks.
+        group: Heading it stands under.
         within: Where its numbers lie, as in "(0, 1]"; "auto or [1, inf)" has one value more. Empty: anywhere.
         choices: Texts to choose from; empty for any.
+        key: In files, where it is not the name.
+        flag: On the command line, where it does not follow from the key; None where it has none.
+        shown: What stands for the default in documents.
+        joined: Its text is a list with commas, typed item by item.
+        metavar: What stands for its value in the help.
+        name: Of the field, and in Python.
+        kind: bool, int, float, str or Path, tuples and dicts of them, unions of them and None.
+        default: Where nothing is said; None leaves it open.
     """
 
-    kind: Any
+    help: str = ""
+    group: str = ""
     within: str = ""
     choices: tuple[str, ...] = ()
+    key: str = ""
+    flag: str | None = ""
+    shown: str = ""
+    joined: bool = False
+    metavar: str = ""
+    name: str = ""
+    kind: Any = None
+    default: Any = None
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -82,52 +98,9 @@ class Domain:
         return tuple(part for part in parts if part is not type(None))
 
     @property
-    def may_be_open(self) -> bool:
-        """Whether None is a value."""
-        return self.kind is not Any and type(None) in typing.get_args(self.kind)
-
-    @property
     def items(self) -> Any:
         """Kind of the items of a tuple; None where it is none."""
         return typing.get_args(self.kinds[0])[0] if typing.get_origin(self.kinds[0]) is tuple else None
-
-    def accept(self, value: Any) -> Any:
-        """A value, lists as tuples.
-
-        Raises:
-            ValueError: it is of another kind or out of range; the message follows the value in a sentence.
-        """
-        try:
-            plain_value = str(value) if isinstance(value, Path) else value
-            read = from_plain(self.kind, plain_value, "", finite=False)
-        except FileFormatError as error:
-            raise ValueError(f": expected {_text(self.kind)}") from error
-        if isinstance(read, str) and self.choices and read not in self.choices:
-            raise ValueError(f" is unknown: choose one of {', '.join(self.choices)}")
-        if self.within and read is not None and not all(map(self._holds, read if isinstance(read, tuple) else (read,))):
-            raise ValueError(f" is out of range: give a value in {self.text}")
-        return value if isinstance(value, int | float) else read
-
-    def parse(self, text: str) -> Any:
-        """What was typed, or an earlier version wrote.
-
-        Raises:
-            ValueError: as `accept`.
-        """
-        if self.items is not None:
-            inner = Domain(self.items)
-            return self.accept(tuple(inner.parse(part) for part in text.split(",")) if text else ())
-        readable = [value for kind in self.kinds if (value := _parse(kind, text)) is not None]
-        if not readable:
-            raise ValueError(" is no whole number" if int in self.kinds else " is no number")
-        return self.accept(readable[0])
-
-    @property
-    def text(self) -> str:
-        """The values for people."""
-        if self.choices:
-            return ", ".join(self.choices)
-        return self.within.replace("inf)", f"{LARGEST}]") if self.kinds == (int,) else self.within
 
     @property
     def bounds(self) -> str:
@@ -140,6 +113,48 @@ class Domain:
         words = f"above {low:g}" if opens == "(" else f"{low:g} or more"
         return "" if low == -math.inf else f"{besides}, or {words}" if besides else words
 
+    @property
+    def range_and_default(self) -> str:
+        """What is known of its values, as in "default: 6; above 0"; may be empty."""
+        return "; ".join(filter(None, (f"default: {self.shown}" if self.shown else "", self.bounds)))
+
+    def about(self, refer: Callable[[str], str]) -> str:
+        """The help, other options written by `refer`."""
+        return _NAMED.sub(lambda match: refer(match[1]), self.help)
+
+    def accept(self, value: Any) -> Any:
+        """A value, lists as tuples.
+
+        Raises:
+            ConfigError: it is of another kind or out of range; names the option, the value and what is expected.
+        """
+        shown = f"{self.name}={value!r}" if self.name else repr(value)
+        try:
+            read = from_plain(self.kind, str(value) if isinstance(value, Path) else value, "", finite=False)
+        except FileFormatError as error:
+            default = "" if self.default is None else f", such as {self.default!r}"
+            raise ConfigError(f"{shown}: expected {_text(self.kind)}{default}") from error
+        if isinstance(read, str) and self.choices and read not in self.choices:
+            raise ConfigError(f"{shown} is unknown: choose one of {', '.join(self.choices)}")
+        if self.within and read is not None and not all(map(self._holds, read if isinstance(read, tuple) else (read,))):
+            whole = self.within.replace("inf)", f"{LARGEST}]") if self.kinds == (int,) else self.within
+            raise ConfigError(f"{shown} is out of range: give a value in {whole}")
+        return value if isinstance(value, int | float) else read
+
+    def parse(self, text: str) -> Any:
+        """What was typed, or an earlier version wrote.
+
+        Raises:
+            ConfigError: as `accept`.
+        """
+        if self.items is not None:
+            item = Option(kind=self.items)
+            return self.accept(tuple(item.parse(part) for part in text.split(",")) if text else ())
+        readable = [value for kind in self.kinds if (value := _parse(kind, text)) is not None]
+        if not readable:
+            raise ConfigError(f"{text!r} is no {'whole ' if int in self.kinds else ''}number")
+        return self.accept(readable[0])
+
     def _holds(self, value: Any) -> bool:
         besides, opens, low, high, closes = _parsed(self.within)
         if isinstance(value, str) or (besides.isdigit() and value == int(besides)):
@@ -148,74 +163,11 @@ class Domain:
         return above and (value < high if closes == ")" else value <= high) and math.isfinite(value)
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option, as its field declares it.
-
-    Args:
-        name: Of the field, and in Python.
-        domain: The values that it takes.
-        default: Where nothing is said; None leaves it open.
-        help: Whole sentences; names of other options stand in backticks.
-        group: Heading it stands under.
-        flag: On the command line; None where it has none.
-        key: In files.
-        shown: What stands for the default in documents.
-        joined: Its text is a list with commas, typed item by item.
-        metavar: What stands for its value in the help.
-    """
-
-    name: str
-    domain: Domain
-    default: Any
-    help: str
-    group: str
-    flag: str | None
-    key: str
-    shown: str
-    joined: bool
-    metavar: str
-
-    def about(self, refer: Callable[[str], str]) -> str:
-        """The help, other options written by `refer`."""
-        return _NAMED.sub(lambda match: refer(match[1]), self.help)
-
-    @property
-    def range_and_default(self) -> str:
-        """What is known of its values, as in "default: 6; in (0, inf)"; may be empty."""
-        shown = f"default: {self.shown}" if self.shown else ""
-        return "; ".join(filter(None, (shown, self.domain.bounds)))
-
-    def accept(self, value: Any) -> Any:
-        """As `Domain.accept`.
-
-        Raises:
-            ConfigError: names the option, the value and what is expected.
-        """
-        try:
-            return self.domain.accept(value)
-        except ValueError as error:
-            default = "" if self.default is None else f", such as {self.default!r}"
-            raise ConfigError(f"{self.name}={value!r}{error}{default if 'expected' in str(error) else ''}") from error
-
-
-def option(
-    default: Any,
-    text: str,
-    *,
-    group: str = "",
-    within: str = "",
-    choices: tuple[str, ...] = (),
-    key: str = "",
-    flag: str | None = "",
-    shown: str | None = None,
-    joined: bool = False,
-    metavar: str = "",
-) -> Any:
-    """A field of `Options`: see `Option`, `Domain`. The flag follows from the key, and this from the name, unless given."""
+def option(default: Any, text: str, **about: Any) -> Any:
+    """A field of `Options`, with its default, its help and what else `Option` says of it."""
     values = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
-    about = {"help": text, "group": group, "key": key, "flag": flag, "joined": joined, "metavar": metavar}
-    return dataclasses.field(**values, metadata={**about, "within": within, "choices": choices, "shown": shown})  # type: ignore[call-overload]
+    declared = Option(text, **{"shown": _shown(default), **about}, default=default)
+    return dataclasses.field(**values, metadata={"option": declared})  # type: ignore[call-overload]
 
 
 def options_of(kind: type[Options]) -> Mapping[str, Option]:
@@ -227,20 +179,10 @@ def options_of(kind: type[Options]) -> Mapping[str, Option]:
 def _declared(kind: Any) -> Mapping[str, Option]:
     hints, found = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
-        about = dict(field.metadata)
-        domain = Domain(hints[field.name], about.pop("within"), about.pop("choices"))
-        key = about.pop("key") or field.name
-        flag, shown = about.pop("flag"), about.pop("shown")
-        default = {} if field.default is dataclasses.MISSING else field.default
-        found[field.name] = Option(
-            name=field.name,
-            domain=domain,
-            default=default,
-            key=key,
-            flag=f"--{key.replace('_', '-')}" if flag == "" else flag,
-            shown=_shown(default) if shown is None else shown,
-            **about,
-        )
+        known: Option = field.metadata["option"]
+        key = known.key or field.name
+        flag = f"--{key.replace('_', '-')}" if known.flag == "" else known.flag
+        found[field.name] = replace(known, name=field.name, kind=hints[field.name], key=key, flag=flag)
     return found
 
 
@@ -269,10 +211,6 @@ class Rule:
         )
         return there and not any(name in given for name in self.unless)
 
-    def text(self, show: Callable[[str, str], str]) -> str:
-        """The sentence, each option as `show` writes it with its value, which may be empty."""
-        return _IN_BRACES.sub(lambda match: show(match[1], match[2] or ""), self.sentence)
-
 
 def require_kept(
     rules: Iterable[Rule], given: Mapping[str, Any], show: Callable[[str, str], str], error: type[Exception]
@@ -282,15 +220,15 @@ def require_kept(
     Args:
         rules: What may not go together.
         given: Options by name.
-        show: Writes an option and the value it has in a sentence.
+        show: Writes an option and the value it has in a sentence, which may be empty.
         error: What to raise.
 
     Raises:
-        Exception: `error`; names the options of the first rule that is.
+        Exception: `error`; the sentence of the first rule that is.
     """
     for rule in rules:
         if rule.is_broken(given):
-            raise error(rule.text(show))
+            raise error(_IN_BRACES.sub(lambda match: show(match[1], match[2] or ""), rule.sentence))
 
 
 class Options:
@@ -299,20 +237,14 @@ class Options:
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Check every field; the message names the field, the value and the range."""
-        values = {name: known.accept(getattr(self, name)) for name, known in options_of(type(self)).items()}
-        for name, value in values.items():
+        """Check every option alone, then those that do not go together."""
+        given = {}
+        for name, known in options_of(type(self)).items():
+            value = known.accept(getattr(self, name))
             object.__setattr__(self, name, value)
-        require_kept(self.rules, self._given, lambda name, value: f"{name}={value}" if value else name, ConfigError)
-
-    @property
-    def _given(self) -> dict[str, Any]:
-        """Options that have another value than their default."""
-        return {
-            name: getattr(self, name)
-            for name, known in options_of(type(self)).items()
-            if getattr(self, name) not in (None, known.default)
-        }
+            if value not in (None, known.default):
+                given[name] = value
+        require_kept(self.rules, given, lambda name, value: f"{name}={value}" if value else name, ConfigError)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key an option."""
@@ -330,26 +262,26 @@ class Options:
         if unknown:
             names = shortened(", ".join(map(repr, unknown)), 80)
             raise ConfigError(f"there is no option {names}; options: {', '.join(options_of(cls))}")
-        values = {known[key].name: _read(known[key], value) for key, value in data.items() if value is not None}
+        values = {}
+        for key, value in data.items():
+            if value is not None:
+                was_text = known[key].items is not None and isinstance(value, str)  # of lists, in earlier versions
+                values[known[key].name] = known[key].parse(value) if was_text else value
         for rule in cls.rules:
             if rule.is_broken(values):  # what has no effect need not be right
                 values.pop(rule.pointless, None)
         return cls(**values)
 
-    def differing(self, other: Options) -> list[Option]:
-        """Options that have another value there."""
-        return [
-            known
-            for name, known in options_of(type(self)).items()
-            if plain(getattr(self, name)) != plain(getattr(other, name))
-        ]
+    def differing(self, other: Options) -> list[str]:
+        """Names of the options that have another value there."""
+        return [name for name in options_of(type(self)) if plain(getattr(self, name)) != plain(getattr(other, name))]
 
 
 def documented(kind: Kind) -> Kind:
     """Add every option of a class to its docstring."""
     lines = []
     for known in options_of(kind).values():
-        about = "; ".join(filter(None, (known.range_and_default, ", ".join(known.domain.choices))))
+        about = "; ".join(filter(None, (known.range_and_default, ", ".join(known.choices))))
         text = f"{known.name}: {known.help}" + (f" [{about}]" if about else "")
         lines += textwrap.wrap(text, 116, initial_indent="    ", subsequent_indent="        ")
     start, _, rest = (kind.__doc__ or "").partition("\n")
@@ -357,7 +289,13 @@ def documented(kind: Kind) -> Kind:
     return kind
 
 
-_UNIONS = (typing.Union, types.UnionType)
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @functools.cache
@@ -395,22 +333,3 @@ def _shown(default: Any) -> str:
 
 def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plain(value: Any) -> Any:
-    """A value as it comes back from JSON."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _read(known: Option, value: Any) -> Any:
-    """A value from a file; lists of numbers were text once."""
-    if known.domain.items is None or not isinstance(value, str):
-        return value
-    try:
-        return known.domain.parse(value)
-    except ValueError as error:
-        raise ConfigError(f"{known.name}={value!r}{error}") from error

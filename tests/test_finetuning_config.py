@@ -79,9 +79,9 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
     settings = config.resolved(penalised=False)
 
     assert config.lr is None
-    assert settings.lr == OPTIMIZERS["adamw"].lr
+    assert settings.lr == OPTIMIZERS["adamw"]["lr"]
     assert settings.recovery_lr == 0.5
-    assert settings.weight_decay == OPTIMIZERS["adamw"].weight_decay
+    assert settings.weight_decay == OPTIMIZERS["adamw"]["weight_decay"]
 
 
 def test_open_gates_become_1_under_a_budget_and_keep_their_values_under_a_penalty():

@@ -2,20 +2,24 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from l0prune.cli.bench import BenchOptions
+from l0prune.cli.finetune import RULES, finetune_command
+from l0prune.cli.main import cli
 from l0prune.cli.request import ModelOptions, RunOptions
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.options import GROUPS, Domain, Options, Rule, documented, option, options_of
+from l0prune.options import GROUPS, Option, Options, Rule, documented, option, options_of
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -99,7 +103,7 @@ def test_an_unknown_key_is_an_error():
 
 
 def test_differences_are_named_once():
-    assert [known.name for known in Tea(times=(1,)).differing(Tea(times=(1.0,), sugar=2))] == ["sugar"]
+    assert Tea(times=(1,)).differing(Tea(times=(1.0,), sugar=2)) == ["sugar"]
 
 
 def test_the_docstring_has_every_option_with_what_is_known_of_it():
@@ -120,44 +124,44 @@ def test_an_interval_holds_what_mathematics_says(value):
         ("0 or [2, inf)", value == 0 or (value >= 2 and not math.isinf(value))),
     ):
         try:
-            Domain(float, within).accept(value)
+            Option(kind=float, within=within).accept(value)
             accepted = True
-        except ValueError:
+        except ConfigError:
             accepted = False
         assert accepted == inside, (within, value)
 
 
 @pytest.mark.parametrize(
-    ("domain", "text", "value"),
+    ("known", "text", "value"),
     [
-        (Domain(float), "0.5", 0.5),
-        (Domain(int, "[1, inf)"), "7", 7),
-        (Domain(int | str, "auto or [1, inf)"), "auto", "auto"),
-        (Domain(int | str | None, "auto or [1, inf)"), "8", 8),
-        (Domain(tuple[int, ...] | None, "[1, inf)"), "3,32", (3, 32)),
-        (Domain(tuple[float, ...]), "", ()),
+        (Option(kind=float), "0.5", 0.5),
+        (Option(kind=int, within="[1, inf)"), "7", 7),
+        (Option(kind=int | str, within="auto or [1, inf)"), "auto", "auto"),
+        (Option(kind=int | str | None, within="auto or [1, inf)"), "8", 8),
+        (Option(kind=tuple[int, ...] | None, within="[1, inf)"), "3,32", (3, 32)),
+        (Option(kind=tuple[float, ...]), "", ()),
     ],
 )
-def test_texts_are_read(domain, text, value):
-    assert domain.parse(text) == value
-    assert type(domain.parse(text)) is type(value)
+def test_texts_are_read(known, text, value):
+    assert known.parse(text) == value
+    assert type(known.parse(text)) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("domain", "text", "message"),
+    ("known", "text", "message"),
     [
-        (Domain(float), "much", " is no number"),
-        (Domain(float, "[0, inf)"), "nan", " is out of range"),
-        (Domain(int), "1.5", " is no whole number"),
-        (Domain(int, "[0, inf)"), "9223372036854775808", ": expected int"),
-        (Domain(int | str, "auto or [1, inf)"), "0", " is out of range"),
-        (Domain(tuple[int, ...], "[1, inf)"), "3,x", " is no whole number"),
-        (Domain(tuple[int, ...], "[1, inf)"), "3,0", " is out of range"),
+        (Option(kind=float), "much", " is no number"),
+        (Option(kind=float, within="[0, inf)"), "nan", " is out of range"),
+        (Option(kind=int), "1.5", " is no whole number"),
+        (Option(kind=int, within="[0, inf)"), "9223372036854775808", ": expected int"),
+        (Option(kind=int | str, within="auto or [1, inf)"), "0", " is out of range"),
+        (Option(kind=tuple[int, ...], within="[1, inf)"), "3,x", " is no whole number"),
+        (Option(kind=tuple[int, ...], within="[1, inf)"), "3,0", " is out of range"),
     ],
 )
-def test_texts_that_cannot_be_meant_are_not(domain, text, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        domain.parse(text)
+def test_texts_that_cannot_be_meant_are_not(known, text, message):
+    with pytest.raises(ConfigError, match=message):
+        known.parse(text)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -180,3 +184,86 @@ def test_names_and_flags_of_a_run_are_its_own():
 
 def test_the_page_of_all_options_is_as_they_are_declared():
     assert PAGE.read_text(encoding="utf-8") == page(), "run make options"
+
+
+def test_the_help_of_finetune_has_headings_and_the_eight_most_used_first():
+    text = CliRunner().invoke(cli, ["finetune", "--help"]).stdout
+    headings = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    first = text.partition("Most used:")[2].partition("\n\n")[0]
+
+    assert headings == [*GROUPS, "General"]
+    assert [line.split()[0] for line in first.splitlines() if line.startswith("  --")] == [
+        *("--weights", "--data", "--budget", "--batch-size", "--epochs", "--lr", "--out", "--resume")
+    ]
+    assert "Epochs with all gates open, before they are learned (part of --epochs)" in " ".join(text.split())
+
+
+def test_every_flag_of_a_run_is_in_the_help_once():
+    words = CliRunner().invoke(cli, ["finetune", "--help"]).stdout
+    flags = [line.split()[0] for line in words.splitlines() if line.startswith("  --")]
+    declared = [known.flag for kind in ALL[:3] for known in options_of(kind).values() if known.flag]
+
+    assert set(declared) - {"MODEL"} <= set(flags)
+    assert len(set(flags)) == len(flags)
+
+
+@pytest.mark.parametrize(
+    ("values", "typed", "in_python", "on_the_command_line"),
+    [
+        (
+            {"distillation": 0, "feature_distillation": 1.0},
+            ["--no-distillation", "--feature-distillation", "1"],
+            "distillation=0 leaves nothing for feature_distillation to do",
+            "--no-distillation leaves nothing for --feature-distillation to do",
+        ),
+        (
+            {"lr_drop_factor": 0.5},
+            ["--lr-drop-factor", "0.5"],
+            "lr_drop_factor says how far the learning rate falls at lr_drops, which is missing",
+            "--lr-drop-factor says how far the learning rate falls at --lr-drops, which is missing",
+        ),
+        (
+            {"lr_drops": (1.0,), "gate_lr_end": 0.5},
+            ["--lr-drops", "1", "--gate-lr-end", "0.5"],
+            "gate_lr_end is the end of the ramp and cosine that lr_drops replaces",
+            "--gate-lr-end is the end of the ramp and cosine that --lr-drops replaces",
+        ),
+    ],
+)
+def test_one_rule_speaks_to_python_and_to_the_command_line(values, typed, in_python, on_the_command_line):
+    with pytest.raises(ConfigError, match=in_python):
+        FinetuneConfig(**values)
+    given = ["finetune", "lenet5", "--data", "digits", "--budget", "macs=0.5", "--out", "run", *typed]
+    result = CliRunner().invoke(cli, given)
+
+    assert result.exit_code == 2
+    assert on_the_command_line in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["--epochs", "0"], "'--epochs': 0.0 is out of range: give a value in (0, inf)"),
+        (["--epochs", "nan"], "'--epochs': nan is out of range"),
+        (["--seed", "1.5"], "'--seed': '1.5' is no whole number"),
+        (["--seed", "9223372036854775808"], "'--seed': 9223372036854775808: expected int"),
+        (["--align", "wide"], "'--align': 'wide' is out of range: give a value in auto or [1, inf)"),
+        (["--mean", "0.5,inf"], "'--mean': (0.5, inf) is out of range"),
+        (["--input-shape", "3,0"], "'--input-shape': (3, 0) is out of range"),
+        (["--lr-drops", "60;120"], "'--lr-drops': '60;120' is no number"),
+        (["--precision", "fp8"], "'--precision': 'fp8' is not one of 'no', 'bf16', 'fp16'"),
+    ],
+)
+def test_what_cannot_be_typed_is_wrong_usage_that_names_flag_value_and_range(typed, named):
+    result = CliRunner().invoke(cli, ["finetune", "--out", "run", "--resume", *typed])
+
+    assert result.exit_code == 2
+    assert named in " ".join(result.stderr.split())
+
+
+def test_what_a_rule_names_is_there():
+    parameters = {parameter.name for parameter in finetune_command.params}
+
+    for rule in (*FinetuneConfig.rules, *RULES):
+        named = {*re.findall(r"\{(\w+)", rule.sentence), rule.pointless, *rule.unless}
+        assert named <= parameters, rule.sentence

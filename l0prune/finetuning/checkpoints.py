@@ -192,8 +192,8 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
         FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
         for identity in (before, now)
     )
-    for known in asked.differing(settings):
-        before[known.name], now[known.name] = getattr(asked, known.name), getattr(settings, known.name)
+    for name in asked.differing(settings):
+        before[name], now[name] = getattr(asked, name), getattr(settings, name)
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "dense_weights" in differing:
         raise CheckpointError(

@@ -5,40 +5,27 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from l0prune.errors import ConfigError
 from l0prune.options import GATES, MOST_USED, PHASES, RUN, TEACHING, WEIGHTS, Options, Rule, documented, option
 
-__all__ = ["OPTIMIZERS", "FinetuneConfig", "OptimizerDefaults", "Settings"]
-
-
-@dataclass(frozen=True)
-class OptimizerDefaults:
-    """What an optimizer starts from when the user names no numbers.
-
-    Args:
-        lr: Peak learning rate while gates are trained.
-        recovery_lr: Peak learning rate of the recovery of the compact network.
-        weight_decay: Decay of matrices and filters (never of norms and biases).
-    """
-
-    lr: float
-    recovery_lr: float
-    weight_decay: float
+__all__ = ["OPTIMIZERS", "FinetuneConfig", "Settings"]
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerDefaults(lr=0.02, recovery_lr=0.03, weight_decay=1e-4),
-    "adam": OptimizerDefaults(lr=1e-3, recovery_lr=1e-3, weight_decay=0.0),
-    "adamw": OptimizerDefaults(lr=3e-4, recovery_lr=1e-3, weight_decay=0.02),
+    "sgd": {"lr": 0.02, "recovery_lr": 0.03, "weight_decay": 1e-4},
+    "adam": {"lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0},
+    "adamw": {"lr": 3e-4, "recovery_lr": 1e-3, "weight_decay": 0.02},
 }
+"""What each starts from where no numbers are given."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
 
 
-def _by_optimizer(name: str) -> str:
-    """The default of an option that each optimizer has its own of."""
-    return ", ".join(f"{getattr(numbers, name):g} {optimizer}" for optimizer, numbers in OPTIMIZERS.items())
+def _of_optimizer(text: str, name: str, **about: Any) -> Any:
+    """An option that each optimizer has its own default of."""
+    shown = ", ".join(f"{numbers[name]:g} {optimizer}" for optimizer, numbers in OPTIMIZERS.items())
+    return option(None, text, shown=shown, **{"group": WEIGHTS, **about})
 
 
 _most_used = partial(option, group=MOST_USED)
@@ -87,8 +74,8 @@ class FinetuneConfig(Options):
     )
     settle_epochs: float | None = _phases(
         None,
-        "Epochs spent closing, one after another, the gates that the cut takes although training left them open (part of"
-        " `epochs`, at most half of what warm-up and gates leave); 0 cuts them at once.",
+        "Epochs spent closing, one after another, the gates that the cut takes although they are open (part of `epochs`, at"
+        " most half of what the others leave); 0 cuts them at once.",
         within="[0, inf)",
         shown="0",
     )
@@ -97,23 +84,14 @@ class FinetuneConfig(Options):
         "Optimizer of the weights: sgd has Nesterov momentum, adam takes weight decay into the gradient, adamw does not.",
         choices=tuple(OPTIMIZERS),
     )
-    lr: float | None = _most_used(
-        None,
-        "Peak learning rate of the weights while the gates are learned.",
-        within="(0, inf)",
-        shown=_by_optimizer("lr"),
+    lr: float | None = _of_optimizer(
+        "Peak learning rate of the weights while the gates are learned.", "lr", within="(0, inf)", group=MOST_USED
     )
-    recovery_lr: float | None = _weights(
-        None,
-        "Peak learning rate of settling and recovery, which share one schedule.",
-        within="(0, inf)",
-        shown=_by_optimizer("recovery_lr"),
+    recovery_lr: float | None = _of_optimizer(
+        "Peak learning rate of settling and recovery, which share one schedule.", "recovery_lr", within="(0, inf)"
     )
     lr_ramp: float = _weights(
-        0.05,
-        "Share of each stretch of training over which its learning rate rises linearly.",
-        within="[0, 1)",
-        flag=None,
+        0.05, "Share of each stretch of training in which its learning rate rises.", within="[0, 1)", flag=None
     )
     gate_lr_end: float = _weights(
         0.0, "Share of `lr` that is left when the gates are learned; 1 keeps it constant.", within="[0, 1]"
@@ -130,11 +108,8 @@ class FinetuneConfig(Options):
     lr_drop_factor: float = _weights(
         0.2, "What the learning rate is multiplied by at each of `lr_drops`.", within="(0, 1)"
     )
-    weight_decay: float | None = _weights(
-        None,
-        "Weight decay of matrices and filters; norms and biases never decay.",
-        within="[0, inf)",
-        shown=_by_optimizer("weight_decay"),
+    weight_decay: float | None = _of_optimizer(
+        "Weight decay of matrices and filters; norms and biases never decay.", "weight_decay", within="[0, inf)"
     )
     gated_weight_decay: bool = _weights(
         False,
@@ -265,21 +240,17 @@ class FinetuneConfig(Options):
         """
         from l0prune.measuring.alignment import resolve_alignment
 
-        numbers = OPTIMIZERS[self.optimizer]
         warmup, gate, settle, _ = self._lengths(penalised=penalised)
         align = (1 if penalised else "auto") if self.align is None else self.align
-        decision = "soft" if penalised else "binary"
         written_out = {
+            **{name: value for name, value in OPTIMIZERS[self.optimizer].items() if getattr(self, name) is None},
             "warmup_epochs": warmup,
             "gate_epochs": gate,
             "settle_epochs": settle,
             "warmup_fraction": 0.0,
             "gate_fraction": None,
             "settle_fraction": 0.0,
-            "lr": numbers.lr if self.lr is None else self.lr,
-            "recovery_lr": numbers.recovery_lr if self.recovery_lr is None else self.recovery_lr,
-            "weight_decay": numbers.weight_decay if self.weight_decay is None else self.weight_decay,
-            "gate_decision": self.gate_decision or decision,
+            "gate_decision": self.gate_decision or ("soft" if penalised else "binary"),
             "align": resolve_alignment(align),
         }
         return Settings(**{**vars(self), **written_out})
