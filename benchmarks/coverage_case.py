@@ -85,6 +85,7 @@ def check_cut(model: nn.Module, inputs: Any, result: dict[str, Any]) -> None:
     result["prunable_params"] = prunable_share(flow, "params")
     result["prunable_macs"] = prunable_share(flow, "macs")
     result["n_gates"] = flow.n_gates
+    result |= {"tracer": flow.tracer, "refusal": flow.refusal}
     result["unknown_ops"] = flow.unknown_ops
     result["unreached"] = dict(list(flow.unreached.items())[:6])
     compact = _cut(model, flow, result)
@@ -92,6 +93,7 @@ def check_cut(model: nn.Module, inputs: Any, result: dict[str, Any]) -> None:
         record = surgery_of(compact)
         result |= {"exact": True, "max_rel_diff": record.difference.max_rel, "form": record.form}
         result["calls_given_sizes"] = len(record.plan.calls)
+        result["not_compared"] = sum(record.not_compared.values())
         result["kept_params"] = sum(p.numel() for p in compact.parameters()) / result["params"]
         result["smallest_output"] = min(
             (float(t.abs().max()) for t in output_tensors(_run(compact, inputs)) if t.numel()), default=0.0

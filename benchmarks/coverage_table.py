@@ -27,9 +27,12 @@ ONNX_TOLERANCE = 1e-4
 INTRODUCTION = """# Coverage
 
 Written by `make coverage` (benchmarks/coverage.py). Each model runs in a process of its own, with random weights and random norm
-statistics, on two inputs of the smallest size it accepts. It is captured with torch.export, half of its units are closed at
-random, the others get gate values between 0.3 and 1, and the closed units are cut out.
+statistics, on two inputs of the smallest size it accepts. Half of its units are closed at random, the others get gate values
+between 0.3 and 1, and the closed units are cut out.
 
+- **followed by**: what the units come from: the graph of `torch.export`; a `recording` of the ops on each path that inputs are
+  found to take; or the dependency graph of `torch-pruning`.
+- **not compared**: units that moved no output, neither at these weights nor at any drawn anew: the comparison says nothing of them.
 - **exact**: largest difference between the cut model and the gated one, relative to the largest output, in float64 (float32
   beyond 200 M parameters). Above 1e-9 (1e-4 in float32) the model counts as wrong; models that go through float32 on their way
   whatever they are given (the RMSNorm of Llama and its relatives) are judged as float32, and differ by 1e-7.
@@ -72,7 +75,8 @@ def render(records: list[Record], versions: dict[str, str]) -> str:
 
 def _summary(by_model: dict[tuple[str, str], dict[str, Record]]) -> list[str]:
     lines = [
-        "| suite | models | captured | exact | wrong | in place | median params | median MACs | below 0.80 | ONNX agrees | "
+        "| suite | models | followed by torch.export / recording / torch-pruning | exact | wrong | in place "
+        "| median params | median MACs | below 0.80 | ONNX agrees | "
         "torch-pruning ran |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -92,7 +96,14 @@ def _summary(by_model: dict[tuple[str, str], dict[str, Record]]) -> list[str]:
             TITLES[suite].split(":")[0]
             + (f" {suite}" if suite in TITLES and suite not in TITLES[suite].split(":")[0] else "")
         ]
-        cells += [len(cuts), len(captured), len(exact), sum(r.get("exact") is False for r in cuts)]
+        followed = Counter(r["tracer"] for r in captured if "tracer" in r)
+        by = " / ".join(str(followed[name]) for name in ("torch.export", "recording", "torch-pruning"))
+        cells += [
+            len(cuts),
+            by if followed else f"{len(captured)}, by what was not noted",
+            len(exact),
+            sum(r.get("exact") is False for r in cuts),
+        ]
         given = sum(r.get("calls_given_sizes", 0) > 0 for r in exact)
         cells += [
             f"{sum(r.get('form') == 'in-place' for r in exact)} of {len(exact)}"
@@ -109,8 +120,8 @@ def _summary(by_model: dict[tuple[str, str], dict[str, Record]]) -> list[str]:
 
 def _table(rows: dict[str, dict[str, Record]]) -> list[str]:
     lines = [
-        "| model | M params | exact | form | params | MACs | ONNX | seconds | GB | torch-pruning |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|---|",
+        "| model | M params | followed by | exact | not compared | form | params | MACs | ONNX | seconds | GB | torch-pruning |",
+        "|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, checks in sorted(rows.items()):
         cut = checks.get("cut", {})
@@ -119,7 +130,9 @@ def _table(rows: dict[str, dict[str, Record]]) -> list[str]:
         cells = [
             name,
             f"{cut['params'] / 1e6:.2f}" if "params" in cut else "",
+            cut.get("tracer", ""),
             exact if cut else "",
+            str(cut["not_compared"] or "") if "not_compared" in cut else "",
             cut.get("form", "") + (f" ({cut['calls_given_sizes']})" if cut.get("calls_given_sizes") else ""),
             f"{cut['prunable_params']:.4f}" if "prunable_params" in cut else "",
             f"{cut['prunable_macs']:.4f}" if "prunable_macs" in cut else "",
