@@ -13,7 +13,7 @@ from l0prune.cli.request import ModelOptions, RunOptions, model_options
 from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:
-    from l0prune.cost.metrics import Costs
+    from l0prune.cost.kinds import Costs
     from l0prune.flow.channel_flow import ChannelFlow
 
 __all__ = ["LayerRow", "inspect_command", "layer_rows"]
@@ -59,7 +59,7 @@ def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool)
 def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Trace a model and say what was found, as plain data."""
     import l0prune
-    from l0prune.cost.metrics import Costs, metric_names
+    from l0prune.cost.kinds import Costs, metric_names
     from l0prune.cost.widths import Floor
 
     loaded = load(model)
@@ -83,7 +83,7 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
 
 def layer_rows(flow: "ChannelFlow", costs: "Costs") -> list[LayerRow]:
     """One row for each module that owns a parameter, in the order of the model; then what else costs anything."""
-    from l0prune.cost.metrics import metric_names
+    from l0prune.cost.kinds import metric_names
 
     weights: dict[str, str] = {}
     for name in flow.tensors:
@@ -119,7 +119,7 @@ def layer_row(flow: "ChannelFlow", layer: str, weight: str | None, costs: dict[s
 
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
-    from l0prune.cost.metrics import metric_named, metric_names, rounded_up
+    from l0prune.cost.kinds import metric_named, metric_names, rounded_up
 
     out, metrics = console(), metric_names()
     shown = [layer for layer in result["layers"] if layer[metrics[0]] or layer["inputs"] is not None]

@@ -110,7 +110,7 @@ def ratio(after: float, before: float) -> str:
 
 def cost_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """A table's rows of what a network cost before and after: every metric that the result has figures of."""
-    from l0prune.cost.metrics import metric_named, metric_names
+    from l0prune.cost.kinds import metric_named, metric_names
 
     rows = []
     for metric in map(metric_named, metric_names()):

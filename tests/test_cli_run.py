@@ -16,7 +16,7 @@ from tiny_task import network
 import l0prune
 from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
-from l0prune.cost.metrics import rounded_up
+from l0prune.cost.kinds import rounded_up
 from l0prune.errors import ConfigError
 from l0prune.run_directory import RunDirectory
 

@@ -10,9 +10,9 @@ from torch import nn
 
 import l0prune
 from l0prune.cli.main import cli
-from l0prune.cost import metrics
+from l0prune.cost import kinds
 from l0prune.cost.cost import Cost, SidesOn
-from l0prune.cost.metrics import Costs, Metric, metric_named, metric_names, register
+from l0prune.cost.kinds import CostMetric, Costs, metric_named, metric_names, register
 from l0prune.cost.widths import Floor
 from l0prune.errors import BudgetInfeasibleError, ConfigError
 
@@ -57,8 +57,8 @@ class StaircaseCost(Cost):
 @pytest.fixture
 def toy(monkeypatch):
     """The metric, registered for one test."""
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
-    register(Metric("toy", "toy milliseconds", StaircaseCost, MS))
+    monkeypatch.setattr(kinds, "_METRICS", dict(kinds._METRICS))
+    register(CostMetric("toy", "toy milliseconds", StaircaseCost, MS))
 
 
 def network():
@@ -161,7 +161,7 @@ def test_text_that_is_no_amount_is_none(text):
 
 @pytest.mark.parametrize(("text", "amount"), [("12ms", 12.0), ("0.5 ms", 0.5), ("3us", 0.003), ("1.5s", 1500.0)])
 def test_units_that_end_alike_are_told_apart(text, amount):
-    metric = Metric("t", "milliseconds", StaircaseCost, MS)
+    metric = CostMetric("t", "milliseconds", StaircaseCost, MS)
     assert metric.amount(text) == amount
     assert metric.amount(metric.text(amount)) == amount
     assert metric.amount("12") is None

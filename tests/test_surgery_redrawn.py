@@ -160,7 +160,7 @@ def test_other_gate_values_are_tried_without_a_look_at_the_weights(monkeypatch):
     expected, ones = gated(x), torch.ones(gated.n_gates, dtype=torch.float64)
 
     with monkeypatch.context() as patched:
-        patched.setattr("l0prune.gated.origin._sums", lambda model: pytest.fail("all weights are added up"))
+        patched.setattr("l0prune.gated.tensors._sums", lambda model: pytest.fail("all weights are added up"))
         opened = with_values(gated, ones.numpy())
 
     assert difference(opened(x), net(x)) < EXACT

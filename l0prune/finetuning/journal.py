@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from l0prune.cost.metrics import metric_names
+from l0prune.cost.kinds import metric_names
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
 from l0prune.finetuning.preflight import RunPlan
 from l0prune.finetuning.results import Milestone

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from l0prune.cost.metrics import Costs
+from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig, hold_

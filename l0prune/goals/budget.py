@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from l0prune.cost.cost import Cost
-from l0prune.cost.metrics import Costs, metric_named, metric_names, rounded_up
+from l0prune.cost.kinds import Costs, metric_named, metric_names, rounded_up
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import BoolArray, FloatArray, Goal

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from l0prune.cost.metrics import Costs
+from l0prune.cost.kinds import Costs
 from l0prune.gates.bank import GateBank
 from l0prune.goals.selection import align_open, covered
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l0prune.cost.metrics import Costs
+from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gates.bank import GateBank

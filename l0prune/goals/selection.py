@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l0prune.cost.cost import FloatArray, IntArray
-from l0prune.cost.metrics import rounded_up
+from l0prune.cost.kinds import rounded_up
 from l0prune.cost.widths import Floor, Widths, smallest_counts
 from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.flow.costs import Dimension

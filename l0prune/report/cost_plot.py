@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l0prune.cost.metrics import metric_named, metric_names
+from l0prune.cost.kinds import metric_named, metric_names
 from l0prune.pictures import ACCENT, COMPACT, DENSE, GREEN, new_figure
 from l0prune.report.histories import CostHistory
 

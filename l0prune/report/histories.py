@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0prune.cost.metrics import metric_names
+from l0prune.cost.kinds import metric_names
 from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.report import BenchReport
-from l0prune.cost.metrics import metric_named, metric_names
+from l0prune.cost.kinds import metric_named, metric_names
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
 from l0prune.goals.budget import Budgets

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from l0prune.cost.cost import Cost
     from l0prune.flow.channel_flow import ChannelFlow
 
-__all__ = ["COUNTS", "Costs", "Metric", "metric_named", "metric_names", "register", "rounded_up"]
+__all__ = ["COUNTS", "CostMetric", "Costs", "metric_named", "metric_names", "register", "rounded_up"]
 
 COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 """Units of what is counted."""
 
 
 @dataclass(frozen=True)
-class Metric:
+class CostMetric:
     """Something that a network costs.
 
     Attributes:
@@ -76,12 +76,12 @@ def _product_cost(name: str) -> Callable[[ChannelFlow], Cost]:
 
 
 _METRICS = {
-    "macs": Metric("macs", "MACs", _product_cost("macs"), COUNTS),
-    "params": Metric("params", "parameters", _product_cost("params"), COUNTS),
+    "macs": CostMetric("macs", "MACs", _product_cost("macs"), COUNTS),
+    "params": CostMetric("params", "parameters", _product_cost("params"), COUNTS),
 }
 
 
-def register(metric: Metric) -> None:
+def register(metric: CostMetric) -> None:
     """Add a metric, or replace the one of its name."""
     _METRICS[metric.name] = metric
 
@@ -91,7 +91,7 @@ def metric_names() -> tuple[str, ...]:
     return tuple(_METRICS)
 
 
-def metric_named(name: str) -> Metric:
+def metric_named(name: str) -> CostMetric:
     """The metric called `name`.
 
     Raises:
