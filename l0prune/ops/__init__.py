@@ -15,7 +15,8 @@ from l0prune.ops import (
     slicing,
     spatial,
     views,
+    weights,
 )
 
 __all__ = ["convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
-           "recurrent", "reductions", "slicing", "spatial", "views"]  # fmt: skip
+           "recurrent", "reductions", "slicing", "spatial", "views", "weights"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Normalisations: per channel, over channels, over groups of channels; and weights that are normed when they are used.
+"""Normalisations: per channel, over channels, over groups of channels.
 
 A norm over a dimension of units takes its statistics over those that are open; that is what the smaller norm of the compact model
 computes.
@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from l0prune.errors import TraceError
 from l0prune.ops.node import NoRuleError, argument_of, node_shape, set_argument
-from l0prune.ops.operation import InClosedBranch, Normalisation, Op, Operation, operation_of
+from l0prune.ops.operation import InClosedBranch, Normalisation, Op, Operation, another_path
 from l0prune.ops.sizes import Cut, Rewriter
 from l0prune.ops.tracker import IdArray, Labels, NormUse, Places
 from l0prune.ops.weights import places_that_zero
 
-__all__ = ["HALF", "another_path", "masked_norm"]
+__all__ = ["HALF", "masked_norm"]
 
 aten = torch.ops.aten
 Mask = Tensor
@@ -81,13 +80,6 @@ def masked_norm(
     if weight is not None:
         out = out * weight.view(lie)
     return out if bias is None else out + bias.view(lie)
-
-
-def another_path(what: str) -> TraceError:
-    """The error where a call of the forward pass does not fit the traced one."""
-    return TraceError(
-        f"{what}: the model takes another path than when it was traced; trace it with inputs of the kind it is trained on"
-    )
 
 
 def _over_open(
@@ -288,57 +280,3 @@ def group_norm(op: Op) -> Labels:
     if labels[1] is not None:
         op.tracker.tie_rows(labels[1].reshape(groups, -1))
     return labels
-
-
-def _normed_weight(func: Callable[..., Any], mask: Mask, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`g v / |v|`, where closed units of `v` are zero already; zero where they all are."""
-    if len(mask) not in v.shape:
-        raise another_path(
-            f"a weight norm of the forward pass is over {tuple(v.shape)}, the traced one over {len(mask)} units"
-        )
-    norm = torch.norm_except_dim(v, 2, dim)
-    return v * (g / norm.where(norm > 0, 1))
-
-
-def _normed_zeros(op: Op, node: Node, dim: int) -> Places:
-    """A direction times a length: along the dimension of the lengths the scale of the direction is lost."""
-    return places_that_zero(op, argument_of(node, "g" if argument_of(node, "dim") == dim else "v"), dim)
-
-
-@Operation(
-    "_weight_norm",
-    normalises=Normalisation("weight_norm", (torch._weight_norm,), _normed_weight),
-    zeros=_normed_zeros,
-    closed=InClosedBranch.NEEDS_UNITS,
-)
-def weight_norm(op: Op) -> Labels:
-    """`g v / |v|` with one norm for every index of `dim`.
-
-    A gate on `v` makes closed inputs zero before the norm is taken, as if they were not there. So units may be removed along
-    `dim`, and along the dimension that every user of the weight contracts; the norm pins the others.
-    """
-    v, g, dim = op.arg("v"), op.arg("g"), op.arg("dim")
-    op.tracker.count_norm("weight_norm", None)
-    if dim < 0:
-        raise NoRuleError  # one norm for all
-    labels = op.labels(v)
-    op.tracker.tie(labels[dim], op.labels(g)[dim])
-    used = [_use(op.node, user) for user in op.node.users]
-    for d, ids in enumerate(labels):
-        if d == dim or ids is None:
-            continue
-        if used and all(contracted == d for contracted, _ in used):
-            order = op.tracker.n_other_norms["weight_norm"] - 1
-            op.tracker.norms.append(NormUse(op.node.name, "weight_norm", None, order, ids))
-        elif d < 2 or not all(is_convolution for _, is_convolution in used):
-            op.tracker.pin(ids, "statistics are taken over it")
-    return labels
-
-
-def _use(weight: Node, user: Node) -> tuple[int | None, bool]:
-    """The dimension along which an op contracts its weight, and whether it is a convolution."""
-    contracts = operation_of(user.target).contracts
-    used = None if contracts is None else contracts(user)
-    if used is None or used.weight is not weight:
-        return None, False
-    return None if used.dim is None else used.dim % len(node_shape(weight)), used.channel == 1

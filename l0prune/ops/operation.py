@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.errors import TraceError
 from l0prune.ops.node import NoRuleError, argument_of, module_of, node_shape, op_name
 from l0prune.ops.sizes import Cut, Pairs, Rewriter, SizedCall
 from l0prune.ops.tracker import Labels, Places, Tracker
 
-__all__ = ["UNKNOWN", "Contraction", "InClosedBranch", "Normalisation", "Op", "Operation", "Origin", "Result", "Rule", "makers",
-           "norm_called", "operation_of", "operations", "sized_call"]  # fmt: skip
+__all__ = ["UNKNOWN", "Contraction", "InClosedBranch", "Normalisation", "Op", "Operation", "Origin", "Result", "Rule",
+           "another_path", "makers", "norm_called", "operation_of", "operations", "sized_call"]  # fmt: skip
 
 Result: TypeAlias = Labels | list[Labels]
 Rule: TypeAlias = Callable[["Op"], Result]
@@ -67,6 +68,13 @@ class Normalisation:
         """The weight by which a call is known."""
         weight = kwargs.get("weight", args[2] if len(args) > 2 else None) if self.by_weight else None
         return weight if isinstance(weight, Tensor) else None
+
+
+def another_path(what: str) -> TraceError:
+    """The error where a call of the forward pass does not fit the traced one."""
+    return TraceError(
+        f"{what}: the model takes another path than when it was traced; trace it with inputs of the kind it is trained on"
+    )
 
 
 class InClosedBranch(Enum):

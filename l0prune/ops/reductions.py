@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from l0prune.ops.node import NoRuleError, argument_of, node_shape
-from l0prune.ops.norms import HALF, another_path
-from l0prune.ops.operation import Normalisation, Op, Operation, Result
+from l0prune.ops.norms import HALF
+from l0prune.ops.operation import Normalisation, Op, Operation, Result, another_path
 from l0prune.ops.pointwise import pointwise
 from l0prune.ops.tracker import Labels, NormUse, Places
 from l0prune.ops.weights import places_that_zero
