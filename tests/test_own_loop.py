@@ -262,6 +262,16 @@ def test_where_the_cut_fails_the_gated_model_is_as_it_was(monkeypatch):
     assert all(torch.equal(gated.state_dict()[name], tensor) for name, tensor in state.items())
 
 
+def test_costs_may_be_looked_at_in_inference_mode_before_training():
+    gated = injected()
+    with torch.inference_mode():
+        looked = float(gated.expected_cost())
+
+    train(gated)
+
+    assert float(gated.expected_cost().detach()) < looked
+
+
 def test_the_record_of_the_surgery_is_at_hand():
     gated = half_trained()
 

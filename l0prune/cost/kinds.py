@@ -98,7 +98,9 @@ def metric_named(name: str) -> CostMetric:
         ConfigError: there is none.
     """
     if name not in _METRICS:
-        raise ConfigError(f"metric {name!r} is not available; use one of: {', '.join(_METRICS)}")
+        raise ConfigError(
+            f"metric {name!r} is not available; use one of: {', '.join(_METRICS)}, as in the budget macs=0.5"
+        )
     return _METRICS[name]
 
 

@@ -89,7 +89,8 @@ class ProductCost(Cost):
             raise ConfigError(f"open probabilities have shape {tuple(like.shape)}; expected ({self.n_gates},)")
         key = (like.device, like.dtype)
         if key not in self._on:
-            self._on[key] = _TermsOn(self, self._shared, like)
+            with torch.inference_mode(mode=False):  # they are kept, and autograd takes no tensor of inference mode
+                self._on[key] = _TermsOn(self, self._shared, like)
         return self._on[key]
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils import _pytree as pytree
 
-from l0prune.flow.follow import Followed
 from l0prune.flow.removable import input_dependent
-from l0prune.flow.units import Units
-from l0prune.look.capture import Captured
-from l0prune.ops.tracker import IdArray
+
+if TYPE_CHECKING:  # whoever only loads a compact model needs no scipy
+    from l0prune.flow.follow import Followed
+    from l0prune.flow.units import Units
+    from l0prune.look.capture import Captured
+    from l0prune.ops.tracker import IdArray
 
 __all__ = ["CostTerm", "Dimension", "Side", "dimensions_of", "macs_terms", "params_terms"]
 

@@ -179,7 +179,8 @@ class GatedModel(nn.Module):
                 " in the forward pass: put checkpoints inside the model that has the gates, or freeze() them"
             )
         z = self.gates()
-        self._index = self._index.to(z.device)
+        with torch.inference_mode(mode=False):  # it is kept, and autograd takes no tensor of inference mode
+            self._index = self._index.to(z.device)
         extended = torch.cat([z, z.new_ones(1)])[self._index]
         weights = self._gated_weights(extended[: self._n_consumed])
         placed = {place: weight for name, weight in weights.items() for place in self._places[name]}
