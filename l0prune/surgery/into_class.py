@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,23 +14,20 @@ from safetensors import safe_open
 from torch import nn
 
 from l0prune.errors import L0PruneError, PlanMismatchError
-from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.flow.trace import aliases_of, trace
-from l0prune.gated.model import inject
 from l0prune.kept import Kept
 from l0prune.model_call import ModelCall, copy_of
 from l0prune.reading import require_bounded
 from l0prune.sources.compact_folder import CompactFolder
 from l0prune.sources.libraries import drop_auxiliary_heads_
 from l0prune.sources.library_models import LibraryModel
-from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.equivalence import compare
 from l0prune.surgery.graph_model import GraphModel
-from l0prune.surgery.in_place import cut_in_place
 from l0prune.surgery.plan import SurgeryPlan, fingerprint, make_plan, named_tensors
 from l0prune.surgery.record import Surgery
-from l0prune.surgery.ways import ways_to_cut
+
+if TYPE_CHECKING:
+    from l0prune.flow.channel_flow import ChannelFlow
 
 __all__ = [
     "dense_model",
@@ -93,6 +91,11 @@ def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Itera
         plan: The cut; its tensors stand.
         call: Inputs that the model runs on.
     """
+    from l0prune.flow.trace import trace  # not for those who only load a graph: it takes scipy and torch-pruning
+    from l0prune.gated.model import inject
+    from l0prune.surgery.attributes import GUESSES, find_attributes
+    from l0prune.surgery.ways import ways_to_cut
+
     if plan.attributes:
         yield from _cut(base, replace(plan, attributes=()))
     yield from _cut(base, plan)
@@ -113,6 +116,8 @@ def ways_to_replay(base: nn.Module, plan: SurgeryPlan, call: ModelCall) -> Itera
 
 def _cut(base: nn.Module, plan: SurgeryPlan) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
     """The model cut in place; nothing if its class cannot be."""
+    from l0prune.surgery.in_place import cut_in_place
+
     try:
         compact = cut_in_place(base, plan)
     except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
@@ -134,6 +139,8 @@ def _kept_units(flow: ChannelFlow, plan: SurgeryPlan) -> Kept:
 
 def _known(cuts: Mapping[str, TensorCut], model: nn.Module) -> dict[str, TensorCut]:
     """The cuts of tensors that a model has, by their first name."""
+    from l0prune.flow.trace import aliases_of
+
     aliases, tensors = aliases_of(model), named_tensors(model)
     return {aliases.get(name, name): cut for name, cut in cuts.items() if name in tensors}
 
