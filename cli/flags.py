@@ -28,7 +28,6 @@ __all__ = [
     "flag_of",
     "flags_of",
     "given",
-    "number",
     "threads_option",
     "whole",
 ]
@@ -84,11 +83,6 @@ class Typed(click.ParamType):
 def whole(within: str) -> Typed:
     """A whole number, where it lies as in "[1, inf)"."""
     return Typed(Option(kind=int, within=within))
-
-
-def number(within: str) -> Typed:
-    """A number, where it lies as in "(0, 1]"."""
-    return Typed(Option(kind=float, within=within))
 
 
 THREADS = whole(f"[1, {most_threads()}]")
@@ -213,40 +207,26 @@ def flag(name: str, value: str = "") -> str:
     return f"{typed} {value}".strip()
 
 
+def _remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG_KEY] = value
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    callback=_remember,
+    expose_value=False,
+    is_eager=True,
+    help="Show the traceback of an error.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."
+)
+
+
 def common_options(command: Command) -> Command:
     """Add `--json` (received as `as_json`) and `--debug`."""
-    options = (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
-        debug_option,
-    )
-    return apply(options, command)
-
-
-def debug_option(command: Command) -> Command:
-    """Add `--debug`, which shows the traceback of an error."""
-
-    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        ctx.meta[DEBUG_KEY] = value
-
-    return click.option(
-        "--debug",
-        is_flag=True,
-        callback=remember,
-        expose_value=False,
-        is_eager=True,
-        help="Show the traceback of an error.",
-    )(command)
-
-
-def threads_option(command: Command) -> Command:
-    """Add `--threads`, which limits torch at once."""
-    return click.option(
-        "--threads",
-        type=THREADS,
-        callback=_set_threads,
-        expose_value=False,
-        help="CPU threads torch may use.  [default: torch's choice]",
-    )(command)
+    return json_option(debug_option(command))
 
 
 def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
@@ -255,6 +235,16 @@ def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None
         import torch
 
         torch.set_num_threads(value)
+
+
+threads_option = click.option(
+    "--threads",
+    type=THREADS,
+    callback=_set_threads,
+    expose_value=False,
+    help="CPU threads torch may use.  [default: torch's choice]",
+)
+"""Add `--threads`, which limits torch at once."""
 
 
 def apply(options: tuple[Decorator, ...], command: Command) -> Command:

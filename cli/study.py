@@ -17,7 +17,7 @@ def study_command() -> None:
 
 
 @study_command.command("gradients")
-@click.option("--samples", type=whole("[2, inf)"), default=1_000_000, show_default=True, help="Samples a point.")
+@click.option("--samples", type=whole("[2, inf)"), default=1_000_000, show_default=True, help="Samples of each point.")
 @click.option("--seed", type=whole("[0, inf)"), default=0, show_default=True, help="Seed of the samples.")
 @click.option("--out", type=FilePath(file_okay=False), help="Directory for gradients.json and pictures.")
 @threads_option

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from l0prune.cli.flags import Decorator
 from l0prune.cli.output import note
 from l0prune.cli.request import ModelOptions
 from l0prune.errors import UntrustedCodeError
@@ -132,9 +131,7 @@ def is_remembered(call: FactoryCall) -> bool:
         return False
 
 
-def trust_option(command: Any) -> Any:
-    """Add `--trust`."""
-    option: Decorator = click.option(
-        "--trust", is_flag=True, help="Run the factories that RUN names, though you have not typed them yourself."
-    )
-    return option(command)
+trust_option = click.option(
+    "--trust", is_flag=True, help="Run the factories that RUN names, though you have not typed them yourself."
+)
+"""Add `--trust`."""

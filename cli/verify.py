@@ -1,92 +1,69 @@
 """`l0prune verify`: close random units, cut them, export, and compare all three; needs no data."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from l0prune.cli.flags import GroupedCommand, common_options, flag_of, number, threads_option, whole
+from l0prune.cli.flags import GroupedCommand, chosen, common_options, flags_of, threads_option
 from l0prune.cli.loading import load
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.process import EXIT_ERROR
 from l0prune.cli.request import ModelOptions, model_options
 from l0prune.cli.trust import model_call, remember
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import alignment
+from l0prune.options import Options, documented, option
 
 __all__ = ["verify_command"]
 
 
+@documented
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """What is cut, and how it is compared."""
+
+    closed: float = option(0.5, "Share of units to close.", within="[0, 1)")
+    seed: int = option(0, "Seed of the choice and of the random inputs.", within="[0, inf)")
+    align: int | str | None = alignment(
+        "Round kept widths to a multiple of this number; auto takes what suits this CPU."
+    )
+    gate: str | None = option(
+        None, "Let gates of this family decide, worth their test-time values.", shown="any values", metavar="NAME"
+    )
+    double: bool = option(False, "Compute in float64.")
+    no_onnx: bool = option(False, "Leave out the ONNX export.")
+
+
 @click.command("verify", cls=GroupedCommand)
 @model_options()
-@click.option(
-    "--closed",
-    type=number("[0, 1)"),
-    default=0.5,
-    show_default=True,
-    help="Share of units to close.",
-)
-@click.option(
-    "--seed",
-    type=whole("[0, inf)"),
-    default=0,
-    show_default=True,
-    help="Seed of the choice and of the random inputs.",
-)
-@flag_of(
-    FinetuneConfig, "align", group="", help="Round kept widths to a multiple of N; auto takes what suits this CPU."
-)
-@click.option(
-    "--gate",
-    metavar="NAME",
-    help="Let gates of this family decide, worth their test-time values.  [default: any values]",
-)
-@click.option("--double", is_flag=True, help="Compute in float64.")
-@click.option("--no-onnx", is_flag=True, help="Leave out the ONNX export.")
+@flags_of(VerifyOptions)
 @threads_option
 @common_options
 @click.pass_context
-def verify_command(
-    ctx: click.Context,
-    model: ModelOptions,
-    closed: float,
-    seed: int,
-    align: str | int | None,
-    gate: str | None,
-    double: bool,
-    no_onnx: bool,
-    as_json: bool,
-) -> None:
+def verify_command(ctx: click.Context, /, model: ModelOptions, as_json: bool, **values: Any) -> None:
     """Cut random units out of a model, export it, and compare; needs no data.
 
     Exit code 1 means that the cut is not exact, that no output reacts to it, or that the ONNX file differs or could be written
     for the dense model only. A model that ONNX cannot hold at all is no error.
     """
     with working():
-        result = verify_model(model, closed=closed, seed=seed, align=align, gate=gate, double=double, onnx=not no_onnx)
+        result = verify_model(model, chosen(VerifyOptions, values))
     show(result, as_json, lambda: print_verification(result))
     if not result["exact"]:
         click.echo(f"error: {model.spec}: {what_differs(result)}", err=True)
         ctx.exit(EXIT_ERROR)
 
 
-def verify_model(
-    model: ModelOptions,
-    *,
-    closed: float,
-    seed: int,
-    align: str | int | None,
-    gate: str | None,
-    double: bool,
-    onnx: bool,
-) -> dict[str, Any]:
+def verify_model(model: ModelOptions, options: VerifyOptions) -> dict[str, Any]:
     """Load and verify a model; the report as plain data."""
     import l0prune
 
     loaded = load(model)
     remember(model_call(model))
-    report = l0prune.verify(
-        loaded.model, loaded.example_inputs, closed=closed, seed=seed, align=align, onnx=onnx, double=double, gate=gate
-    )
-    return {"model": model.spec, "gate": gate, **report.to_json()}
+    given = asdict(options)
+    onnx = not given.pop("no_onnx")
+    report = l0prune.verify(loaded.model, loaded.example_inputs, onnx=onnx, **given)
+    return {"model": model.spec, "gate": options.gate, **report.to_json()}
 
 
 def what_differs(result: dict[str, Any]) -> str:

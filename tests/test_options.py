@@ -17,6 +17,7 @@ from l0prune.cli.bench import BenchOptions
 from l0prune.cli.finetune import RULES, finetune_command
 from l0prune.cli.main import cli
 from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.verify import VerifyOptions
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import GROUPS, Option, Options, Rule, documented, option, options_of
@@ -27,7 +28,7 @@ from option_page import PAGE, page
 
 sys.path.pop()
 
-ALL = (ModelOptions, RunOptions, FinetuneConfig, BenchOptions)
+ALL = (ModelOptions, RunOptions, FinetuneConfig, BenchOptions, VerifyOptions)
 
 
 @documented
@@ -169,7 +170,7 @@ def test_every_option_is_declared_in_full(kind):
     for known in options_of(kind).values():
         assert known.help.endswith("."), known.name
         assert known.help[0].isupper(), known.name
-        assert known.group in (("",) if kind is BenchOptions else GROUPS), known.name
+        assert known.group in (GROUPS if kind in ALL[:3] else ("",)), known.name
         assert known.about(lambda other, kind=kind: options_of(kind)[other].name)
         assert known.accept(known.default) == known.default
         assert f"{known.name}: " in (kind.__doc__ or "")

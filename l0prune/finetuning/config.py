@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from l0prune.errors import ConfigError
 from l0prune.options import GATES, MOST_USED, PHASES, RUN, TEACHING, WEIGHTS, Options, Rule, documented, option
 
-__all__ = ["OPTIMIZERS", "FinetuneConfig", "Settings"]
+__all__ = ["OPTIMIZERS", "FinetuneConfig", "Settings", "alignment"]
 
 
 OPTIMIZERS = {
@@ -26,6 +26,11 @@ def _of_optimizer(text: str, name: str, **about: Any) -> Any:
     """An option that each optimizer has its own default of."""
     shown = ", ".join(f"{numbers[name]:g} {optimizer}" for optimizer, numbers in OPTIMIZERS.items())
     return option(None, text, shown=shown, **{"group": WEIGHTS, **about})
+
+
+def alignment(text: str, **about: Any) -> Any:
+    """An option that says what widths are rounded to."""
+    return option(None, text, within="auto or [1, inf)", metavar="AUTO|N", **about)
 
 
 _most_used = partial(option, group=MOST_USED)
@@ -169,13 +174,11 @@ class FinetuneConfig(Options):
         within="[0, inf)",
         flag=None,
     )
-    align: int | str | None = _gates(
-        None,
+    align: int | str | None = alignment(
         "Round kept widths to a multiple of this number, but for one that fills the budget; auto takes what onnxruntime"
         " likes on this CPU, measured once.",
-        within="auto or [1, inf)",
+        group=GATES,
         shown="auto; 1 with a penalty",
-        metavar="AUTO|N",
     )
     seed: int = _run(
         0, "Seed of everything random; batches given in Python have an order of their own.", within="[0, inf)"
