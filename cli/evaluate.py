@@ -119,9 +119,9 @@ def evaluate_run(
     run = open_finished(path, trust=trust)
     own, arguments = run.request.run, task_args or {}
     spec = data_spec or own.data
+    run.require_typed(data=data_spec is None, task=task is None)
     if task is None:
         task, arguments = own.task, {**own.task_args, **arguments}
-    run.require_typed(data=data_spec is None, task=task == own.task)
     loaded = dense_model(run)
     case = load_case(loaded, run.request.model, spec, task=task, task_args=arguments)
     scores = {"dense": case.score(loaded.model, batch_size=batch_size)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from l0prune.errors import ConfigError, TraceError
+from l0prune.errors import TraceError
 from l0prune.tensor_names import named_tensors, unique
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "copy_of",
     "evaluation_mode",
     "fresh",
-    "logits_of",
     "output_names",
     "output_tensors",
     "plain_mappings",
@@ -256,27 +255,6 @@ def output_tensors(output: Any) -> list[Tensor]:
 def output_names(output: Any) -> list[str]:
     """A name for each of `output_tensors`: its key or field where it has one, else `output`, `output_0` ..."""
     return unique(name for name, _ in named_tensors(output, "output"))
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: its attribute or key `logits`, or else its first tensor.
-
-    Args:
-        output: As of a module; or a numpy array, which shares its memory with the result.
-
-    Raises:
-        ConfigError: if there is no tensor to be found.
-    """
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    found = output_tensors(output if named is None else named)
-    if found:
-        return found[0]
-    if hasattr(output, "__array__"):
-        return torch.as_tensor(output)
-    raise ConfigError(
-        f"there are no logits in an output of type {type(output).__name__}: return a tensor, an object with `logits`, or a"
-        " sequence that starts with a tensor; to train on a loss of your own without them, set distillation=0"
-    )
 
 
 @contextmanager

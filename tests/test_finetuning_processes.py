@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from test_finetuning_processes import CASES
 
 out = Path(sys.argv[1])
-result = run(out=out / "run", evaluate=accuracy, **CASES[sys.argv[2]]())
+result = run(out=out / "run", **{"evaluate": accuracy, **CASES[sys.argv[2]]()})
 state = PartialState()
 tensors = {**result.compact.state_dict(), "log_alpha": result.gated.gates.log_alpha.detach()}
 tensors["n_processes"] = torch.tensor(state.num_processes)
@@ -56,7 +56,21 @@ def plain_case():
     return {"gated": gated, "config": config, "budget": None, "penalty": l0prune.Penalty(0.5)}
 
 
-CASES = {"budget": dict, "penalty": plain_case}
+def tokens_case():
+    """Texts of unequal length: the rows of one process have more tokens that count than those of the other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, N_CLASSES)).eval()
+        ids = torch.randint(0, 9, (6, 8, 5))
+    labels = (ids % N_CLASSES).masked_fill(torch.arange(5) > torch.arange(8).unsqueeze(1) % 8, -100)
+    gated = l0prune.inject(net, l0prune.trace(net, ids[0]))
+    budget, config = l0prune.Budget("macs", 0.6), replace(QUICK, gate_lr=0.3, settle_epochs=0, salience_batches=0)
+    batches = list(zip(ids, labels, strict=True))
+    parts = {"gated": gated, "batches": batches, "config": config, "budget": budget}
+    return {**parts, "loss": None, "task": "tokens", "evaluate": None}
+
+
+CASES = {"budget": dict, "penalty": plain_case, "tokens": tokens_case}
 
 
 def launched(tmp_path: Path, case: str) -> dict[str, torch.Tensor]:
@@ -88,6 +102,16 @@ def test_two_processes_under_a_penalty_train_as_one(tmp_path):
     torch.testing.assert_close(found["log_alpha"], alone.gated.gates.log_alpha.detach(), atol=1e-4, rtol=0)
     for name, value in alone.compact.state_dict().items():
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_with_unequal_numbers_of_tokens_train_as_one(tmp_path):
+    found = launched(tmp_path, "tokens")
+
+    alone = run(**tokens_case())
+    assert 0 < alone.n_open < alone.gated.n_gates
+    for name, value in alone.compact.state_dict().items():
+        torch.testing.assert_close(found[name], value, atol=3e-5, rtol=0)
 
 
 @pytest.mark.slow

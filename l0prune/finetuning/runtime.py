@@ -100,9 +100,9 @@ class Runtime:
             self._average_([tensor])
 
     def average_buffers_(self, model: nn.Module) -> None:
-        """Replace each floating-point buffer (running statistics) by its mean over the processes."""
+        """Replace each floating-point buffer (running statistics) by its mean over the processes; gates are the same in all."""
         if self.n_processes > 1:
-            self._average_([b for b in model.buffers() if b.is_floating_point()])
+            self._average_([b for b in model.buffers() if b.is_floating_point() and not b.requires_grad])
 
     def broadcast_(self, model: nn.Module) -> None:
         """Give all processes the main one's parameters and buffers."""
