@@ -32,7 +32,7 @@ between 0.3 and 1, and the closed units are cut out.
 
 - **followed by**: what the units come from: the graph of `torch.export`; a `recording` of the ops on each path that inputs are
   found to take; or the dependency graph of `torch-pruning`.
-- **not compared**: units that moved no output, neither at these weights nor at any drawn anew: the comparison says nothing of them.
+- **not compared**: units that moved no output, neither at these weights nor at any drawn anew: it does not cover them.
 - **exact**: largest difference between the cut model and the gated one, relative to the largest output, in float64 (float32
   beyond 200 M parameters). Above 1e-9 (1e-4 in float32) the model counts as wrong; models that go through float32 on their way
   whatever they are given (the RMSNorm of Llama and its relatives) are judged as float32, and differ by 1e-7.

@@ -11,7 +11,7 @@ import click
 from l0prune.cli.flags import Command, Decorator, apply, chosen, flag, flags_of
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.finetuning.config import FinetuneConfig, Settings
-from l0prune.gates.registry import gate_names
+from l0prune.gates.registry import family_names
 from l0prune.options import GATES, MODEL, MOST_USED, RUN, Options, documented, option, options_of, plain
 from l0prune.reading import shortened
 from l0prune.tasks.registry import task_names
@@ -123,7 +123,11 @@ class RunOptions(Options):
         None, "Crop and mirror training images at random.", group=MODEL, shown="images in colour only"
     )
     gate: str = option(
-        "hard-concrete", f"Distribution of the gates: {', '.join(gate_names())}.", group=GATES, metavar="NAME"
+        "hard-concrete",
+        f"Distribution of the gates: {', '.join(family_names())}. With -st behind it, samples are rounded and gradients pass"
+        " straight through; with -stretched, the mixtures (mdr) reach 0 and 1.",
+        group=GATES,
+        metavar="NAME",
     )
     gate_args: dict[str, Any] = option(
         {}, "Parameter of this distribution, as in temperature=0.5; repeatable.", group=GATES, flag="--gate-arg"

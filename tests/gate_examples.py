@@ -1,13 +1,13 @@
 """The gate distributions that the laws in the tests run over."""
 
-from l0prune.gates.annealed import ContinuousSparsification
 from l0prune.gates.binary import StraightThroughGate
-from l0prune.gates.concrete import BinaryConcrete
-from l0prune.gates.exact_k import ExactK
-from l0prune.gates.hard_concrete import HardConcrete
-from l0prune.gates.mdr_exponential import MdrExponential
-from l0prune.gates.mdr_exponential_uniform import MdrExponentialUniform
-from l0prune.gates.mdr_power import MdrPower
+from l0prune.gates.families.concrete import BinaryConcrete
+from l0prune.gates.families.continuous_sparsification import ContinuousSparsification
+from l0prune.gates.families.exact_k import ExactK
+from l0prune.gates.families.hard_concrete import HardConcrete
+from l0prune.gates.families.mdr_exponential import MdrExponential
+from l0prune.gates.families.mdr_exponential_uniform import MdrExponentialUniform
+from l0prune.gates.families.mdr_power import MdrPower
 from l0prune.gates.stretched import StretchedGate
 
 CLIPPED = {

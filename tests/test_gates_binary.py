@@ -7,10 +7,10 @@ import torch
 from gate_examples import BINARY
 
 from l0prune.errors import ConfigError
-from l0prune.gates.annealed import ContinuousSparsification
 from l0prune.gates.binary import StraightThroughGate
-from l0prune.gates.exact_k import ExactK
-from l0prune.gates.hard_concrete import HardConcrete
+from l0prune.gates.families.continuous_sparsification import ContinuousSparsification
+from l0prune.gates.families.exact_k import ExactK
+from l0prune.gates.families.hard_concrete import HardConcrete
 
 STRAIGHT_THROUGH = {name: gate for name, gate in BINARY.items() if isinstance(gate, StraightThroughGate)}
 each_binary = pytest.mark.parametrize("gate", BINARY.values(), ids=BINARY.keys())

@@ -7,8 +7,8 @@ import torch
 from scipy import integrate
 
 from l0prune.errors import ConfigError
-from l0prune.gates.concrete import BinaryConcrete
 from l0prune.gates.exp_concrete import Concrete, ExpConcrete, conservative_temperature
+from l0prune.gates.families.concrete import BinaryConcrete
 
 
 def double(*values):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from gate_examples import CLIPPED
 
-from l0prune.gates.concrete import BinaryConcrete
-from l0prune.gates.hard_concrete import HardConcrete
+from l0prune.gates.families.concrete import BinaryConcrete
+from l0prune.gates.families.hard_concrete import HardConcrete
 from l0prune.gates.stretched import StretchedGate
 
 EXAMPLES = {name: gate for name, gate in CLIPPED.items() if isinstance(gate, HardConcrete)}

@@ -7,8 +7,8 @@ from test_gates_in_models import traced
 import l0prune
 from l0prune.gated import training
 from l0prune.gates.bank import GateBank
-from l0prune.gates.concrete import BinaryConcrete
-from l0prune.gates.hard_concrete import HardConcrete
+from l0prune.gates.families.concrete import BinaryConcrete
+from l0prune.gates.families.hard_concrete import HardConcrete
 from l0prune.gates.optimizer import hold_
 from l0prune.gates.registry import gate_distribution, gate_names
 

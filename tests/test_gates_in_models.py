@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import l0prune
-from l0prune.gates.annealed import ContinuousSparsification
 from l0prune.gates.bank import GateBank
-from l0prune.gates.exact_k import ExactK
-from l0prune.gates.mdr_power import MdrPower
+from l0prune.gates.families.continuous_sparsification import ContinuousSparsification
+from l0prune.gates.families.exact_k import ExactK
+from l0prune.gates.families.mdr_power import MdrPower
 from l0prune.gates.registry import gate_names
 
 STEPS = 200

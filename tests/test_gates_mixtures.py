@@ -7,9 +7,9 @@ import torch
 from gate_examples import MIXTURES
 
 from l0prune.errors import ConfigError
-from l0prune.gates.mdr_exponential import MdrExponential
-from l0prune.gates.mdr_exponential_uniform import MdrExponentialUniform
-from l0prune.gates.mdr_power import MdrPower
+from l0prune.gates.families.mdr_exponential import MdrExponential
+from l0prune.gates.families.mdr_exponential_uniform import MdrExponentialUniform
+from l0prune.gates.families.mdr_power import MdrPower
 from l0prune.gates.stretched import StretchedGate
 
 each_mixture = pytest.mark.parametrize("gate", MIXTURES.values(), ids=MIXTURES.keys())

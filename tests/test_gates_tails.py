@@ -7,14 +7,14 @@ import torch
 
 import l0prune
 from l0prune.errors import ConfigError
-from l0prune.gates import exact_k
-from l0prune.gates.annealed import ContinuousSparsification
-from l0prune.gates.exact_k import ExactK
 from l0prune.gates.exp_concrete import Concrete, ExpConcrete
-from l0prune.gates.hard_concrete import HardConcrete
-from l0prune.gates.mdr_exponential import MdrExponential
-from l0prune.gates.mdr_exponential_uniform import MdrExponentialUniform
-from l0prune.gates.mdr_power import MdrPower
+from l0prune.gates.families import exact_k
+from l0prune.gates.families.continuous_sparsification import ContinuousSparsification
+from l0prune.gates.families.exact_k import ExactK
+from l0prune.gates.families.hard_concrete import HardConcrete
+from l0prune.gates.families.mdr_exponential import MdrExponential
+from l0prune.gates.families.mdr_exponential_uniform import MdrExponentialUniform
+from l0prune.gates.families.mdr_power import MdrPower
 from l0prune.gates.numerics import gumbel_noise, random_words
 from l0prune.gates.registry import gate_distribution, gate_names
 from l0prune.gates.stretched import StretchedGate

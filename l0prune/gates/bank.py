@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import GateDistribution
-from l0prune.gates.hard_concrete import HardConcrete
+from l0prune.gates.families.hard_concrete import HardConcrete
 
 __all__ = ["LOCATION_BOUND", "GateBank"]
 

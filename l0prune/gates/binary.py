@@ -19,6 +19,7 @@ class ZeroOneGate(GateDistribution):
     """A gate that is 1 with probability `prob_open` and 0 otherwise; nothing in between, so there is no density."""
 
     estimators: ClassVar[tuple[str, ...]] = ("median", "mean")
+    is_relaxed: ClassVar[bool] = False
 
     def prob_one(self, log_alpha: Tensor) -> Tensor:
         """P(z = 1), the same as `prob_open`."""

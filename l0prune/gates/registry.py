@@ -1,10 +1,11 @@
-"""Gate distributions by name; the names are known without loading torch."""
+"""Gate distributions by name. A family is a file of families/, so that their names are known without loading torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.errors import ConfigError
@@ -12,30 +13,24 @@ from l0prune.errors import ConfigError
 if TYPE_CHECKING:
     from l0prune.gates.distribution import GateDistribution
 
-__all__ = ["gate_distribution", "gate_names"]
+__all__ = ["family_names", "gate_distribution", "gate_names"]
 
-_RELAXED = {
-    "hard-concrete": ("hard_concrete", "HardConcrete"),
-    "concrete": ("concrete", "BinaryConcrete"),
-    "mdr-exponential": ("mdr_exponential", "MdrExponential"),
-    "mdr-exponential-uniform": ("mdr_exponential_uniform", "MdrExponentialUniform"),
-    "mdr-power": ("mdr_power", "MdrPower"),
-}
-_FAMILIES = {
-    **_RELAXED,
-    "exact-k": ("exact_k", "ExactK"),
-    "continuous-sparsification": ("annealed", "ContinuousSparsification"),
-}
-# However far a stretched mixture is shut, its component at 0 reaches beyond the clip: at these temperatures and this
-# stretch a shut gate still counts 4 to 5 % in the expected cost, at the temperatures of the plain mixtures 7 to 9 %.
-_STRETCHED = {"mdr-exponential": 15.0, "mdr-exponential-uniform": 20.0, "mdr-power": 40.0}
+_STRETCHED, _STRAIGHT = "-stretched", "-st"
 _STRETCH = (-0.4, 1.4)
 
 
+def family_names() -> tuple[str, ...]:
+    """Names of the families, sorted."""
+    files = Path(__file__).with_name("families").glob("[!_]*.py")
+    return tuple(sorted(file.stem.replace("_", "-") for file in files))
+
+
 def gate_names() -> tuple[str, ...]:
-    """Names that `gate_distribution` understands, sorted."""
-    stretched = [f"{name}-stretched" for name in _STRETCHED]
-    return tuple(sorted([*_FAMILIES, *stretched, *(f"{name}-st" for name in _RELAXED)]))
+    """Names that `gate_distribution` understands, sorted: of the families, and of their stretched and straight-through forms."""
+    families = {name: _family(name) for name in family_names()}
+    stretched = [name + _STRETCHED for name, family in families.items() if family.stretched_temperature is not None]
+    straight = [name + _STRAIGHT for name, family in families.items() if family.is_relaxed]
+    return tuple(sorted([*families, *stretched, *straight]))
 
 
 def gate_distribution(name: str | GateDistribution, **parameters: Any) -> GateDistribution:
@@ -54,9 +49,8 @@ def gate_distribution(name: str | GateDistribution, **parameters: Any) -> GateDi
         return _own_distribution(name, parameters)
     if name not in gate_names():
         raise ConfigError(f"unknown gate {name!r}; use one of: {', '.join(gate_names())}")
-    stretched, passed = name.endswith("-stretched"), name.endswith("-st")
-    plain = name.removesuffix("-stretched").removesuffix("-st")
-    family = _family(plain)
+    stretched, straight = name.endswith(_STRETCHED), name.endswith(_STRAIGHT)
+    family = _family(name.removesuffix(_STRETCHED).removesuffix(_STRAIGHT))
     known = {field.name for field in fields(family)} - {"k"} | ({"stretch"} if stretched else set())
     unknown = sorted(parameters.keys() - known)
     if unknown:
@@ -66,9 +60,9 @@ def gate_distribution(name: str | GateDistribution, **parameters: Any) -> GateDi
         from l0prune.gates.stretched import StretchedGate
 
         stretch = given.pop("stretch", _STRETCH)
-        return StretchedGate(family(**{"temperature": _STRETCHED[plain], **given}), stretch=stretch)
+        return StretchedGate(family(**{"temperature": family.stretched_temperature, **given}), stretch=stretch)
     gate: GateDistribution = family(**given)
-    if passed:
+    if straight:
         from l0prune.gates.binary import StraightThroughGate
 
         return StraightThroughGate(gate)
@@ -91,5 +85,6 @@ def _own_distribution(gate: Any, parameters: Mapping[str, Any]) -> GateDistribut
 
 
 def _family(name: str) -> Any:
-    module, family = _FAMILIES[name]
-    return getattr(import_module(f"l0prune.gates.{module}"), family)
+    """The class in the file of that name, which bears it."""
+    module = import_module(f"l0prune.gates.families.{name.replace('-', '_')}")
+    return next(value for value in vars(module).values() if isinstance(value, type) and vars(value).get("name") == name)

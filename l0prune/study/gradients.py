@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from l0prune.errors import ConfigError
-from l0prune.gates.concrete import BinaryConcrete
 from l0prune.gates.distribution import GateDistribution
-from l0prune.gates.mdr_exponential import MdrExponential
-from l0prune.gates.mdr_exponential_uniform import MdrExponentialUniform
-from l0prune.gates.mdr_power import MdrPower
+from l0prune.gates.families.concrete import BinaryConcrete
+from l0prune.gates.families.mdr_exponential import MdrExponential
+from l0prune.gates.families.mdr_exponential_uniform import MdrExponentialUniform
+from l0prune.gates.families.mdr_power import MdrPower
 
 __all__ = ["FAMILIES", "Family", "GradientPoint", "gradient_points"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l0prune.errors import ConfigError
 from l0prune.gates.distribution import Parameter, as_number, as_scalar
-from l0prune.gates.mdr_exponential import exponential_cdf_slope, exponential_root, require_single_precision
+from l0prune.gates.families.mdr_exponential import exponential_cdf_slope, exponential_root, require_single_precision
 from l0prune.gates.mixture import MixtureGate
 from l0prune.gates.numerics import fast_exp, find_root
 
@@ -34,6 +34,7 @@ class MdrExponentialUniform(MixtureGate):
     floor: float = 0.05
 
     name: ClassVar[str] = "mdr-exponential-uniform"
+    stretched_temperature: ClassVar[float | None] = 20.0
 
     def __post_init__(self) -> None:
         """Check both parameters."""

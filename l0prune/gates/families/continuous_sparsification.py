@@ -39,6 +39,7 @@ class ContinuousSparsification(GateDistribution):
     name: ClassVar[str] = "continuous-sparsification"
     estimators: ClassVar[tuple[str, ...]] = ("rounded", "mean")
     threshold: ClassVar[float] = 0.5
+    is_relaxed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check both temperatures."""

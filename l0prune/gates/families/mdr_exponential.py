@@ -33,6 +33,7 @@ class MdrExponential(MixtureGate):
     temperature: Parameter = 11.0
 
     name: ClassVar[str] = "mdr-exponential"
+    stretched_temperature: ClassVar[float | None] = 15.0
 
     def __post_init__(self) -> None:
         """Check the temperature."""

@@ -36,6 +36,7 @@ class MdrPower(MixtureGate):
     temperature: Parameter = 20.0
 
     name: ClassVar[str] = "mdr-power"
+    stretched_temperature: ClassVar[float | None] = 40.0
 
     def __post_init__(self) -> None:
         """Check the temperature."""
