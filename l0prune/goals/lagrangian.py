@@ -13,6 +13,7 @@ from l0prune.cost.cost import Cost
 from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import FloatArray, Pursuit
+from l0prune.options import Options, documented, option
 
 __all__ = ["ConstrainedPursuit", "Constraint", "ConstraintConfig"]
 
@@ -22,40 +23,28 @@ _TREND_DECAY = 0.8
 _STATE = ("_step", "multiplier", "_log_level", "_violation", "_trend", "_initial_cost", "expected_cost", "hard_cost")
 
 
+@documented
 @dataclass(frozen=True)
-class ConstraintConfig:
-    """Settings of the target's ramp and the multiplier's controller; the defaults suit 300 to 5000 steps.
+class ConstraintConfig(Options):
+    """Settings of the target's ramp and the multiplier's controller; the defaults suit 300 to 5000 steps."""
 
-    Attributes:
-        ramp: share of the steps in which the target goes down from the initial cost to the budget, in [0, 1].
-        smoothness: shape of the ramp, in [0, 1]: 0 is linear, 1 is a cosine, between them their blend.
-        initial_multiplier: where the multiplier's level starts, > 0.
-        gain: how fast the logarithm of the multiplier grows with the violation, >= 0.
-        lookahead: steps by which the violation is extrapolated along its trend, >= 0.
-        integral_time: share of the steps after which a steady violation has moved the level as far as it moves the
-            multiplier at once, > 0.
-        slack: the multiplier is zero where the extrapolated cost is this far under the target, > 0.
-    """
-
-    ramp: float = 0.7
-    smoothness: float = 0.5
-    initial_multiplier: float = 5.0
-    gain: float = 100.0
-    lookahead: float = 20.0
-    integral_time: float = 0.1
-    slack: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("ramp", "smoothness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number in [0, 1]")
-        for name in ("gain", "lookahead"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number >= 0")
-        for name in ("initial_multiplier", "integral_time", "slack"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"constraint {name} is {getattr(self, name)!r}; expected a number > 0")
+    ramp: float = option(
+        0.7, "Share of the steps in which the target goes down from the initial cost to the budget.", within="[0, 1]"
+    )
+    smoothness: float = option(
+        0.5, "Shape of the ramp: 0 is linear, 1 is a cosine, between them their blend.", within="[0, 1]"
+    )
+    initial_multiplier: float = option(5.0, "Where the multiplier's level starts.", within="(0, inf)")
+    gain: float = option(100.0, "How fast the logarithm of the multiplier grows with the violation.", within="[0, inf)")
+    lookahead: float = option(20.0, "Steps by which the violation is extrapolated along its trend.", within="[0, inf)")
+    integral_time: float = option(
+        0.1,
+        "Share of the steps after which a steady violation has moved the level as far as it moves the multiplier at once.",
+        within="(0, inf)",
+    )
+    slack: float = option(
+        0.01, "The multiplier is zero where the extrapolated cost is this far under the target.", within="(0, inf)"
+    )
 
 
 class Constraint:
