@@ -18,13 +18,13 @@ from l0prune.goals.selection import require_feasible, select_open
 __all__ = ["Bound", "Budget", "Budgets", "one_goal"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """An upper bound on a cost of the compact model.
 
     Attributes:
         metric: "macs" (multiply-accumulates at batch 1), "params", or another one that is registered.
-        keep: A share of the dense model's cost, in (0, 1]; or an amount: a number above 1, or text with a unit, as in "20M".
+        keep: A share of the dense model's cost, in (0, 1]; or an amount, given as a number above 1 or with a unit, as in "20M".
         absolute: Whether `keep` is an amount; needs to be said only of numbers up to 1.
 
     Raises:
@@ -33,21 +33,22 @@ class Budget:
 
     metric: str
     keep: float
-    absolute: bool = False
+    absolute: bool
 
-    def __post_init__(self) -> None:
-        """Check the fields, and read an amount."""
-        metric, given = metric_named(self.metric), self.keep
-        keep = metric.amount(given) if isinstance(given, str) else given
-        fits = isinstance(keep, (int, float)) and not isinstance(keep, bool) and 0 < keep < math.inf
-        absolute = fits and (self.absolute or isinstance(given, str) or keep > 1)
-        if not fits or (absolute and "" in metric.units and keep != int(keep)):
+    def __init__(self, metric: str, keep: float | str, *, absolute: bool = False) -> None:
+        """Check what is given, and read an amount."""
+        known = metric_named(metric)
+        given = known.amount(keep) if isinstance(keep, str) else keep
+        value = given if isinstance(given, (int, float)) and not isinstance(given, bool) else math.nan
+        fits = 0 < value < math.inf
+        absolute = fits and (absolute or isinstance(keep, str) or value > 1)
+        if not fits or (absolute and "" in known.units and value != int(value)):
             raise ConfigError(
-                f"budget {self.metric}={given}: the share to keep must be in (0, 1], such as {self.metric}=0.5 for half of"
-                f" the dense cost; an amount of {metric.title} has a unit ({', '.join(filter(None, metric.units))})"
+                f"budget {metric}={keep}: the share to keep must be in (0, 1], such as {metric}=0.5 for half of the dense"
+                f" cost; an amount of {known.title} has a unit ({', '.join(filter(None, known.units))})"
             )
-        object.__setattr__(self, "keep", float(keep))
-        object.__setattr__(self, "absolute", absolute)
+        for name, field in (("metric", metric), ("keep", float(value)), ("absolute", absolute)):
+            object.__setattr__(self, name, field)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -68,7 +69,7 @@ class Budget:
                 f"budget {text!r} is not understood; expected METRIC=KEEP, such as macs=0.5 or macs=20M; "
                 f"metrics: {', '.join(metric_names())}"
             )
-        return cls(name, keep)  # type: ignore[arg-type]
+        return cls(name, keep)
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
