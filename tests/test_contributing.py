@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PATHS = sorted(set(re.findall(r"`((?:l0prune|cli|tests|docs|benchmarks|\.ci)/[\w./-]+)`", TEXT)))
-TARGETS = sorted(set(re.findall(r"`?make ([a-z-]+)", TEXT)))
+TARGETS = sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)", TEXT, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if not re.search("FAMILY|NAME", path)])
