@@ -1,99 +1,31 @@
 """What holds for every task: parts weigh as the batch, padding counts nothing, equal outputs lose nothing, direction."""
 
-import math
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor, nn
+from task_case import CLASSES, MASK, ROWS, Bound, Example, Linear, examples, random, whole
+from torch import Tensor
 
 from l0prune.errors import ConfigError, DataError
-from l0prune.finetuning.passes import rows, share
+from l0prune.finetuning.passes import share
 from l0prune.tasks.provided.classification import Classification
-from l0prune.tasks.provided.embeddings import Embeddings, spearman
-from l0prune.tasks.provided.language import LanguageModelling
+from l0prune.tasks.provided.embeddings import Embeddings
 from l0prune.tasks.provided.match import Match
-from l0prune.tasks.provided.own_loss import OwnLoss
 from l0prune.tasks.provided.pixels import PixelClassification
-from l0prune.tasks.provided.regression import Regression
 from l0prune.tasks.provided.tokens import TokenClassification
-from l0prune.tasks.registry import load_task, task_names
-from l0prune.tasks.task import Task
+from l0prune.tasks.registry import load_task
 
-ROWS, TOKENS, CLASSES = 6, 5, 4
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def whole(*shape: int, below: int = CLASSES, seed: int = 0) -> Tensor:
-    return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_gaps(labels: Tensor, ignore: int) -> Tensor:
-    """Labels of which the later ones of a row are padding, more of them in later rows."""
-    padded = torch.arange(labels.shape[1]) >= labels.shape[1] - torch.arange(len(labels)).unsqueeze(1) % 4
-    return labels.masked_fill(padded.view(*padded.shape, *[1] * (labels.dim() - 2)), ignore)
-
-
-MASK = (torch.arange(TOKENS) < TOKENS - torch.arange(ROWS).unsqueeze(1) % 4).long()
-
-
-@dataclass
-class Example:
-    """A task with a batch, and a network whose answer to an input is linear in `weight`."""
-
-    task: Task
-    inputs: object
-    targets: object
-
-    def model(self, weight: Tensor) -> nn.Module:
-        return Linear(weight)
-
-
-class Linear(nn.Module):
-    """x @ weight, whatever the input is called; the features are in the last dimension of an input, or in the second of maps."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        del attention_mask
-        y = x.movedim(1, -1) @ self.weight if x.dim() == 4 else x @ self.weight
-        y = y.movedim(-1, 1) if x.dim() == 4 else y
-        return y if labels is None else (y.sum(-1) - labels).square().mean()
-
-
-EXAMPLES = {
-    "classification": Example(Classification(), random(ROWS, 3), whole(ROWS)),
-    "regression": Example(Regression(), random(ROWS, 3), random(ROWS, CLASSES, seed=1)),
-    "pixels": Example(
-        PixelClassification(),
-        random(ROWS, 3, TOKENS, 2),
-        with_gaps(whole(ROWS, TOKENS, 2), PixelClassification().ignore),
-    ),
-    "tokens": Example(TokenClassification(), random(ROWS, TOKENS, 3), with_gaps(whole(ROWS, TOKENS), -100)),
-    "language": Example(LanguageModelling(), random(ROWS, TOKENS, 3), with_gaps(whole(ROWS, TOKENS), -100)),
-    "match": Example(Match(), {"x": random(ROWS, TOKENS, 3), "attention_mask": MASK}, None),
-    "embeddings": Example(Embeddings(), {"x": random(ROWS, TOKENS, 3), "attention_mask": MASK}, None),
-    "embeddings of pairs": Example(Embeddings(pairs=True, largest=5.0), random(ROWS, 2, 3), 5 * random(ROWS).sigmoid()),
-    "own-loss": Example(OwnLoss(), random(ROWS, 3), random(ROWS, seed=1)),
-}
+EXAMPLES = examples()
 PADDED = [name for name in EXAMPLES if name in ("pixels", "tokens", "language", "match", "embeddings")]
 
 
 def gradients(example: Example, *args: object) -> list[Tensor]:
     """Of each of the losses by the network's weights."""
     model_weight = random(3, CLASSES, seed=3)
-    task, teacher = example.task, example.model(random(3, CLASSES, seed=7))
+    task, teacher = example.task, Linear(random(3, CLASSES, seed=7))
     inputs, targets = args if args else (example.inputs, example.targets)
     found = []
     for kind in ("loss", "teach"):
-        model = example.model(model_weight)
+        model = Linear(model_weight)
         outputs = task.call(model, inputs, targets)
         with torch.no_grad():
             taught = task.call(teacher, inputs, targets)
@@ -101,12 +33,6 @@ def gradients(example: Example, *args: object) -> list[Tensor]:
         if value is not None:
             found += [value.detach(), torch.autograd.grad(value, model.weight)[0]]
     return found
-
-
-def test_every_provided_task_is_tried_here():
-    assert {name.split()[0] for name in EXAMPLES} == set(task_names())
-    for name, example in EXAMPLES.items():
-        assert type(load_task(name.split()[0])) is type(example.task)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -160,7 +86,7 @@ def test_what_stands_in_padding_changes_nothing(name):
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "own-loss"])
 def test_equal_outputs_lose_nothing_to_the_teacher_and_others_are_drawn_to_it(name):
     example, weight = EXAMPLES[name], random(3, CLASSES, seed=3)
-    task, teacher = example.task, example.model(weight.clone())
+    task, teacher = example.task, Linear(weight.clone())
     with torch.no_grad():
         taught = task.call(teacher, example.inputs, example.targets)
 
@@ -174,14 +100,6 @@ def test_equal_outputs_lose_nothing_to_the_teacher_and_others_are_drawn_to_it(na
     assert torch.autograd.gradcheck(lesson, elsewhere)
     slope = torch.autograd.grad(lesson(elsewhere), elsewhere)[0]
     assert lesson(elsewhere.detach() - 1e-3 * slope).item() < lesson(elsewhere).item()
-
-
-class Bound(Linear):
-    """The same network over a tensor that takes a gradient."""
-
-    def __init__(self, weight: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.weight = weight
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -219,106 +137,6 @@ def test_batches_are_split_as_loaders_and_collators_make_them():
             task.split(batch)
     assert Match().split([x]) == (x, None)
     assert Embeddings().split({"x": x})[1] is None
-
-
-def test_texts_are_their_own_targets_but_for_padding():
-    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-
-    inputs, targets = LanguageModelling().split({"input_ids": ids, "attention_mask": mask})
-
-    assert list(inputs) == ["input_ids", "attention_mask"]
-    assert targets.tolist() == [[5, 6, 7], [8, 9, -100]]
-    assert LanguageModelling().weight(inputs, targets) == 3
-    with pytest.raises(DataError, match="expected a pair"):
-        LanguageModelling(shift=False).split({"input_ids": ids})
-
-
-def test_perplexity_is_that_of_the_tokens_by_hand():
-    logits = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]]))  # the last one predicts nothing
-
-    found = LanguageModelling().evaluate(lambda _: logits, [(torch.zeros(1, 3), torch.tensor([[0, 1, 0]]))])
-
-    assert found == pytest.approx(1 / math.sqrt(0.5 * 0.25))
-    masked = LanguageModelling(shift=False).evaluate(lambda _: logits, [(logits, torch.tensor([[-100, 1, -100]]))])
-    assert masked == pytest.approx(4 / 3)
-
-
-def test_the_mean_intersection_over_union_by_hand():
-    truth = torch.tensor([[[0, 0, 1], [1, 255, 2]]])
-    said = torch.tensor([[[0, 1, 1], [1, 2, 2]]])  # of classes 0, 1, 2, 3: 1/2, 2/3, 1/1, and 3 is nowhere
-    logits = nn.functional.one_hot(said, 4).movedim(-1, 1).double()
-
-    batches = [(logits[..., :2], truth[..., :2]), (logits[..., 2:], truth[..., 2:])]
-
-    assert PixelClassification().evaluate(nn.Identity(), batches) == pytest.approx(100 * (1 / 2 + 2 / 3 + 1) / 3)
-
-
-def test_maps_of_another_resolution_are_resized_to_the_targets():
-    small = random(1, CLASSES, 2, 2)
-    large = nn.functional.interpolate(small, (6, 4), mode="bilinear")
-    targets, task = whole(1, 6, 4), PixelClassification()
-
-    assert task.loss({"out": small}, targets) == task.loss(large, targets)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_spearmans_correlation_is_scipys_ties_included(seed):
-    x, y = np.random.default_rng(seed).integers(0, 6, (2, 40))
-
-    assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
-    assert spearman(np.array([3.0, 1.0, 2.0]), np.array([30.0, 10.0, 20.0])) == pytest.approx(1)
-    assert spearman(x, np.ones(40)) == 0
-
-
-def test_tokens_are_averaged_where_the_mask_leaves_them_in():
-    states, mask = random(2, 3, 4), torch.tensor([[1, 1, 0], [1, 0, 0]])
-
-    def model(x, attention_mask):
-        return {"last_hidden_state": x, "pooled": -attention_mask}
-
-    found = Embeddings().call(model, {"x": states, "attention_mask": mask})
-
-    torch.testing.assert_close(found, torch.stack([states[0, :2].mean(0), states[1, 0]]))
-
-
-def test_outputs_of_every_kind_are_matched_in_their_own_units():
-    outputs = {"small": 1e-3 * random(4, 3), "large": 1e3 * random(4, 2, seed=1), "classes": whole(4)}
-    task = Match().calibrated(Match().call(lambda: outputs, ()), None)
-
-    off = {name: 1.1 * value for name, value in outputs.items()}
-
-    kept, moved = (task.call(lambda found=found: found, ()) for found in (outputs, off))
-    assert list(kept) == ["small", "large"]
-    assert task.teach(moved, kept, None, temperature=1.0).item() == pytest.approx(0.01)
-    assert task.evaluate(lambda _: off, [random(4, 1)], dense=lambda _: outputs) == pytest.approx(0.1)
-    with pytest.raises(ConfigError, match="the dense network returns small, large, the one that is taught small"):
-        task.teach({"small": outputs["small"]}, kept, None, temperature=1.0)
-
-
-class Detector(nn.Module):
-    """As those of torchvision: a list of images, and losses in training mode alone."""
-
-    def forward(self, images, targets=None):
-        if self.training:
-            return {"boxes": images[0].mean() + targets[0]["shift"], "classes": images[1].mean()}
-        return [{"boxes": image} for image in images]
-
-
-def test_a_detector_is_given_its_targets_in_training_mode_alone():
-    task = OwnLoss(argument="targets", in_training_only=True)
-    images = tuple(random(3, 4 + place, 5) for place in range(4))
-    inputs, targets = task.split((images, tuple({"shift": torch.tensor(float(place))} for place in range(4))))
-    model = Detector()
-
-    outputs = task.call(model.train(), inputs, targets)
-
-    assert task.loss(outputs, targets) == pytest.approx(float(images[0].mean() + images[1].mean()))
-    assert len(task.call(model.eval(), inputs, targets)) == 4
-    second, shifts = rows(inputs, targets, task, 2, 4)
-    assert [image.shape[1] for image in second[0]] == [6, 7]
-    assert [float(target["shift"]) for target in shifts] == [2, 3]
-    with pytest.raises(ConfigError, match="returned no loss, but boxes"):
-        task.loss({"boxes": random(3)}, targets)
 
 
 @pytest.mark.parametrize(

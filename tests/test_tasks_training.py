@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from finetuning_case import run
+from task_case import examples
 from torch import Tensor, nn
 
 import l0prune
 from l0prune.errors import ConfigError
 from l0prune.tasks.of_loss import Lesson, LossTask
-from l0prune.tasks.registry import load_task, task_names
 
-ROWS, TOKENS, WORDS, CLASSES = 16, 6, 11, 4
 CONFIG = l0prune.FinetuneConfig(
     epochs=6, gate_epochs=3, optimizer="adam", lr=0.01, recovery_lr=0.01, align=1, log_every=50
 )
@@ -23,103 +22,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Texts(nn.Module):
-    """Embeds tokens and mixes each with its neighbours; answers for each token, with its own loss where it is given labels."""
-
-    def __init__(self, n_out: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(WORDS, 8)
-        self.mix = nn.Conv1d(8, 24, 3, padding=1)
-        self.head = nn.Linear(24, n_out)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None):
-        x = self.embed(input_ids)
-        x = x if attention_mask is None else x * attention_mask.unsqueeze(-1)
-        logits = self.head(self.mix(x.transpose(1, 2)).relu().transpose(1, 2))
-        return (
-            {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
-        )
-
-
-class States(Texts):
-    """Returns what it knows of each token, and of all of them."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor):
-        states = super().forward(input_ids, attention_mask)["logits"]
-        return {"last_hidden_state": states, "pooled": states.mean(1)}
-
-
-class Maps(nn.Module):
-    """An answer for each pixel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, CLASSES, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu())
-
-
-def dense(n_in: int, n_out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(n_in, 24), nn.ReLU(), nn.Linear(24, n_out))
-
-
-def texts(seed: int) -> dict[str, Tensor]:
-    ids = torch.randint(1, WORDS, (ROWS, TOKENS), generator=seeded(seed))
-    mask = (torch.arange(TOKENS) < 3 + torch.arange(ROWS).unsqueeze(1) % 4).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def labelled_texts(seed: int) -> dict[str, Tensor]:
-    batch = texts(seed)
-    return {**batch, "labels": (batch["input_ids"] % CLASSES).masked_fill(batch["attention_mask"] == 0, -100)}
-
-
-def counting(seed: int) -> Tensor:
-    return (torch.randint(0, WORDS, (ROWS, 1), generator=seeded(seed)) + torch.arange(TOKENS)) % WORDS
-
-
-def numbers(seed: int) -> tuple[Tensor, Tensor]:
-    x = torch.randn(ROWS, 5, generator=seeded(seed))
-    return x, x[:, :2] * 2 - x[:, 2:4]
-
-
-def classes(seed: int) -> tuple[Tensor, Tensor]:
-    x, y = numbers(seed)
-    return x, y.argmax(1) + 2 * (x[:, 4] > 0)
-
-
-def maps(seed: int) -> tuple[Tensor, Tensor]:
-    x = torch.randn(ROWS, 1, 6, 6, generator=seeded(seed))
-    return x, torch.bucketize(x[:, 0], torch.tensor([-0.7, 0.0, 0.7]))
-
-
-def pairs(seed: int) -> tuple[Tensor, Tensor]:
-    x = torch.randn(ROWS, 2, 5, generator=seeded(seed))
-    return x, F.cosine_similarity(x[:, 0, :3], x[:, 1, :3], dim=-1)
-
-
-CASES = {
-    "classification": ({}, lambda: dense(5, CLASSES), classes),
-    "regression": ({}, lambda: dense(5, 2), numbers),
-    "pixels": ({}, Maps, maps),
-    "tokens": ({}, lambda: Texts(CLASSES), labelled_texts),
-    "language": ({}, lambda: Texts(WORDS), counting),
-    "match": ({}, lambda: States(CLASSES), texts),
-    "embeddings": ({}, lambda: States(CLASSES), texts),
-    "embeddings of pairs": ({"pairs": True}, lambda: dense(5, 6), pairs),
-    "own-loss": ({}, lambda: Texts(CLASSES), labelled_texts),
-}
-
-
-def test_every_provided_task_is_trained_here():
-    assert {name.split()[0] for name in CASES} == set(task_names())
+CASES = examples()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gates_are_trained_for_the_task_and_the_network_that_is_cut_recovers(name):
-    arguments, make, batch = CASES[name]
-    task, batches = load_task(name.split()[0], **arguments), [batch(seed) for seed in range(8)]
+    case = CASES[name]
+    task, make, batches = case.task, case.network, [case.batch(seed) for seed in range(8)]
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = make().eval()

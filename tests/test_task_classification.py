@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from task_case import CLASSES, ROWS, Example, dense, numbers, random, whole
 from torch import nn
 
 from l0prune.errors import DataError, L0PruneWarning
@@ -14,6 +15,18 @@ from l0prune.tasks.provided.classification import Classification
 from l0prune.tasks.registry import default_task
 
 X = torch.eye(4)
+
+
+def classes(seed: int):
+    x, y = numbers(seed)
+    return x, y.argmax(1) + 2 * (x[:, 4] > 0)
+
+
+EXAMPLES = {
+    "classification": Example(
+        Classification(), random(ROWS, 3), whole(ROWS), network=lambda: dense(5, CLASSES), batch=classes
+    )
+}
 accuracy, check_classes = Classification().evaluate, Classification().for_data
 BATCHES = [(X[:3], torch.tensor([0, 1, 0])), (X[3:], torch.tensor([3]))]  # three of four on the diagonal
 
