@@ -120,6 +120,22 @@ def grouped_by_an_integer(net, y):
     return F.conv1d(y[..., None], net.filters, groups=net.channels).flatten(1).relu()
 
 
+def transposed_by_an_integer(net, y):
+    return F.conv_transpose1d(y[..., None], net.filters, groups=net.channels).flatten(1).relu()
+
+
+def broadcast_by_an_integer(net, y):
+    return y.relu() * net.bias.broadcast_to(y.shape[0], net.channels)
+
+
+def made_by_an_integer(net, y):
+    return y.relu() + y.new_full((y.shape[0], net.channels), 0.5)
+
+
+def filled_by_an_integer(net, y):
+    return y.relu() + torch.empty(net.channels, dtype=y.dtype).fill_(0.5)
+
+
 def computed_before(net, y):
     if "bias" not in net.computed:
         net.computed["bias"] = net.bias.exp()
@@ -132,6 +148,10 @@ def computed_before(net, y):
         (split_by_a_list, "parts"),
         (sliced_by_an_integer, "in_channels"),
         (grouped_by_an_integer, "channels"),
+        (transposed_by_an_integer, "channels"),
+        (broadcast_by_an_integer, "channels"),
+        (made_by_an_integer, "channels"),
+        (filled_by_an_integer, "channels"),
         (computed_before, None),
     ],
 )

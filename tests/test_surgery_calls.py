@@ -126,11 +126,16 @@ def grouped(net, x):
     return net.head(y.flatten(1).relu())
 
 
+def transposed(net, x):
+    y = F.conv_transpose1d(net.up(x)[..., None], net.filters, None, 1, 0, 0, 8, 1)
+    return net.head(y.flatten(1).relu())
+
+
 def shuffled(net, x):
     return net.head(net.up(x).view(-1, 2, 4).transpose(1, 2).reshape(-1, 8).relu())
 
 
-CODES = [halves_by_number, parts_by_list, uneven_chunks, slices, expanded, unflattened, grouped, shuffled]
+CODES = [halves_by_number, parts_by_list, uneven_chunks, slices, expanded, unflattened, grouped, transposed, shuffled]
 
 
 def coded(code) -> nn.Module:
@@ -139,8 +144,8 @@ def coded(code) -> nn.Module:
         parts = {"up": nn.Linear(6, 8), "a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}
     if code in (expanded, unflattened):
         parts["gain"] = nn.Parameter(torch.empty(1, 8) if code is expanded else torch.empty(8))
-    if code is grouped:
-        parts["filters"] = nn.Parameter(torch.empty(8, 1, 3))
+    if code in (grouped, transposed):
+        parts["filters"] = nn.Parameter(torch.empty(8, 1, 3 if code is grouped else 1))
     return Net(code, **parts)
 
 
