@@ -1,12 +1,13 @@
 """Every task trains gates, cuts, and lets the rest recover, on a network of its kind; a loss alone makes a task."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from finetuning_case import run
-from task_case import examples
+from task_case import dense, examples, numbers
 from torch import Tensor, nn
 
 import l0prune
@@ -145,6 +146,28 @@ def test_more_outputs_in_training_mode_do_not_confuse_the_teacher():
     assert task.teach((drawn(2, 3), drawn(2, 5)), drawn(2, 3), None, temperature=2.0) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ConfigError, match="there is no output output to teach by"):
         task.teach({}, {"other": drawn(2, 3)}, None, temperature=2.0)
+
+
+def test_the_users_own_teaching_takes_the_place_of_what_is_found():
+    task = LossTask(F.cross_entropy, teaching=lambda outputs, taught: (outputs - taught).abs().mean())
+
+    assert task.calibrated(drawn(2, 3), labels(2)).teach(drawn(2, 3) + 1, drawn(2, 3), None, temperature=2.0) == 1
+
+
+def test_the_task_of_the_documents_is_one():
+    code = (
+        (Path(__file__).parent.parent / "docs" / "tasks.md").read_text().partition("```python\n")[2].partition("```")[0]
+    )
+    names: dict = {}
+    exec(code, names)
+    task, batches = names["MultiLabel"](), [(x, (y > 0).float()) for x, y in map(numbers, range(8))]
+    torch.manual_seed(0)
+    gated = l0prune.inject(model := dense(5, 2).eval(), l0prune.trace(model, batches[0][0]))
+    before = task.evaluate(model, batches)
+
+    l0prune.finetune(gated, batches, task=task, budget=l0prune.Budget("macs", 0.5), config=CONFIG)
+
+    assert task.evaluate(gated, batches) > before
 
 
 def test_either_a_loss_or_a_task_says_what_the_network_is_for():

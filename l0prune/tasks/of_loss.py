@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,10 +49,12 @@ class LossTask(Task):
     Args:
         function: (outputs, targets) to a scalar, the mean over the batch.
         lessons: What each output teaches; found by `calibrated`.
+        teaching: Instead of that, (outputs, outputs of the teacher) to a scalar, the mean over the batch.
     """
 
     function: Loss
-    lessons: tuple[Lesson, ...] = field(default=())
+    lessons: tuple[Lesson, ...] = ()
+    teaching: Callable[[Any, Any], Tensor] | None = None
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """What the function says."""
@@ -60,6 +62,8 @@ class LossTask(Task):
 
     def calibrated(self, outputs: Any, targets: Any) -> LossTask:
         """With what the dense network teaches: by the outputs that the loss reads, or by all where it reads none."""
+        if self.teaching is not None:
+            return self
         named = {name: value for name, value in named_outputs(outputs).items() if value.is_floating_point()}
         tried = {name: self._axes(value, outputs, targets) for name, value in named.items()}
         read = {name: axes for name, axes in tried.items() if axes is not None} or {name: [] for name in named}
@@ -75,6 +79,8 @@ class LossTask(Task):
             ConfigError: one of them is missing, or has another shape.
         """
         del targets
+        if self.teaching is not None:
+            return self.teaching(outputs, taught)
         student, teacher = list(named_outputs(outputs).values()), named_outputs(taught)
         # in training mode a network may return more: what it always returns comes first
         places = {name: place for place, name in enumerate(teacher)}
