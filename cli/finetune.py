@@ -1,6 +1,7 @@
 """`l0prune finetune`: learn what to cut under a budget or at a price, cut it, recover; checked before anything is written."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -88,8 +89,7 @@ def finetune_command(
     if teach is False:
         typed["distillation"] = 0.0
     if not resume:
-        off = {("distillation", "0"): ("teach", "False")} if teach is False else {}
-        require_kept(FinetuneConfig.rules, typed, lambda *said: flag(*off.get(said, said)), click.UsageError)
+        require_effective(typed, without="--no-distillation" if teach is False else "--from-scratch")
     with working():
         if resume:
             result = resume_run(out, typed, trust=trust)
@@ -102,6 +102,25 @@ def finetune_command(
         cost = ", ".join(f"{metric}={cost:.4f}" for metric, cost in result["hard_costs"].items())
         click.echo(f"budget missed: the compact network costs {cost} of the dense one", err=True)
         ctx.exit(EXIT_BUDGET_MISSED)
+
+
+def require_effective(typed: Mapping[str, Any], *, without: str) -> None:
+    """See that nothing is typed that something else makes pointless.
+
+    Args:
+        typed: Options by name.
+        without: What was typed for no distillation, where its weight was not.
+
+    Raises:
+        click.UsageError: names both.
+    """
+    by_weight = typed.get("distillation") == 0 and without != "--no-distillation"
+    implied = {"distillation": 0.0, **typed} if "from_scratch" in typed else typed
+
+    def show(name: str, value: str) -> str:
+        return without if (name, value) == ("distillation", "0") and not by_weight else flag(name, value)
+
+    require_kept(FinetuneConfig.rules, implied, show, click.UsageError)
 
 
 def print_result(result: dict[str, Any]) -> None:

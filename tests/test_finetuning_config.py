@@ -84,6 +84,34 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
     assert settings.weight_decay == OPTIMIZERS["adamw"]["weight_decay"]
 
 
+@pytest.mark.parametrize("penalised", [False, True])
+@given(
+    options=st.fixed_dictionaries(
+        {"align": st.just(4)},
+        optional={
+            "epochs": st.floats(3, 50),
+            "warmup_fraction": st.floats(0, 0.3),
+            "gate_fraction": st.floats(0.1, 0.6),
+            "settle_fraction": st.floats(0, 0.9),
+            "warmup_epochs": st.floats(0, 1),
+            "optimizer": st.sampled_from(sorted(OPTIMIZERS)),
+            "lr": st.floats(1e-5, 1),
+            "gate_decision": st.sampled_from(["soft", "binary"]),
+        },
+    )
+)
+def test_what_options_come_to_is_written_out_and_comes_to_itself(penalised, options):
+    settings = FinetuneConfig(**options).resolved(penalised=penalised)
+
+    left_open = {name for name, value in vars(settings).items() if value is None}
+    assert left_open == {"gate_fraction", "gate_lr", "ema_decay"}
+    assert sum(settings.phase_epochs) == pytest.approx(settings.epochs)
+    assert settings.resolved(penalised=penalised) == settings
+    assert (
+        FinetuneConfig.from_json(json.loads(json.dumps(settings.to_json()))).resolved(penalised=penalised) == settings
+    )
+
+
 def test_open_gates_become_1_under_a_budget_and_keep_their_values_under_a_penalty():
     assert FinetuneConfig().resolved(penalised=False).gate_decision == "binary"
     assert FinetuneConfig().resolved(penalised=True).gate_decision == "soft"

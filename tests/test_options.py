@@ -218,6 +218,18 @@ def test_every_flag_of_a_run_is_in_the_help_once():
             "--no-distillation leaves nothing for --feature-distillation to do",
         ),
         (
+            {"distillation": 0.0, "distillation_temperature": 2.0},
+            ["--from-scratch", "--distillation-temperature", "2"],
+            "distillation=0 leaves nothing for distillation_temperature to do",
+            "--from-scratch leaves nothing for --distillation-temperature to do",
+        ),
+        (
+            {"distillation": 0.0, "distillation_temperature": 2.0},
+            ["--distillation-weight", "0", "--distillation-temperature", "2"],
+            "distillation=0 leaves nothing for distillation_temperature to do",
+            "--distillation-weight 0 leaves nothing for --distillation-temperature to do",
+        ),
+        (
             {"lr_drop_factor": 0.5},
             ["--lr-drop-factor", "0.5"],
             "lr_drop_factor says how far the learning rate falls at lr_drops, which is missing",
