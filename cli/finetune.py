@@ -1,7 +1,6 @@
 """`l0prune finetune`: learn what to cut under a budget or at a price, cut it, recover; checked before anything is written."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -86,10 +85,16 @@ def finetune_command(
     flags = {"resume": resume, "overwrite": overwrite, "trust": trust}
     said = typed | given({"teach": teach}) | {name: True for name, value in flags.items() if value}
     require_kept(RULES, said, flag, click.UsageError)
+    off = ""  # what was typed for no distillation, where its weight was not
     if teach is False:
-        typed["distillation"] = 0.0
+        off, typed["distillation"] = "--no-distillation", 0.0
+    elif "from_scratch" in typed and "distillation" not in typed:
+        off = "--from-scratch"
     if not resume:
-        require_effective(typed, without="--no-distillation" if teach is False else "--from-scratch")
+        asked = {"distillation": 0.0, **typed} if off else typed
+        require_kept(
+            FinetuneConfig.rules, asked, lambda name, value: (value and off) or flag(name, value), click.UsageError
+        )
     with working():
         if resume:
             result = resume_run(out, typed, trust=trust)
@@ -102,25 +107,6 @@ def finetune_command(
         cost = ", ".join(f"{metric}={cost:.4f}" for metric, cost in result["hard_costs"].items())
         click.echo(f"budget missed: the compact network costs {cost} of the dense one", err=True)
         ctx.exit(EXIT_BUDGET_MISSED)
-
-
-def require_effective(typed: Mapping[str, Any], *, without: str) -> None:
-    """See that nothing is typed that something else makes pointless.
-
-    Args:
-        typed: Options by name.
-        without: What was typed for no distillation, where its weight was not.
-
-    Raises:
-        click.UsageError: names both.
-    """
-    by_weight = typed.get("distillation") == 0 and without != "--no-distillation"
-    implied = {"distillation": 0.0, **typed} if "from_scratch" in typed else typed
-
-    def show(name: str, value: str) -> str:
-        return without if (name, value) == ("distillation", "0") and not by_weight else flag(name, value)
-
-    require_kept(FinetuneConfig.rules, implied, show, click.UsageError)
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 import l0prune
 from l0prune.cli.main import cli
+from l0prune.cli.request import FinetuneRequest
+from l0prune.run_directory import RunDirectory
 
 OLDER = Path(__file__).parent / "fixtures" / "older_runs"
 RESULTS = json.loads((OLDER / "results.json").read_text())
@@ -100,3 +102,15 @@ def test_a_compact_model_is_loaded():
 
     assert sum(parameter.numel() for parameter in compact.parameters()) == RESULTS["finished"]["params_after"]
     assert compact(torch.zeros(3, 1, 32, 32)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("older", ["finished", "interrupted", "priced"], indirect=True)
+def test_what_a_run_was_asked_for_is_written_down_as_ever(older):
+    began = RunDirectory.open(older).read()
+
+    now = FinetuneRequest.from_record(began).to_record()
+
+    assert now["model"] == began.model
+    assert now["data"] == began.data
+    epochs = {"lr_drops": [float(epoch) for epoch in filter(None, began.config["lr_drops"].split(","))]}  # text once
+    assert now["config"] == now["config"] | began.config | epochs
