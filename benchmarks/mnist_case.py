@@ -19,7 +19,7 @@ from l0prune.errors import BudgetInfeasibleError, TrainingError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.results import FinetuneResult
 from l0prune.sources.augmentation import Augmentation
-from l0prune.sources.batches import StoredBatches, make_batches
+from l0prune.sources.batches import ArrayBatches, make_batches
 from l0prune.sources.datasets import DataSource, load_data
 from l0prune.sources.model_spec import LoadedModel, load_model
 from l0prune.surgery.shrink import surgery_of
@@ -161,7 +161,7 @@ def _data(spec: str) -> DataSource:
     return load_data(spec)
 
 
-def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[StoredBatches, StoredBatches]:
+def _batches(loaded: LoadedModel, data: DataSource, case: MnistCase) -> tuple[ArrayBatches, ArrayBatches]:
     shifts = Augmentation(pad=2, flip=False) if case.start == "checkpoint" else None
     train = make_batches(
         loaded, data.x_train, data.y_train, batch_size=100, augment=shifts, shuffle=True, seed=case.seed, drop_last=True

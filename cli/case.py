@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from l0prune.sources.batches import StoredBatches
+    from l0prune.sources.batches import ArrayBatches
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
     from l0prune.tasks.task import Task
@@ -70,7 +70,7 @@ class Case:
         shape: tuple[int, ...] = getattr(self.data.x_train, "shape", ())
         return shape[3] if len(shape) == 4 else 1
 
-    def train_batches(self, *, batch_size: int, augment: bool, seed: int) -> "StoredBatches":
+    def train_batches(self, *, batch_size: int, augment: bool, seed: int) -> "ArrayBatches":
         """Shuffled training batches of full size.
 
         Args:

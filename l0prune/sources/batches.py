@@ -14,23 +14,26 @@ from l0prune.sources.datasets import Array, Inputs, count
 from l0prune.sources.model_spec import LoadedModel
 from l0prune.sources.preprocessing import Preprocessing
 
-__all__ = ["ArrayBatches", "ImageBatches", "StoredBatches", "make_batches"]
+__all__ = ["ArrayBatches", "ImageBatches", "make_batches"]
 
 
-class StoredBatches:
-    """What all batches share: how many, in which order, on which device.
+class ArrayBatches:
+    """Batches of arrays, as they are: features, token ids, prepared images.
 
     Iterating twice gives the same batches; `set_epoch` chooses others. The order, and any augmentation, depend on
     (seed, epoch) only.
 
     Args:
-        n: Number of entries.
+        x: An array (N, ...), or a dict of such arrays, one a keyword of the model.
         y: Targets, (N, ...).
         batch_size: Entries a batch, at least 1.
         shuffle: Draw a new order for each epoch.
         seed: Any integer.
         drop_last: Leave out a last batch that is not full.
         device: Where batches go; None leaves them on the CPU.
+
+    Yields:
+        (inputs, targets): a tensor or a dict of tensors, and a tensor.
 
     Raises:
         ConfigError: if `batch_size` is below 1.
@@ -39,7 +42,7 @@ class StoredBatches:
 
     def __init__(
         self,
-        n: int,
+        x: Inputs,
         y: Array,
         *,
         batch_size: int,
@@ -48,6 +51,7 @@ class StoredBatches:
         drop_last: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
+        n = count(x)
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: expected 1 or more.")
         if n == 0:
@@ -57,6 +61,8 @@ class StoredBatches:
         if drop_last and n < batch_size:
             raise DataError(f"{n} entries do not fill one batch of {batch_size}; use a batch size of at most {n}.")
         self.n, self.y = n, torch.from_numpy(np.ascontiguousarray(y))
+        named = x if isinstance(x, dict) else {"": x}
+        self.x = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.device = torch.device(device) if device is not None else None
         self.epoch = 0
@@ -66,8 +72,10 @@ class StoredBatches:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        """One pass; a subclass knows what its inputs are."""
-        raise NotImplementedError
+        """One pass."""
+        for rows in self._rows(self._generator()):
+            inputs = {name: self._to_device(array[rows]) for name, array in self.x.items()}
+            yield inputs.get("", inputs), self._to_device(self.y[rows])
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -86,23 +94,19 @@ class StoredBatches:
         return value if self.device is None else value.to(self.device, non_blocking=True)
 
 
-class ImageBatches(StoredBatches):
+class ImageBatches(ArrayBatches):
     """Batches of uint8 images, normalised for a network; the images stay uint8 in memory.
 
     Args:
         x: uint8, (N, H, W) or (N, H, W, C).
-        y: Class of each image, (N,).
-        batch_size: Images a batch, at least 1.
+        y: Targets, (N, ...).
         preprocessing: The network's input; images of another size are resized, grey ones repeated to three channels.
         augment: Random changes, or None.
-        shuffle: Draw a new order for each epoch.
-        seed: Any integer.
-        drop_last: Leave out a last batch that is not full.
-        device: Where batches go; None leaves them on the CPU.
         channels_last: Lay batches out with the channels last in memory.
+        order: Batch size, order and device, as `ArrayBatches` takes them.
 
     Yields:
-        (images, targets): float32 (B, channels, height, width), int64 (B,).
+        (images, targets): float32 (B, channels, height, width), and the targets.
 
     Raises:
         DataError: if the images do not fit the network's input, or there are none.
@@ -114,22 +118,15 @@ class ImageBatches(StoredBatches):
         x: Array,
         y: Array,
         *,
-        batch_size: int,
         preprocessing: Preprocessing,
         augment: Augmentation | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        device: torch.device | str | None = None,
         channels_last: bool = False,
+        **order: Any,
     ) -> None:
-        super().__init__(
-            len(x), y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device
-        )
         if x.dtype != np.uint8:
             raise DataError(f"images have type {x.dtype}, expected uint8.")
+        super().__init__(x, y, **order)
         preprocessing.check(x.shape)
-        self.x = torch.from_numpy(np.ascontiguousarray(x))
         self.preprocessing, self.augment, self.channels_last = preprocessing, augment, channels_last
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,56 +137,11 @@ class ImageBatches(StoredBatches):
         corners = torch.randint(0, 2 * pad + 1, (2, self.n), generator=generator)
         flips = torch.rand(self.n, generator=generator) < 0.5 * flip
         for rows in batches:
-            images = self.preprocessing.fit(self.x[rows])
+            images = self.preprocessing.fit(self.x[""][rows])
             if self.augment is not None:
                 images = crop_and_flip(images, corners[:, rows], flips[rows], pad=pad)
             images = self._to_device(images)
             yield self.preprocessing.normalise(images, channels_last=self.channels_last), self._to_device(self.y[rows])
-
-
-class ArrayBatches(StoredBatches):
-    """Batches of any arrays, as they are: features, token ids, prepared images.
-
-    Args:
-        x: An array (N, ...), or a dict of such arrays, one a keyword of the model.
-        y: Targets, (N, ...).
-        batch_size: Entries a batch, at least 1.
-        shuffle: Draw a new order for each epoch.
-        seed: Any integer.
-        drop_last: Leave out a last batch that is not full.
-        device: Where batches go; None leaves them on the CPU.
-
-    Yields:
-        (inputs, targets): a tensor or a dict of tensors, and a tensor.
-
-    Raises:
-        DataError: if there is no entry.
-        ConfigError: if `batch_size` is below 1.
-    """
-
-    def __init__(
-        self,
-        x: Inputs,
-        y: Array,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            count(x), y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device
-        )
-        named = x if isinstance(x, dict) else {"": x}
-        self.x = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
-        self.is_single = not isinstance(x, dict)
-
-    def __iter__(self) -> Iterator[tuple[Tensor | dict[str, Tensor], Tensor]]:
-        """One pass."""
-        for rows in self._rows(self._generator()):
-            inputs = {name: self._to_device(array[rows]) for name, array in self.x.items()}
-            yield (inputs[""] if self.is_single else inputs), self._to_device(self.y[rows])
 
 
 def make_batches(
@@ -197,29 +149,21 @@ def make_batches(
     x: Inputs,
     y: Array,
     *,
-    batch_size: int,
     augment: Augmentation | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
-    drop_last: bool = False,
-    device: torch.device | str | None = None,
     channels_last: bool = False,
     pairs: bool = False,
-) -> StoredBatches:
+    **order: Any,
+) -> ArrayBatches:
     """The kind of batches that a model and data call for, after checking that they fit each other.
 
     Args:
         loaded: A model with its example inputs and preprocessing.
         x: uint8 images become ImageBatches; other arrays and dicts of arrays ArrayBatches.
         y: Targets, (N, ...).
-        batch_size: Entries a batch.
         augment: For uint8 images only.
-        shuffle: Draw a new order for each epoch.
-        seed: Any integer.
-        drop_last: Leave out a last batch that is not full.
-        device: Where batches go.
         channels_last: For uint8 images only.
         pairs: Each entry is a pair of inputs: arrays (N, 2, ...).
+        order: Batch size, order and device, as `ArrayBatches` takes them.
 
     Raises:
         DataError: if names, shapes or types do not fit the model's inputs, or augmentation is asked of other data.
@@ -231,21 +175,12 @@ def make_batches(
                 f"the data holds uint8 images {x.shape}, and {loaded.spec!r} takes inputs of shape {loaded.input_shape}."
             )
         return ImageBatches(
-            x,
-            y,
-            batch_size=batch_size,
-            preprocessing=loaded.preprocessing,
-            augment=augment,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            device=device,
-            channels_last=channels_last,
+            x, y, preprocessing=loaded.preprocessing, augment=augment, channels_last=channels_last, **order
         )
     if augment is not None:
         raise DataError("augmentation is for uint8 images; the data holds other arrays. Leave augmentation off.")
     _check_arrays(loaded, _of_pairs(x) if pairs else x)
-    return ArrayBatches(x, y, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, device=device)
+    return ArrayBatches(x, y, **order)
 
 
 def _of_pairs(x: Inputs) -> Inputs:
