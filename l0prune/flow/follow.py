@@ -12,12 +12,16 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from l0prune.errors import first_line
-from l0prune.look.capture import SEALED, lies_in
+from l0prune.look.capture import SEALED, Captured, lies_in
+from l0prune.look.recording import number_of_paths, path_of
+from l0prune.look.watching import fixed_dimensions
 from l0prune.ops.node import NoRuleError, module_of, node_shape
 from l0prune.ops.operation import UNKNOWN, Op, Origin, Result, operation_of
 from l0prune.ops.tracker import Labels, Tracker
 
-__all__ = ["Followed", "follow", "tensor_names"]
+__all__ = ["Followed", "follow", "restrict_to_recorded", "tensor_names"]
+
+UNREACHED = "as wide as a layer that the example inputs do not reach"
 
 
 @dataclass(eq=False)
@@ -193,3 +197,39 @@ def _blank(value: Any) -> Result:
 def _no_labels(n_dims: int) -> Labels:
     labels: Labels = [None] * n_dims
     return labels
+
+
+def restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterable[str] = ()) -> None:
+    """Pin what cannot be cut in place, what may meet layers on paths unseen, and what several paths normalise in another order.
+
+    The multiplications of the example's path alone are counted.
+
+    Args:
+        followed: The labels; pins are added to its tracker.
+        captured: The recorded program they belong to.
+        ignore: Module or parameter names; layers of these names are known not to be reached.
+    """
+    tracker, program = followed.tracker, captured.program
+    tracker.op = ""
+    names = program.graph_signature.inputs_to_parameters
+    ignored = tuple(ignore)
+    for constant in program.constants:
+        tracker.pin_all(followed.tensors[constant], "a constant of the code, which cannot be cut in place")
+    unreached: set[int] = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and operation_of(node.target).makers:
+            for dim in fixed_dimensions(node):
+                tracker.pin(followed.nodes[node][dim], "made at full size by the code")  # type: ignore[arg-type]
+        name = names.get(node.name) if node.op == "placeholder" else None
+        if name is not None and not node.users and not any(lies_in(name, n) for n in ignored):
+            unreached |= set(node.meta["val"].shape[:2]) - {0, 1}
+    for labels in followed.tensors.values():
+        for ids in labels:
+            if ids is not None and len(ids) in unreached:
+                tracker.pin(ids, UNREACHED)
+    if number_of_paths(program) > 1:
+        for norm in tracker.norms:
+            if norm.weight is None:
+                tracker.pin(norm.ids, "normalised without a weight, in another order on each path")
+    of_example = {node.name for node in program.graph.nodes if path_of(node) == 0}
+    tracker.multiplications[:] = [m for m in tracker.multiplications if m.node in of_example]

@@ -13,20 +13,17 @@ from torch.export import ExportedProgram
 from l0prune.errors import CaptureError, ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import dimensions_of, macs_terms, params_terms
-from l0prune.flow.follow import Followed, follow
+from l0prune.flow.follow import Followed, follow, restrict_to_recorded
 from l0prune.flow.removable import removable_dimensions
 from l0prune.flow.units import Units, solve, unreached_parameters
-from l0prune.look.capture import Captured, NormCalls, capture, lies_in, without_graph
+from l0prune.look.capture import Captured, NormCalls, capture, without_graph
 from l0prune.look.program import open_contexts_
-from l0prune.look.recording import number_of_paths, path_of, record
-from l0prune.look.watching import fixed_dimensions
+from l0prune.look.recording import record
 from l0prune.model_call import ExampleInputs, ModelCall
-from l0prune.ops.operation import operation_of
 from l0prune.ops.tracker import INERT, Split
 
 __all__ = ["aliases_of", "trace", "trace_modules", "trace_program", "trace_refused"]
 
-UNREACHED = "as wide as a layer that the example inputs do not reach"
 MAX_PASSES = 12
 """Times the graph is walked again with other axes for views that pinned everything."""
 
@@ -149,7 +146,7 @@ def trace_program(
             captured = replace(captured, norms=_norms_of_graph(followed))
         _pin_uncalled_norms(followed, captured.norms)
         if refusal:
-            _restrict_to_recorded(followed, captured, ignore)
+            restrict_to_recorded(followed, captured, ignore)
         units = solve(followed)
         stuck = [
             split
@@ -164,42 +161,6 @@ def trace_program(
     parameters = frozenset(aliases.get(name, name) for name in inputs) & frozenset(followed.tensors)
     sizes = _sizes(captured.program, aliases)
     return _assemble(captured, followed, units, aliases, parameters, sizes, refusal=refusal)
-
-
-def _restrict_to_recorded(followed: Followed, captured: Captured, ignore: Iterable[str] = ()) -> None:
-    """Pin what cannot be cut in place, what may meet layers on paths unseen, and what several paths normalise in another order.
-
-    The multiplications of the example's path alone are counted.
-
-    Args:
-        followed: The labels; pins are added to its tracker.
-        captured: The recorded program they belong to.
-        ignore: Module or parameter names; layers of these names are known not to be reached.
-    """
-    tracker, program = followed.tracker, captured.program
-    tracker.op = ""
-    names = program.graph_signature.inputs_to_parameters
-    ignored = tuple(ignore)
-    for constant in program.constants:
-        tracker.pin_all(followed.tensors[constant], "a constant of the code, which cannot be cut in place")
-    unreached: set[int] = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function" and operation_of(node.target).makers:
-            for dim in fixed_dimensions(node):
-                tracker.pin(followed.nodes[node][dim], "made at full size by the code")  # type: ignore[arg-type]
-        name = names.get(node.name) if node.op == "placeholder" else None
-        if name is not None and not node.users and not any(lies_in(name, n) for n in ignored):
-            unreached |= set(node.meta["val"].shape[:2]) - {0, 1}
-    for labels in followed.tensors.values():
-        for ids in labels:
-            if ids is not None and len(ids) in unreached:
-                tracker.pin(ids, UNREACHED)
-    if number_of_paths(program) > 1:
-        for norm in tracker.norms:
-            if norm.weight is None:
-                tracker.pin(norm.ids, "normalised without a weight, in another order on each path")
-    of_example = {node.name for node in program.graph.nodes if path_of(node) == 0}
-    tracker.multiplications[:] = [m for m in tracker.multiplications if m.node in of_example]
 
 
 def _causes(stuck: list[Split], units: Units) -> list[Split]:
