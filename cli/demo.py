@@ -11,7 +11,7 @@ from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
 from l0prune.cli.flags import THREADS, FilePath, common_options
-from l0prune.cli.output import console, cost_rows, note, print_table, ratio, score_text, show, size, working
+from l0prune.cli.output import console, cost_rows, note, print_table, ratio, say, score_text, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import BUNDLED, FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.shrink import shrink_run
@@ -118,14 +118,12 @@ def print_demo(result: dict[str, Any]) -> None:
     rows.append(("ONNX file, bytes", size(before), size(after), ratio(after, before)))
     before, after = result["latency_ms_before"], result["latency_ms_after"]
     rows.append(("latency, ms", f"{before:.3f}", f"{after:.3f}", ratio(after, before)))
-    out = console()
-    print_table(out, f"digits_resnet on digits, {result['run']}", ("", "dense", "compact", "ratio"), rows)
+    print_table(console(), f"digits_resnet on digits, {result['run']}", ("", "dense", "compact", "ratio"), rows)
     speedup = result["speedup"]
-    out.print(
+    say(
         f"{speedup['ratio']:.2f} times faster in onnxruntime (95 % interval {speedup['low']:.2f} to "
         f"{speedup['high']:.2f}); cut and gated networks differ by {result['max_rel_diff']:.1e} at most; "
-        f"{result['seconds']:.0f} s in all.",
-        soft_wrap=True,
+        f"{result['seconds']:.0f} s in all."
     )
     if result["report"]:
-        out.print(f"Pictures: {result['report']}", markup=False, soft_wrap=True)
+        say(f"Pictures: {result['report']}")

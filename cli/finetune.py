@@ -18,7 +18,17 @@ from l0prune.cli.flags import (
     given,
     threads_option,
 )
-from l0prune.cli.output import console, cost_rows, first_few, metric_text, print_table, score_text, show, working
+from l0prune.cli.output import (
+    console,
+    cost_rows,
+    metric_text,
+    print_table,
+    say,
+    say_what_was_lost,
+    score_text,
+    show,
+    working,
+)
 from l0prune.cli.process import EXIT_BUDGET_MISSED
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import trust_option
@@ -119,11 +129,6 @@ def print_result(result: dict[str, Any]) -> None:
     before = "untrained" if result["from_scratch"] else "dense"
     print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
     if result["doubts"]:
-        console().print(result["doubts"], markup=False, soft_wrap=True)
-    if result["not_in_place_because"]:
-        console().print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
-    if result["integers_left"]:
-        console().print(
-            f"Integers left as they were: {first_few(result['integers_left'])}", markup=False, soft_wrap=True
-        )
-    console().print(f"Next: l0prune shrink {quote(result['run'])}", markup=False, soft_wrap=True)
+        say(result["doubts"])
+    say_what_was_lost(result)
+    say(f"Next: l0prune shrink {quote(result['run'])}")

@@ -29,6 +29,8 @@ __all__ = [
     "print_table",
     "progress_for_stderr",
     "ratio",
+    "say",
+    "say_what_was_lost",
     "score_text",
     "show",
     "size",
@@ -70,6 +72,19 @@ def _finite(value: Any) -> Any:
 def note(message: str) -> None:
     """Say something about the work in progress, on stderr."""
     click.echo(message, err=True)
+
+
+def say(text: str) -> None:
+    """Print a line of a result as it is, however long."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def say_what_was_lost(result: Mapping[str, Any]) -> None:
+    """Print why a cut network lost its class, and which of its integers may be wrong, if anything."""
+    if result["not_in_place_because"]:
+        say(f"Its class was not kept: {result['not_in_place_because']}")
+    if result["integers_left"]:
+        say(f"Integers left as they were: {first_few(result['integers_left'])}")
 
 
 def console(*, stderr: bool = False) -> "Console":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.flags import Decorator, FilePath, common_options
-from l0prune.cli.output import console, note, show, working
+from l0prune.cli.output import note, say, show, working
 
 if TYPE_CHECKING:
     from l0prune.report.histories import CostHistory
@@ -22,7 +22,7 @@ def report_command(path: Path, as_json: bool) -> None:
     """Write one self-contained page about a run, with pictures."""
     with working():
         page = report_run(path)
-    show({"run": str(path), "report": str(page)}, as_json, lambda: console().print(str(page), soft_wrap=True))
+    show({"run": str(path), "report": str(page)}, as_json, lambda: say(str(page)))
 
 
 def report_run(path: Path) -> Path:
@@ -68,7 +68,7 @@ def gates_command(path: Path, out: Path, samples: bool, as_json: bool) -> None:
     """
     with working():
         result = plot_gates(path, out, of="samples" if samples else "probability")
-    show(result, as_json, lambda: console().print(result["picture"], markup=False, soft_wrap=True))
+    show(result, as_json, lambda: say(result["picture"]))
 
 
 @plot_command.command("cost")
@@ -82,7 +82,7 @@ def cost_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """
     with working():
         result = plot_costs(paths, out)
-    show(result, as_json, lambda: console().print(result["picture"], markup=False, soft_wrap=True))
+    show(result, as_json, lambda: say(result["picture"]))
 
 
 def plot_gates(path: Path, out: Path, *, of: str = "probability") -> dict[str, Any]:

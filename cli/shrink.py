@@ -8,7 +8,7 @@ import click
 
 from l0prune.cli.flags import FilePath, common_options, flag_of, threads_option
 from l0prune.cli.loading import OpenedRun, dense_model, gated_model, open_finished
-from l0prune.cli.output import console, cost_rows, first_few, note, print_table, ratio, show, size, working
+from l0prune.cli.output import console, cost_rows, note, print_table, ratio, say, say_what_was_lost, show, size, working
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
 from l0prune.finetuning.config import FinetuneConfig
@@ -184,26 +184,19 @@ def print_shrunk(result: dict[str, Any]) -> None:
     if result["bytes_before"] is not None:
         before, after = result["bytes_before"], result["bytes_after"]
         rows.append(("ONNX bytes", size(before), size(after), ratio(after, before)))
-    out = console()
-    print_table(out, result["run"], ("", "dense", "compact", "ratio"), rows)
-    out.print(
+    print_table(console(), result["run"], ("", "dense", "compact", "ratio"), rows)
+    say(
         f"Verified: compact and gated outputs differ by {result['max_rel_diff']:.1e} of the largest at most; "
-        f"form {result['form']}.",
-        markup=False,
+        f"form {result['form']}."
     )
-    if result["not_in_place_because"]:
-        out.print(f"Its class was not kept: {result['not_in_place_because']}", markup=False, soft_wrap=True)
-    if result["integers_left"]:
-        out.print(f"Integers left as they were: {first_few(result['integers_left'])}", markup=False, soft_wrap=True)
+    say_what_was_lost(result)
     if result["draws_random_numbers"]:
-        out.print("The network draws random numbers when it is evaluated; both were given the same.", markup=False)
+        say("The network draws random numbers when it is evaluated; both were given the same.")
     for where, count in result["not_compared"].items():
-        out.print(
-            f"Not compared, because no output reacts to them: {count} units of {where}", markup=False, soft_wrap=True
-        )
+        say(f"Not compared, because no output reacts to them: {count} units of {where}")
     if result["no_onnx_because"]:
-        out.print(f"No ONNX file: {result['no_onnx_because']}", markup=False, soft_wrap=True)
+        say(f"No ONNX file: {result['no_onnx_because']}")
     if result["onnx_holds_one_path"]:
-        out.print(f"Careful: {ONE_PATH}", markup=False, soft_wrap=True)
+        say(f"Careful: {ONE_PATH}")
     for name, path in result["files"].items():
-        out.print(f"  {name:13} {path}", markup=False, soft_wrap=True)
+        say(f"  {name:13} {path}")
