@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --randomly-seed=$(SEED) --hypothesis-seed=$(SEED)
 
 # Benchmarks and tests need no annotations; of tests, names and calls are checked: a call that no longer fits is found before it runs.
-LOOSE_MYPY = MYPYPATH=$(CURDIR)/tests:$(CURDIR)/benchmarks:$(CURDIR)/benchmarks/fuzz $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+LOOSE_MYPY = MYPYPATH=$(CURDIR)/tests/helpers:$(CURDIR)/tests/tasks:$(CURDIR)/benchmarks:$(CURDIR)/benchmarks/fuzz $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	--cache-dir $(CURDIR)/.mypy_cache/loose --check-untyped-defs --allow-untyped-defs --allow-incomplete-defs
 TEST_ERRORS = arg-type assignment attr-defined comparison-overlap dict-item index method-assign misc operator override return-value \
 	type-var union-attr var-annotated
@@ -41,7 +41,7 @@ $(INSTALLED_MODELS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt transformers pyyaml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps torchvision
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	cp tests/torchvision_beside_cpu_torch.py $$site && \
+	cp tests/helpers/torchvision_beside_cpu_torch.py $$site && \
 	echo 'import torchvision_beside_cpu_torch' > $$site/torchvision_beside_cpu_torch.pth
 	touch $@
 
@@ -64,7 +64,7 @@ types: $(INSTALLED) ## mypy, strict, of the library
 
 types-all: types ## and of benchmarks and tests (a minute)
 	cd build/typed && $(LOOSE_MYPY) $(CURDIR)/benchmarks/*.py $(CURDIR)/benchmarks/fuzz/*.py
-	cd build/typed && $(LOOSE_MYPY) $(TEST_ERRORS:%=--disable-error-code %) $(CURDIR)/tests/*.py
+	cd build/typed && $(LOOSE_MYPY) $(TEST_ERRORS:%=--disable-error-code %) $$(find $(CURDIR)/tests -name '*.py')
 
 unit: $(INSTALLED)
 	$(PYTEST) -n 2

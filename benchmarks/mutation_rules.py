@@ -163,7 +163,7 @@ def examine(todo: list[Mutant], observer: Observer, jobs: int) -> dict[str, str]
 def state_of(file: str, caught: str) -> str:
     """Fingerprint of what a result hangs on: the rules' file, and the test that caught the mutant, or all of them."""
     test = ROOT / caught.partition("::")[0]
-    tests = [test] if caught and test.is_file() else sorted((ROOT / "tests").glob("*.py"))
+    tests = [test] if caught and test.is_file() else sorted((ROOT / "tests").rglob("*.py"))
     digest = hashlib.sha256()
     for path in [*sorted(RULES.glob(file)), *tests]:
         digest.update(path.read_bytes())
@@ -197,7 +197,11 @@ def main(only: str, jobs: int, fresh: bool) -> None:
     settings.load_profile("unshrunk")
     os.chdir(ROOT)
     RESULTS.parent.mkdir(exist_ok=True)
-    tests = [*sorted(map(str, Path("tests").glob("test_flow_*.py"))), "tests/test_surgery_properties.py"]
+    folders = (Path("tests") / name for name in ("ops", "look", "flow"))
+    tests = [
+        *sorted(str(file) for folder in folders for file in folder.glob("test_*.py")),
+        "tests/surgery/test_properties.py",
+    ]
     every = [m for path in rule_files() for m in mutants(path)]
     known = {} if fresh else known_results(every)
     todo = [m for m in every if m.key not in known and only in m.key]
