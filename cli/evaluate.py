@@ -136,7 +136,7 @@ def evaluate_run(
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:
     """The compact network and its ONNX file, where the run has been shrunk and there is one."""
-    from l0prune.onnx.model import OnnxModel
+    from l0prune.onnx.onnx_model import OnnxModel
 
     directory = run.directory
     forms: dict[str, Callable[..., Any]] = {}

@@ -130,7 +130,7 @@ def export(model: "nn.Module", loaded: "LoadedModel", path: Path) -> str | None:
 
 def has_one_path(path: Path) -> bool:
     """Whether an ONNX file holds one path alone through a model with conditions."""
-    from l0prune.onnx.model import OnnxModel
+    from l0prune.onnx.onnx_model import OnnxModel
 
     return OnnxModel(path).has_one_path
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from l0prune.errors import CaptureError, ConfigError, EquivalenceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.trace import aliases_of, trace_program, trace_refused
 from l0prune.gated.model import inject
-from l0prune.gates.bank import GateBank
 from l0prune.goals.selection import align_open
 from l0prune.look.capture import capture
 from l0prune.measuring.alignment import resolve_alignment
@@ -135,7 +134,7 @@ def verify(
     gated = inject(model, flow, gate=gate or "hard-concrete", seed=seed).eval()
     values = torch.from_numpy(random_decision(flow, closed=closed, seed=seed, align=resolve_alignment(align)))
     if gate is not None:
-        locate_gates_(gated.gates, values > 0, seed=seed)
+        gated.gates.decide_(values > 0, seed=seed)
     gated.freeze(values if gate is None else None)
     n_before = sum(p.numel() for p in model.parameters())
     report = {
@@ -241,21 +240,6 @@ def random_decision(
         opened = align_open(opened, scores, flow.dimensions, flow.gate_group, align=align)
     values = generator.uniform(0.3, 1.0, flow.n_gates).astype(np.float32).astype(np.float64)
     return np.where(opened, values, 0.0)
-
-
-@torch.no_grad()
-def locate_gates_(gates: GateBank, is_open: Tensor, *, seed: int) -> None:
-    """Bring gates to the end of a gate phase, at random locations that open some and close the others.
-
-    Args:
-        gates: Gates of any family.
-        is_open: Shape `(n_gates,)`, bool.
-        seed: Seed of the locations.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    share = torch.rand(is_open.shape, generator=generator)
-    gates.log_alpha.copy_(torch.where(is_open, 4 * share + 0.05, -4 - 4 * share))
-    gates.advance(1.0, lambda: int(is_open.sum()))
 
 
 @torch.no_grad()

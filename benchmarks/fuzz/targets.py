@@ -20,7 +20,7 @@ from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.checkpoints import load_checkpoint
 from l0prune.finetuning.metrics import MetricsLog, read_metrics
 from l0prune.measuring.alignment import _read_cache
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 from l0prune.report.histories import cost_history, gate_history
 from l0prune.run_directory import RunDirectory
 from l0prune.sources.datasets import load_data

@@ -19,7 +19,7 @@ from l0prune.machine import memory_bytes, require_threads
 from l0prune.measuring.hardware import Environment
 from l0prune.measuring.session import open_session
 from l0prune.measuring.timing import PairedTimes, interleave, median_ratio
-from l0prune.onnx.model import EXAMPLE_KEY, LARGEST_KEY
+from l0prune.onnx.onnx_model import EXAMPLE_KEY, LARGEST_KEY
 from l0prune.reading import reading
 
 __all__ = [

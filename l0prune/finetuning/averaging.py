@@ -80,4 +80,4 @@ def _averaged(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model that are averaged, as it holds them; of its gates the locations alone."""
     if not isinstance(model, GatedModel):
         return dict(model.state_dict())
-    return {**model.model.state_dict(prefix="model."), "gates.log_alpha": model.gates.log_alpha.detach()}
+    return {**model.model.state_dict(prefix="model."), "gates.log_alpha": model.gates.locations}

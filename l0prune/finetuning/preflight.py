@@ -231,7 +231,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> No
         ConfigError: the cut network cannot run in training mode although the dense one can.
         EquivalenceError: the network cannot be cut.
     """
-    scores = gated.gates.log_alpha.detach().double().cpu().numpy()
+    scores = gated.gates.scores
     upper = np.argsort(np.argsort(scores)) >= gated.n_gates // 2
     kept = covered(upper, scores, gated.flow.dimensions)
     half = with_values(gated, kept.astype(np.float64))

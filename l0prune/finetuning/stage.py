@@ -154,23 +154,11 @@ class Stage:
             self._clip(self._parameters)
             scaler.step(self.optimizer)
             scaler.update()
-        if self.gated is not None and not self._unscale_gates(self.gated, scale) and not self._parameters:
+        if self.gated is not None and not self.gated.gates.unscale_gradient_(scale) and not self._parameters:
             scaler.update(scale / 2)  # no weight tells the scaler of the overflow
         if self.gated is not None:
             self.gated.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    @staticmethod
-    def _unscale_gates(gated: GatedModel, scale: float) -> bool:
-        """Bring the gates' gradient back to its own scale; drop it, and return False, where it overflowed."""
-        log_alpha = gated.gates.log_alpha
-        if scale == 1.0 or log_alpha.grad is None:
-            return True
-        log_alpha.grad /= scale
-        if not bool(torch.isfinite(log_alpha.grad).all()):
-            log_alpha.grad = None
-            return False
-        return True
 
 
 @dataclass(frozen=True)

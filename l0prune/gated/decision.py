@@ -36,7 +36,7 @@ def choose_open(gated: GatedModel, goal: Goal, *, align: int, salience: Tensor |
     """
     chosen = goal.choose_open(
         gated.costs,
-        gated.gates.log_alpha.detach().double().cpu().numpy(),
+        gated.gates.scores,
         (gated.gate_values() != 0).cpu().numpy(),
         align=align,
         salience=None if salience is None else salience.double().cpu().numpy(),
@@ -69,7 +69,7 @@ def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
         if not bool(is_open.all()):
             gated.require_own_gates()
     elif step > 1:
-        scores = values.double() + 1e-3 * torch.sigmoid(gated.gates.log_alpha.detach().double()).cpu()
+        scores = values.double() + 1e-3 * torch.sigmoid(torch.from_numpy(gated.gates.scores))
         opened = gated.goal.rounded(gated.costs, scores.numpy(), (values != 0).numpy(), align=step)
         is_open = torch.from_numpy(opened)
     else:

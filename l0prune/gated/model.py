@@ -14,7 +14,7 @@ from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.initial import DropRate, initial_locations
-from l0prune.gated.norms import MaskedNorms
+from l0prune.gated.open_norms import MaskedNorms
 from l0prune.gated.substitution import Substitution
 from l0prune.gated.tensors import Origin, places_of, require_same_model, tensor_of
 from l0prune.gated.training import GateTraining
@@ -116,19 +116,19 @@ class GatedModel(nn.Module):
         self._lengths = [len(index) for index in indices]
         self._n_consumed = sum(self._lengths[: len(flow.consumers)])
         self._places = places_of(model, {consumer.parameter for consumer in flow.consumers})
-        self._origin = Origin(model, gates.log_alpha)
+        self._origin = Origin(model, gates.locations)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin as a copy."""
         super().__setstate__(state)
-        self._origin = Origin(self.model, self.gates.log_alpha)
+        self._origin = Origin(self.model, self.gates.locations)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedModel:
         """Move or convert weights and gates."""
         is_as_made = not self._origin.weights_moved(self.model)
         super()._apply(fn, recurse)
         if is_as_made:
-            self._origin = Origin(self.model, self.gates.log_alpha)
+            self._origin = Origin(self.model, self.gates.locations)
         return self
 
     def require_own_gates(self) -> None:
@@ -137,7 +137,7 @@ class GatedModel(nn.Module):
         Raises:
             ConfigError: the weights have moved since this model was made or copied, and its gates have not.
         """
-        if not self._origin.gates_moved(self.gates.log_alpha) and self._origin.weights_moved(self.model):
+        if not self._origin.gates_moved(self.gates.locations) and self._origin.weights_moved(self.model):
             raise ConfigError(
                 "the weights have moved since this gated model was made or copied, its gates have not: an average of"
                 " parameters() must take the buffers along, or have the gates of the model that is trained,"

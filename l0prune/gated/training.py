@@ -52,7 +52,7 @@ class GateTraining:
         self.pursuit: Pursuit = goal.pursuit(costs, self._steps)
         self._gates = gates
         self._done = 0
-        self._optimizer = (optimizer or GateOptimizerConfig()).build([gates.log_alpha], self._steps)
+        self._optimizer = (optimizer or GateOptimizerConfig()).build(gates.trained, self._steps)
         self._advance()
 
     def penalty(self) -> Tensor:
@@ -64,7 +64,7 @@ class GateTraining:
         self._require_goal()
         gates = self._gates
         if gates.frozen:
-            return gates.log_alpha.new_zeros(())
+            return gates.locations.new_zeros(())
         return self.pursuit.penalty(gates.open_probability())
 
     def step(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +117,43 @@ class GateBank(nn.Module):
                 " as well, with averaged.freeze(gated.gate_values())"
             )
         return share > 0.5
+
+    @property
+    def locations(self) -> Tensor:
+        """`log_alpha` as it is, shape `(n_gates,)`, without gradient."""
+        return self.log_alpha.detach()
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """The rank of the gates, shape `(n_gates,)`: higher ones are kept first."""
+        return self.locations.double().cpu().numpy()
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """What an optimizer of the gates moves."""
+        return [self.log_alpha]
+
+    def unscale_gradient_(self, scale: float) -> bool:
+        """Bring the gradient back to its own scale; drop it, and return False, where it overflowed."""
+        if scale == 1.0 or self.log_alpha.grad is None:
+            return True
+        self.log_alpha.grad /= scale
+        if not bool(torch.isfinite(self.log_alpha.grad).all()):
+            self.log_alpha.grad = None
+            return False
+        return True
+
+    @torch.no_grad()
+    def decide_(self, is_open: Tensor, *, seed: int) -> None:
+        """Go to the end of a gate phase, at random locations that open some gates and close the others.
+
+        Args:
+            is_open: Shape `(n_gates,)`, bool.
+            seed: Seed of the locations.
+        """
+        share = torch.rand(is_open.shape, generator=torch.Generator().manual_seed(seed))
+        self.log_alpha.copy_(torch.where(is_open, 4 * share + 0.05, -4 - 4 * share))
+        self.advance(1.0, lambda: int(is_open.sum()))
 
     @property
     def threshold(self) -> float:

@@ -26,19 +26,7 @@ from l0prune.look.free_sizes import FreeSizes
 from l0prune.look.kept_by_forward import forgetful, without_caches
 from l0prune.look.program import forget_fake_results
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
-from l0prune.onnx.model import (
-    DYNAMIC_BATCH_KEY,
-    EXAMPLE_KEY,
-    FIXED_KEY,
-    LARGEST_KEY,
-    OnnxDifference,
-    OnnxModel,
-    compare_outputs,
-    onnx_difference,
-)
-from l0prune.onnx.plain_outputs import with_plain_outputs
-from l0prune.onnx.scripted import ScriptedOnnx
-from l0prune.onnx.sizes import (
+from l0prune.onnx.freedom import (
     SIZE_TOLERANCE,
     Freedom,
     freedoms,
@@ -50,6 +38,18 @@ from l0prune.onnx.sizes import (
     trials,
     without_refused,
 )
+from l0prune.onnx.onnx_model import (
+    DYNAMIC_BATCH_KEY,
+    EXAMPLE_KEY,
+    FIXED_KEY,
+    LARGEST_KEY,
+    OnnxDifference,
+    OnnxModel,
+    compare_outputs,
+    onnx_difference,
+)
+from l0prune.onnx.plain_outputs import with_plain_outputs
+from l0prune.onnx.scripted import ScriptedOnnx
 from l0prune.surgery.record import has_surgery, surgery_of
 from l0prune.tensor_names import unique
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from l0prune.errors import ExportError, L0PruneError, first_line
 from l0prune.look.recording import variations
 from l0prune.model_call import ModelCall, output_tensors
-from l0prune.onnx.model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
+from l0prune.onnx.onnx_model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
 from l0prune.onnx.silence import silenced
 
 __all__ = ["ScriptedOnnx"]

@@ -1,6 +1,7 @@
 """All that l0prune knows of operations: a family a file, an entry for every operation. Importing this package registers them."""
 
 from l0prune.ops import (
+    contractions,
     convolution,
     einsum,
     indexing,
@@ -15,8 +16,7 @@ from l0prune.ops import (
     slicing,
     spatial,
     views,
-    weights,
 )
 
-__all__ = ["convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
-           "recurrent", "reductions", "slicing", "spatial", "views", "weights"]  # fmt: skip
+__all__ = ["contractions", "convolution", "einsum", "indexing", "joining", "layout", "linear", "norms", "numbers", "pointwise",
+           "recurrent", "reductions", "slicing", "spatial", "views"]  # fmt: skip

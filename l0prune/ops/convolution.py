@@ -9,11 +9,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch.fx import Node
 
+from l0prune.ops.contractions import contract, count_multiplications
 from l0prune.ops.node import NoRuleError, argument_of, in_example, op_name, set_argument
 from l0prune.ops.operation import Contraction, Op, Operation
 from l0prune.ops.sizes import Cut, Pairs, Rewriter, Rows, SizedCall, Sizes
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Split
-from l0prune.ops.weights import contract, count_multiplications
 
 __all__: list[str] = []
 

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from torch.fx import Node
 
+from l0prune.ops.contractions import SCORES, best, contract, count_multiplications, made_of, places_that_zero
 from l0prune.ops.node import NoRuleError, argument_of, node_shape
 from l0prune.ops.operation import Op, Operation
 from l0prune.ops.tracker import IdArray, Labels, Places
-from l0prune.ops.weights import SCORES, best, contract, count_multiplications, made_of, places_that_zero
 
 __all__ = ["Index", "multilinear"]
 

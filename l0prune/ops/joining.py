@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from l0prune.ops.contractions import places_that_zero, together
 from l0prune.ops.node import NoRuleError, argument_of, set_argument
 from l0prune.ops.operation import InClosedBranch, Op, Operation
 from l0prune.ops.sizes import Cut, Pairs, Rewriter
 from l0prune.ops.tracker import IdArray, Labels, Places
-from l0prune.ops.weights import places_that_zero, together
 
 __all__: list[str] = []
 

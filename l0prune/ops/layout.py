@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.ops.contractions import moved
 from l0prune.ops.node import NoRuleError, argument_of, node_shape, varies
 from l0prune.ops.operation import InClosedBranch, Op, Operation
 from l0prune.ops.sizes import Cut, Rewriter, SizedCall, resized
 from l0prune.ops.tracker import Labels
-from l0prune.ops.weights import moved
 
 __all__: list[str] = []
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from l0prune.ops.contractions import SCORES, aligned, contract, count_multiplications, places_that_zero, product
 from l0prune.ops.einsum import Index, multilinear
 from l0prune.ops.node import NoRuleError, argument_of, node_shape
 from l0prune.ops.operation import Contraction, InClosedBranch, Op, Operation
 from l0prune.ops.tracker import IdArray, Labels, Places
-from l0prune.ops.weights import SCORES, aligned, contract, count_multiplications, places_that_zero, product
 
 __all__: list[str] = []
 

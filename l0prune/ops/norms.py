@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.ops.contractions import places_that_zero
 from l0prune.ops.node import NoRuleError, argument_of, node_shape, set_argument
 from l0prune.ops.operation import InClosedBranch, Normalisation, Op, Operation, another_path
 from l0prune.ops.sizes import Cut, Rewriter
 from l0prune.ops.tracker import IdArray, Labels, NormUse, Places
-from l0prune.ops.weights import places_that_zero
 
 __all__ = ["HALF", "masked_norm"]
 

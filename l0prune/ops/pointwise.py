@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from l0prune.ops.contractions import aligned, is_finite_beside, places_that_zero, product, together
 from l0prune.ops.node import argument_of, op_name
 from l0prune.ops.operation import Op, Operation
 from l0prune.ops.tracker import Labels, Places
-from l0prune.ops.weights import aligned, is_finite_beside, places_that_zero, product, together
 
 __all__ = ["pointwise"]
 

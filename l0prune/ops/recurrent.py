@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from l0prune.ops.contractions import contract, count_multiplications
 from l0prune.ops.node import NoRuleError, argument_of
 from l0prune.ops.operation import Op, Operation
 from l0prune.ops.sizes import Cut
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels
-from l0prune.ops.weights import contract, count_multiplications
 
 __all__: list[str] = []
 

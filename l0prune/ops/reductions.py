@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.ops.contractions import places_that_zero
 from l0prune.ops.node import NoRuleError, argument_of, node_shape
 from l0prune.ops.norms import HALF
 from l0prune.ops.operation import Normalisation, Op, Operation, Result, another_path
 from l0prune.ops.pointwise import pointwise
 from l0prune.ops.tracker import Labels, NormUse, Places
-from l0prune.ops.weights import places_that_zero
 
 __all__ = ["masked_statistic", "statistic_of_open"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.ops.contractions import moved
 from l0prune.ops.node import argument_of, concrete, op_name, varies, written_later
 from l0prune.ops.operation import Op, Operation, Result
 from l0prune.ops.sizes import Cut, Rewriter, Rows, SizedCall, Sizes
 from l0prune.ops.tracker import Labels
-from l0prune.ops.weights import moved
 
 __all__: list[str] = []
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from l0prune.ops.contractions import moved
 from l0prune.ops.node import NoRuleError, argument_of, node_shape, op_name, set_argument
 from l0prune.ops.operation import Op, Operation
 from l0prune.ops.sizes import Cut, Rewriter, Rows, SizedCall
 from l0prune.ops.tracker import NO_UNIT, IdArray, Labels, Split
-from l0prune.ops.weights import moved
 
 __all__ = ["blocks"]
 

@@ -17,7 +17,7 @@ from l0prune.bench.torch_models import benchmark_modules
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.measuring import timing
 from l0prune.measuring.timing import interleave, median_ratio
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 
 QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0}
 

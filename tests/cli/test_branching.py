@@ -13,7 +13,7 @@ from torch import nn
 import l0prune
 from l0prune.cli.main import cli
 from l0prune.errors import ExportError, FileFormatError, NoOnnxError
-from l0prune.onnx.model import OnnxModel, onnx_difference
+from l0prune.onnx.onnx_model import OnnxModel, onnx_difference
 
 FINETUNE = ["--data", "tiny_task:data", "--budget", "macs=0.5", "--epochs", "2", "--batch-size", "16", "--align", "1"]
 BENCH = ["--warmup", "0", "--samples", "3", "--min-seconds", "0"]

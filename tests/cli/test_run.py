@@ -134,7 +134,7 @@ def test_finetune_ends_with_a_table_for_people(tmp_path):
 
 
 def test_shrink_writes_a_compact_model_that_computes_what_its_onnx_file_computes(run):
-    from l0prune.onnx.model import onnx_difference
+    from l0prune.onnx.onnx_model import onnx_difference
 
     compact = l0prune.load(run / "compact")
     x = torch.randn(3, 1, 8, 8)
@@ -159,7 +159,7 @@ print(tuple(l0prune.load({str(run / "compact")!r})(torch.zeros(3, 1, 8, 8)).shap
 def test_dense_onnx_has_the_original_weights(run):
     from l0prune.cli.loading import load
     from l0prune.cli.request import ModelOptions
-    from l0prune.onnx.model import onnx_difference
+    from l0prune.onnx.onnx_model import onnx_difference
 
     dense = load(ModelOptions("tiny_task:network")).model
 

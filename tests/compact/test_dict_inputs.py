@@ -15,7 +15,7 @@ from l0prune.errors import ConfigError, NoOnnxError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.model_call import ModelCall, call, split_inputs
 from l0prune.onnx.export import export_onnx
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 from l0prune.sources.model_spec import load_model
 from l0prune.surgery.shrink import shrink
 from l0prune.tensor_names import named_tensors, unique

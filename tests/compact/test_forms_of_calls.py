@@ -16,7 +16,7 @@ from l0prune.cli.loading import trainable
 from l0prune.cli.main import cli
 from l0prune.model_call import call
 from l0prune.onnx.export import export_onnx
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 from l0prune.sources.model_spec import load_model
 from l0prune.surgery.shrink import shrink
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l0prune.errors import TraceError
-from l0prune.gated.norms import MaskedNorms
+from l0prune.gated.open_norms import MaskedNorms
 from l0prune.look.capture import RecordNorms
 from l0prune.ops.norms import masked_norm
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from l0prune.gates.bank import GateBank
 from l0prune.gates.registry import gate_distribution, gate_names
-from l0prune.verification import locate_gates_
 
 TABLE = re.search(
     r"^\| `--gate` \|.*?\n\n",
@@ -118,7 +117,7 @@ def test_located_gates_are_open_where_they_are_to_be(name):
     is_open = torch.rand(300, generator=torch.Generator().manual_seed(1)) < 0.4
     bank = GateBank(300, distribution=gate_distribution(name)).eval()
 
-    locate_gates_(bank, is_open, seed=3)
+    bank.decide_(is_open, seed=3)
 
     values: Tensor = bank.values()
     assert torch.equal(values != 0, is_open)

@@ -11,7 +11,7 @@ from l0prune.bench.benchmark import benchmark
 from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
 from l0prune.onnx import export
 from l0prune.onnx.export import export_onnx, onnx_difference
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 
 
 class ConvNet(nn.Module):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from l0prune.bench.benchmark import benchmark
 from l0prune.model_call import ModelCall
 from l0prune.onnx.export import export_onnx, onnx_difference
-from l0prune.onnx.model import EXAMPLE_KEY, OnnxModel
-from l0prune.onnx.sizes import freedoms
+from l0prune.onnx.freedom import freedoms
+from l0prune.onnx.onnx_model import EXAMPLE_KEY, OnnxModel
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

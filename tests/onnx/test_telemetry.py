@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SWITCH = "ORT_DISABLE_TELEMETRY"
 CONVERT_AND_RUN = """
 import torch, l0prune
-from l0prune.onnx.model import OnnxModel
+from l0prune.onnx.onnx_model import OnnxModel
 l0prune.export_onnx(torch.nn.Linear(2, 2), torch.zeros(2, 2), "linear.onnx")
 OnnxModel("linear.onnx")(torch.zeros(2, 2))
 """

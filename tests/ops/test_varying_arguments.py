@@ -7,8 +7,8 @@ from flow_case import EXACT, Net, assert_cut_exactly, difference, gated_at, gate
 from torch import nn
 
 from l0prune.ops import operation
+from l0prune.ops.contractions import contract
 from l0prune.ops.operation import Op, Operation
-from l0prune.ops.weights import contract
 from l0prune.surgery.shrink import shrink
 
 N_OUT = 6
