@@ -30,21 +30,24 @@ Written by `make coverage` (benchmarks/coverage.py). Each model runs in a proces
 statistics, on two inputs of the smallest size it accepts. Half of its units are closed at random, the others get gate values
 between 0.3 and 1, and the closed units are cut out.
 
-- **followed by**: what the units come from: the graph of `torch.export`; a `recording` of the ops on each path that inputs are
-  found to take; or the dependency graph of `torch-pruning`.
-- **not compared**: units that moved no output, neither at these weights nor at any drawn anew: it does not cover them.
+- **followed by**: where the units come from: the graph of `torch.export`; a `recording` of the operations on each path that
+  inputs are found to take; or the dependency graph of `torch-pruning`.
+- **not compared**: units that changed no output, neither at these weights nor at any drawn at random, so the comparison does
+  not cover them.
 - **exact**: largest difference between the cut model and the gated one, relative to the largest output, in float64 (float32
-  beyond 200 M parameters). Above 1e-9 (1e-4 in float32) the model counts as wrong; models that go through float32 on their way
-  whatever they are given (the RMSNorm of Llama and its relatives) are judged as float32, and differ by 1e-7.
-- **form**: `in-place` keeps the user's class, `graph` is the exported graph with smaller tensors. A number in brackets: as many
-  calls in the class's code have sizes that no integer of it stands for, and are given those of the compact model.
+  above 200 M parameters). Above 1e-9 (1e-4 in float32) the model counts as wrong. Models that compute in float32 internally,
+  whatever dtype they are given (the RMSNorm of Llama and its relatives), are judged as float32 and differ by 1e-7.
+- **form**: `in-place` keeps the user's class, `graph` is the exported graph with smaller tensors. A number in brackets counts
+  the calls in the class's code whose sizes are not held in any integer of the model; they are given the sizes of the compact
+  model.
 - **params**, **MACs**: share that some gate can remove.
-- **ONNX**: onnxruntime against torch for the cut model in float32, relative. Where float32 itself is off by more than that (torch
-  in float32 against float64), up to five times its own error counts as agreement.
+- **ONNX**: relative difference between onnxruntime and torch for the cut model in float32. Where float32 itself is off by more
+  than that (torch in float32 against float64), up to five times its own error counts as agreement.
 - **seconds**: torch.export / analysis. **GB**: peak memory of the process, libraries included.
-- **torch-pruning**: whether its own high-level pruner ran within 150 s and left a model that runs: half of the channels by
-  magnitude, the classifier ignored, otherwise its defaults, without what it can be told about a certain model (such as its number
-  of heads), as l0prune is told nothing either. Its output is not compared with anything.
+- **torch-pruning**: whether its own high-level pruner ran within 150 s and left a model that runs. It is asked for half of the
+  channels by magnitude, ignoring the classifier and otherwise with its defaults. It is not given what it can be told about a
+  particular model (such as the number of heads), since l0prune is told nothing either. Its output is not compared with
+  anything.
 """
 
 
