@@ -31,26 +31,27 @@ PUBLISHED: dict[str, tuple[tuple[str, tuple[int, ...], str], ...]] = {
 
 HEAD = """# MNIST: the networks of the L0 papers
 
-Written by `benchmarks/mnist_l0.py`; nothing here is typed by hand but the published rows. {machine}. {versions}.
+Written by `benchmarks/mnist_l0.py`; nothing here is typed by hand except the published rows. {machine}. {versions}.
 
-*Architecture* is written as the papers do: for LeNet-300-100 the inputs of its three layers (pixels can be gated, too: model
-argument `select_inputs`), for LeNet-5-Caffe the channels of both convolutions and the inputs of both fully connected layers.
-The papers also gate single features between the convolutions and the first fully connected layer; here a feature map is kept
-or cut as a whole, so its third number is 16 times the second, but for two stages: `macs=0.12 then params=0.0086` cuts maps
-under the first budget and then, with the model argument `select_features`, single features of what is left under the second, each
-a share of the dense network and each for the epochs given. MACs are multiply-accumulates of one image, computed from
-the architecture alike for published rows and ours.
+*Architecture* is written as in the papers. For LeNet-300-100 it lists the inputs of its three layers (pixels can be gated, too,
+with the model argument `select_inputs`); for LeNet-5-Caffe, the channels of both convolutions and the inputs of both fully
+connected layers. The papers also gate single features between the convolutions and the first fully connected layer. Here a
+feature map is kept or cut as a whole, so the third number is 16 times the second. Runs in two stages are the exception:
+`macs=0.12 then params=0.0086` cuts maps under the first budget and then, with the model argument `select_features`, single
+features of what is left under the second. Each budget is a share of the dense network, and each stage takes the epochs given.
+MACs are the multiply-accumulates of one image, computed from the architecture in the same way for published rows and ours.
 
-*Mode*: a budget (`macs=0.1`, `params=0.02`), or a penalty in the paper's units, shared (`lambda=0.1`) or by the layer whose
-inputs are gated (`fc1=0.3,fc2=1,fc3=10`). The papers train for 200 epochs from scratch.
+*Mode* is a budget (`macs=0.1`, `params=0.02`) or a penalty in the paper's units, either shared (`lambda=0.1`) or set by the
+layer whose inputs are gated (`fc1=0.3,fc2=1,fc3=10`). The papers train for 200 epochs from scratch.
 
-*From a checkpoint*: a dense network, trained (30 and 12 epochs) with random shifts of up to two pixels, which also teaches;
-then trained under the budget or penalty with the same shifts. *From scratch*: random weights, no teacher, no shifts.
-Batches of 100. Open gates keep their trained values at the freeze (`gate_decision="soft"`).
+*From a checkpoint* means starting from a dense network trained (for 30 and 12 epochs) with random shifts of up to two pixels,
+which also acts as the teacher, and training it under the budget or penalty with the same shifts. *From scratch* means random
+weights, no teacher and no shifts. Batches hold 100 images. Open gates keep their trained values at the freeze
+(`gate_decision="soft"`).
 
-*Speed-up*: onnxruntime, batch 1, one thread, against the dense network, interleaved runs while other runs kept the machine
-busy (times are processor time of the thread). Every cut network was compared with the gated one; the largest difference
-of all runs is {difference:.1e} of the largest output.
+*Speed-up* is measured against the dense network in onnxruntime with batch 1 and one thread, in interleaved runs while other
+runs kept the machine busy (times are processor time of the thread). Every cut network was compared with the gated one; the
+largest difference of all runs is {difference:.1e} of the largest output.
 """
 
 
