@@ -12,9 +12,9 @@ EXPLAINED: dict[str, str] = {}
 _HEAD = """\
 # Which test catches which broken rule
 
-Every rule of the channel flow (`l0prune/ops/`) is broken in one place at a time: a tie, pin, consumer or cost is left out,
-an axis is exchanged, a refusal is left out, a condition is reversed. The tests of the flow and the laws of cutting on random
-networks then run until one fails. Repeat it with
+Every rule of the channel flow (`l0prune/ops/`) is broken in one place at a time: a tie, pin, consumer or cost is left out, an
+axis is swapped, a refusal is left out, or a condition is reversed. The tests of the flow, and those that cut random networks,
+then run until one fails. To repeat this:
 
     make mutation-rules
 
@@ -32,7 +32,7 @@ def table(every: list[Mutant], results: dict[str, str]) -> str:
     n_caught = len(every) - len(survivors)
     lines = [
         f"{len(every)} mutants of {len(rules)} functions: {n_caught} caught, first by one of {len(tests)} tests; "
-        f"{len(survivors) - len(unexplained)} change nothing that could be seen; {len(unexplained)} survive.\n"
+        f"{len(survivors) - len(unexplained)} change nothing observable; {len(unexplained)} survive.\n"
     ]
     if survivors:
         lines += ["## What no test catches\n"]

@@ -53,7 +53,7 @@ WITHOUT_RULE = {
     "conv_tbc": "a convolution of another time; `conv1d` has a rule",
     "unique_consecutive": "how many there are depends on data",
 }
-"""Operations that have no rule, and why: what is given to them stays. Most meet no units at all."""
+"""Operations without a rule, and why they have none. Units that meet them stay; most of these operations meet no units at all."""
 
 _OF_SIZES = frozenset({"_assert_scalar", "_assert_async", "sym_constrain_range_for_size"})
 """Operations on numbers, not on tensors."""
@@ -99,15 +99,15 @@ def render(models_of: dict[str, list[str]]) -> str:
     lines = [
         "# What becomes of units that meet an operation",
         "",
-        "A rule for every family of operations (`l0prune/ops/`, one a file) says which units pass, are tied to each",
-        "other, or are pinned: never gated. What has no rule pins all that is given to it. So does a rule that meets what it",
-        "does not expect, such as a size that is no number; `flow.pinned` has the reason. This page is written by",
-        "`benchmarks/operations.py`.",
+        "Every operation l0prune knows has a rule (`l0prune/ops/`, one file per family) that says which units pass through,",
+        "which are tied to each other, and which are pinned, that is, never gated. An operation without a rule pins everything",
+        "it is given. So does a rule that meets something it does not expect, such as a size that is not a number;",
+        "`flow.pinned` gives the reason. This page is written by `benchmarks/operations.py`.",
         "",
         f"{len(models_of)} operations occur in {len(names)} networks (timm, torchvision, transformers, and small detectors,",
         "diffusion U-Nets, speech and text recognisers, mixtures of experts, recommenders): "
-        f"{sum(map(has_rule, models_of))} have a rule,",
-        "and what the others do is said at the end.",
+        f"{sum(map(has_rule, models_of))} have a rule;",
+        "the others are listed at the end.",
         "",
     ]
     known = dict(operations())
@@ -129,7 +129,7 @@ def render(models_of: dict[str, list[str]]) -> str:
     lines += [
         "## Without a rule",
         "",
-        "What is given to these stays.",
+        "Units that meet these operations stay.",
         "",
         "| operation | why | networks |",
         "|---|---|---:|",
