@@ -1,4 +1,4 @@
-"""All that l0prune knows of operations: a family a file, an entry for every operation. Importing this package registers them."""
+"""All that l0prune knows of operations: one file per family, one entry per operation. Importing this package registers them."""
 
 from l0prune.ops import (
     contractions,

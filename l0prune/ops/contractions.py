@@ -1,4 +1,4 @@
-"""Products with weights: what a contraction consumes and costs, also where the weight is computed of parameters when it is used.
+"""Products with weights: what a contraction consumes and costs, also if the weight is computed from parameters when it is used.
 
 A weight may be masked, merged with an adapter, modulated, normed or fake-quantised. Gates multiply parameters, and the cut folds
 them into the same parameters: whatever is computed of these is computed alike by the gated and by the compact model. What a unit

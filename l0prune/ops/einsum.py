@@ -61,7 +61,7 @@ def _once(first: list[Index], second: list[Index]) -> list[Index]:
 
 @Operation("tensordot")
 def tensordot(op: Op) -> Labels:
-    """Given dimensions of two tensors are contracted with each other, the others follow one another."""
+    """The given dimensions of two tensors are contracted with each other; the remaining ones follow in order."""
     a, b = op.arg("self"), op.arg("other")
     first: list[Index] = [f"a{d}" for d in range(len(op.shape(a)))]
     second: list[Index] = [f"b{d}" for d in range(len(op.shape(b)))]

@@ -1,4 +1,4 @@
-"""Look-ups by data: embeddings, indexing with tensors; and writes into a part of a tensor, chosen by position or by data.
+"""Look-ups by data (embeddings, indexing with tensors), and writes into a part of a tensor chosen by position or by data.
 
 What is written lies beside what it replaces, so the two are tied along the dimensions that both have in full.
 """
@@ -31,7 +31,7 @@ def embedding(op: Op) -> Labels:
 
 @Operation("embedding_bag")
 def embedding_bag(op: Op) -> list[Labels]:
-    """Rows that data look up are added, averaged, or the largest of each feature is taken: a row for each bag."""
+    """Rows that data look up are summed, averaged, or reduced to the largest value of each feature: one row for each bag."""
     weight, given = op.labels(op.arg("weight")), op.arg("per_sample_weights")
     op.tracker.pin(weight[0], VOCABULARY)
     for node in (op.arg("indices"), op.arg("offsets"), *(() if given is None else (given,))):
@@ -44,7 +44,7 @@ def embedding_bag(op: Op) -> list[Labels]:
 
 @Operation("index _unsafe_index")
 def index(op: Op) -> Labels:
-    """`x[i, :, j]` or `x[mask]`: indexed dimensions are pinned, the others keep their units (NumPy's placement of the result)."""
+    """`x[i, :, j]` or `x[mask]`: indexed dimensions are pinned, the others keep their units (in the order that NumPy gives)."""
     x, indices = op.arg("self"), op.arg("indices")
     named = [node for node in indices if node is not None]
     if len(named) == 1 and _is_selection(op, named[0]):
@@ -79,7 +79,7 @@ def _is_mask(node: Any) -> bool:
 
 @Operation("index_select")
 def index_select(op: Op) -> Labels:
-    """Rows chosen by a tensor along one dimension."""
+    """A tensor chooses rows along one dimension."""
     labels, chosen = op.labels(op.arg("self")), op.arg("index")
     dim = op.arg("dim") % len(labels)
     if _is_selection(op, chosen):
@@ -104,7 +104,7 @@ def _selected(op: Op, labels: Labels, dim: int, index: Any) -> Labels:
 
 @Operation("gather take_along_dim")
 def gather(op: Op) -> Labels:
-    """Along one dimension indices are chosen by data; the others go side by side with those of the chooser."""
+    """Data choose the indices along one dimension; the other dimensions are tied to those of the index tensor."""
     x, index = op.arg("self"), op.arg("index" if op.name == "gather" else "indices")
     if op.arg("dim") is None:
         raise NoRuleError  # over all elements, as if they lay in one row
@@ -126,7 +126,7 @@ PART = "a part of it is written"
 
 @Operation("slice_scatter select_scatter")
 def scattered_slice(op: Op) -> Labels:
-    """A tensor with the slice of it along `dim` replaced by `src`."""
+    """The tensor with its slice along `dim` replaced by `src`."""
     x, src = op.arg("self"), op.arg("src")
     labels, written = op.labels(x), op.labels(src)
     dim = op.arg("dim") % len(labels)
@@ -141,7 +141,7 @@ def scattered_slice(op: Op) -> Labels:
 
 @Operation("index_put _unsafe_index_put _index_put_impl")
 def index_put(op: Op) -> Labels:
-    """`x[i, :, j] = values`: indexed dimensions are pinned; values broadcast to what the index shows of the others.
+    """`x[i, :, j] = values`: indexed dimensions are pinned; the values broadcast over the others.
 
     A mask of the whole tensor with a single value writes every element by itself.
     """
@@ -161,7 +161,7 @@ def index_put(op: Op) -> Labels:
 
 @Operation("scatter scatter_add scatter_reduce")
 def scatter(op: Op) -> Labels:
-    """Along `dim` the places are chosen by data; along the others all operands lie side by side."""
+    """Data choose the places along `dim`; along the other dimensions all operands are tied."""
     x, index = op.arg("self"), op.arg("index")
     operands = [index] if op.node.target._overloadname.startswith("value") else [index, op.arg("src")]  # type: ignore[union-attr]
     labels = op.labels(x)
@@ -179,7 +179,7 @@ def scatter(op: Op) -> Labels:
 
 @Operation("index_add index_copy index_fill index_reduce")
 def index_write(op: Op) -> Labels:
-    """Rows along `dim`, chosen by a vector of numbers, are written; the others stay."""
+    """Rows along `dim`, chosen by a vector of positions, are written; along the other dimensions operands are tied."""
     labels = op.labels(op.arg("self"))
     if not labels:
         raise NoRuleError

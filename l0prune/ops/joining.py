@@ -1,4 +1,4 @@
-"""Ops that join tensors along a dimension, or pad one; and gated linear units, which fold one."""
+"""Ops that join tensors along a dimension or pad one, and gated linear units, which fold one in half."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _all_parts(op: Op, node: Node, dim: int) -> Places:
 
 @Operation("cat concat concatenate", zeros=_all_parts, closed=InClosedBranch.LEAVES_OUT)
 def cat(op: Op) -> Labels:
-    """Parts one behind the other along `dim`; the other dimensions are tied."""
+    """Parts follow one another along `dim`; the other dimensions are tied."""
     return _joined(op, op.arg("tensors"), op.arg("dim"))
 
 
@@ -51,7 +51,7 @@ def stacked(op: Op) -> Labels:
 
 @Operation("glu")
 def gated_half(op: Op) -> Labels:
-    """The first half of `dim`, times the sigmoid of the second: equal places live or die together."""
+    """The first half of `dim`, times the sigmoid of the second: units at the same place in both live or die together."""
     labels = op.labels(op.arg("self"))
     dim = op.arg("dim") % len(labels)
     if labels[dim] is not None:
@@ -85,7 +85,7 @@ def _joined(op: Op, tensors: list[Any], along: int) -> Labels:
 
 @Operation("stack")
 def stack(op: Op) -> Labels:
-    """Equal tensors along a new dimension."""
+    """Tensors of equal shape along a new dimension."""
     labels = [op.labels(t) for t in op.arg("tensors")]
     out = labels[0]
     for other in labels[1:]:
@@ -118,7 +118,7 @@ def _amounts(cut: Cut, node: Node) -> Iterator[tuple[int, int]]:
 
 @Operation("pad constant_pad_nd", rewrite=_resize_padding, sizes=_padding)
 def pad(op: Op) -> Labels:
-    """Padding along channels brings constant indices of its own (option-A shortcuts): fresh, removable units."""
+    """Padding along channels adds constant indices (option-A shortcuts): new units, which can be removed."""
     labels = op.labels(op.arg("self"))
     amounts = op.arg("pad")
     constant = op.name == "constant_pad_nd" or op.arg("mode") == "constant"

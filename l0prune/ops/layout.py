@@ -1,4 +1,4 @@
-"""Ops that move dimensions about and leave their contents alone."""
+"""Ops that rearrange dimensions and leave their contents alone."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class ExpandCall(SizedCall):
 @Operation("expand_as", zeros=moved)
 @Operation("expand broadcast_to", rewrite=resized("size"), sizes=Cut.changed, call=ExpandCall, zeros=moved)
 def expand(op: Op) -> Labels:
-    """Dimensions of size one repeated; as many copies of an index as what they meet asks for, or the other tensor has."""
+    """Dimensions of size one are repeated as often as the tensors they meet need, or as the other tensor is long."""
     x = op.arg("self")
     labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
     symbolic = op.node.meta["val"].shape
@@ -154,7 +154,7 @@ def _input_size(size: Any) -> bool:
 
 @Operation("repeat tile")
 def repeat(op: Op) -> Labels:
-    """The whole tensor again and again along dimensions: an index goes with all its copies."""
+    """The whole tensor is repeated along dimensions: an index is removed together with all its copies."""
     x = op.arg("self")
     labels, shape, out_shape = op.labels(x), op.shape(x), op.shape()
     new = len(out_shape) - len(shape)
@@ -172,7 +172,7 @@ def repeat(op: Op) -> Labels:
 
 @Operation("repeat_interleave")
 def repeat_interleave(op: Op) -> Labels:
-    """Every index several times in a row, as key heads for the query heads that share them."""
+    """Every index is repeated several times in a row, as key heads are for the query heads that share them."""
     labels, repeats, dim = op.labels(op.arg("self")), op.arg("repeats"), op.arg("dim")
     if not isinstance(repeats, int) or dim is None:
         raise NoRuleError
@@ -184,7 +184,7 @@ def repeat_interleave(op: Op) -> Labels:
 
 @Operation("flip roll")
 def rearrange(op: Op) -> Labels:
-    """Indices in another order along `dims`, none of which can be missing."""
+    """Indices along `dims` change places, so none of them can be removed."""
     labels = op.labels(op.arg("self"))
     dims = op.arg("dims")
     for d in dims if dims else range(len(labels)):

@@ -1,4 +1,4 @@
-"""Tensors that code makes of numbers, and numbers that it reads off tensors: sizes, conditions, places in memory."""
+"""Tensors that code makes from numbers, and numbers that it reads from tensors: sizes, conditions, positions in memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def creation_like(op: Op) -> Labels:
 
 @Operation("sym_size size")
 def sym_size(op: Op) -> Labels:
-    """How long a dimension is, where that varies: asking changes nothing, but the number must stay."""
+    """The length of a dimension that varies: asking for it changes nothing, but the number must stay."""
     labels = op.labels(op.arg("self"))
     op.tracker.pin(labels[op.arg("dim") % len(labels)], "its size is used as a number")
     return []
@@ -51,7 +51,7 @@ def read(op: Op) -> Labels:
 
 @Operation("sym_storage_offset sym_stride")
 def place(op: Op) -> Labels:
-    """Where a tensor lies in memory: what is only asserted of it holds after a cut as well."""
+    """Where a tensor lies in memory: a mere assertion about it holds after a cut as well; any other use pins."""
     if not _is_only_asserted(op.node):
         op.tracker.pin_all(op.labels(op.arg("self")), "its place in memory is used as a number")
     return []

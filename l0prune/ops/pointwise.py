@@ -1,4 +1,4 @@
-"""Ops that treat every element alone, with broadcasting; also rounding as a quantised network will have it."""
+"""Ops that treat every element alone, with broadcasting; also the simulated rounding of quantised networks."""
 
 from __future__ import annotations
 
@@ -137,19 +137,19 @@ OBSERVED = "an observer looks at all of it; torch.ao.quantization.disable_observ
 
 @Operation("fake_quantize_per_tensor_affine", zeros=_unchanged)
 def one_scale(op: Op) -> Labels:
-    """Rounded as a quantised network will have it; scale and zero point are single numbers."""
+    """Rounds as a quantised network will; scale and zero point are single numbers."""
     return op.labels(op.arg("self"))
 
 
 @Operation("fake_quantize_per_channel_affine", zeros=_unchanged)
 def scale_of_each_channel(op: Op) -> Labels:
-    """Scales and zero points lie along `axis`."""
+    """The same, with scales and zero points that lie along `axis`."""
     return _along(op, op.arg("axis"), "scale", "zero_point")
 
 
 @Operation("fused_moving_avg_obs_fake_quant", zeros=_unchanged)
 def observed(op: Op) -> Labels:
-    """The same with an observer, which moves the scales by the extremes of all that it sees, as long as it is on."""
+    """The same with an observer, which updates the scales from the extremes of everything it sees, as long as it is on."""
     is_on = op.value(op.arg("observer_on"))
     if is_on is None or bool(is_on.any()):
         op.tracker.pin_all(op.labels(op.arg("self")), OBSERVED)

@@ -1,4 +1,4 @@
-"""Recurrent layers: a hidden unit is its rows in every gate, its column in the recurrent weight, and its output.
+"""Recurrent layers: a hidden unit consists of its rows in every gate, its column in the recurrent weight, and its output.
 
 Where outputs are projected, cells and outputs are units of their own: the projection contracts the ones and makes the others.
 """
@@ -124,7 +124,7 @@ def _projection(op: Op, weight: Any, hidden: IdArray, outputs: IdArray, steps: i
 
 @Operation("_pack_padded_sequence")
 def packed(op: Op) -> list[Labels]:
-    """The steps of all sequences in one dimension, beside it how many there are at each time."""
+    """The steps of all sequences in one dimension, and the number of sequences at each time."""
     *others, features = op.labels(op.arg("input"))
     for ids in (*others, *op.labels(op.arg("lengths"))):
         op.tracker.pin(ids, ALONG)
@@ -133,7 +133,7 @@ def packed(op: Op) -> list[Labels]:
 
 @Operation("_pad_packed_sequence")
 def padded(op: Op) -> list[Labels]:
-    """The other way: time and batch are dimensions of their own, beside it the lengths."""
+    """The reverse: time and batch as dimensions of their own, and the lengths."""
     steps, features = op.labels(op.arg("data"))
     for ids in (steps, *op.labels(op.arg("batch_sizes"))):
         op.tracker.pin(ids, ALONG)

@@ -181,7 +181,7 @@ def _reduced(op: Op, node: Node, dim: int) -> Places:
 prod norm logsumexp any all argmax argmin aminmax var_mean std_mean median kthvalue mode count_nonzero nansum nanmean
 """)
 def reduction(op: Op) -> Result:
-    """Reduce over `dim` (all dimensions if it is absent): those dimensions go, or stay with size one."""
+    """Reduce over `dim` (all dimensions if it is absent): those dimensions disappear, or stay with size one."""
     if op.node.target._overloadname == "other":  # type: ignore[union-attr]
         return pointwise(op)  # type: ignore[return-value]
     x = op.tensor_args()[0]
@@ -273,7 +273,7 @@ def along(op: Op) -> Result:
 
 @Operation("tril triu")
 def triangle(op: Op) -> Labels:
-    """A matrix with zeros on one side of the diagonal: places in its last two dimensions matter."""
+    """A matrix with zeros on one side of the diagonal: positions in its last two dimensions matter."""
     labels = op.labels(op.arg("self"))
     for ids in labels[-2:]:
         op.tracker.pin(ids, f"{op.name} cuts by position")

@@ -70,7 +70,7 @@ class SplitCall(SizedCall):
 @Operation("tensor_split unsafe_split unsafe_chunk", rewrite=_split, sizes=Cut.changed, zeros=moved)
 @Operation("split chunk split_with_sizes", rewrite=_split, sizes=Cut.changed, call=SplitCall, zeros=moved)
 def split(op: Op) -> Result:
-    """Consecutive parts along `dim`; equal parts are tied part to part, so that code saying `chunk(2)` stays right."""
+    """Consecutive parts along `dim`; equal parts are tied to each other, so that `chunk(2)` in the code stays right."""
     x = op.arg("self")
     labels = op.labels(x)
     dim = op.arg("dim") % len(labels)

@@ -50,7 +50,7 @@ def _at(option: int | list[int], k: int) -> int:
 
 @Operation("max_unpool2d max_unpool3d")
 def unpooled(op: Op) -> Labels:
-    """What was pooled goes back to its place, channel by channel; the places may come from another layer."""
+    """Pooled values go back to their places, channel by channel; the places may come from another layer."""
     labels, places = op.labels(op.arg("self")), op.labels(op.arg("indices"))
     n_space = int(op.name[-2])
     pin_space(op, [*labels[-n_space:], *places[-n_space:]])
@@ -61,7 +61,7 @@ def unpooled(op: Op) -> Labels:
 
 @Operation("grid_sampler")
 def grid_sampler(op: Op) -> Labels:
-    """Channels are looked up at places of space that a tensor names: the same places for all of them."""
+    """Channels are sampled at positions in space that a tensor gives, the same positions for all of them."""
     labels, grid = op.labels(op.arg("input")), op.labels(op.arg("grid"))
     pin_space(op, [labels[0], *labels[2:], *grid])
     return [None, labels[1], *([None] * (len(labels) - 2))]
@@ -75,7 +75,7 @@ def pin_space(op: Op, labels: Labels) -> None:
 
 @Operation("unfold")
 def windows(op: Op) -> Labels:
-    """Tensor.unfold: windows along one dimension; places inside the window become a dimension of their own, at the end."""
+    """Tensor.unfold: windows along one dimension; positions inside the window become a new dimension at the end."""
     labels = op.labels(op.arg("self"))
     if not labels:
         raise NoRuleError  # a single number
@@ -87,7 +87,7 @@ def windows(op: Op) -> Labels:
 
 @Operation("im2col")
 def patches(op: Op) -> Labels:
-    """F.unfold, `(*, C, H, W)` to `(*, C * positions, L)`: a channel goes with all positions of the patch."""
+    """F.unfold, `(*, C, H, W)` to `(*, C * positions, L)`: a channel lives or dies with all positions of the patch."""
     labels = op.labels(op.arg("self"))
     pin_space(op, labels[-2:])
     return [*labels[:-3], _repeated(labels[-3], math.prod(op.arg("kernel_size"))), None]
@@ -111,7 +111,7 @@ def pixel_shuffle(op: Op) -> Labels:
 
 @Operation("pixel_unshuffle")
 def pixel_unshuffle(op: Op) -> Labels:
-    """`(*, C, H * r, W * r)` to `(*, C * r * r, H, W)`: a channel goes with the r * r that it becomes."""
+    """`(*, C, H * r, W * r)` to `(*, C * r * r, H, W)`: a channel lives or dies with the r * r that it becomes."""
     labels = op.labels(op.arg("self"))
     pin_space(op, labels[-2:])
     return [*labels[:-3], _repeated(labels[-3], op.arg("downscale_factor") ** 2), None, None]
@@ -119,7 +119,7 @@ def pixel_unshuffle(op: Op) -> Labels:
 
 @Operation("channel_shuffle native_channel_shuffle")
 def channel_shuffle(op: Op) -> Labels:
-    """Channels of `groups` groups are interleaved; each group loses the same ones, so that the groups stay as long."""
+    """Channels of `groups` groups are interleaved; each group loses the same ones, so that the groups stay equally long."""
     labels, groups = op.labels(op.arg("self")), op.arg("groups")
     if labels[1] is not None:
         rows = labels[1].reshape(groups, -1).T
@@ -146,7 +146,7 @@ _SEVERAL = [f"fft_{inverse}{real}fft{dims}" for dims in ("2", "n") for real in (
 
 @Operation(" ".join([*_ONE, *_SEVERAL, "fft_fftshift", "fft_ifftshift"]))
 def fourier(op: Op) -> Labels:
-    """Every output along the transformed dimensions depends on all inputs along them; of the others each stays what it was."""
+    """Every output along the transformed dimensions depends on all inputs along them; the other dimensions pass."""
     labels = op.labels(op.arg("self"))
     dims = op.arg("dim")
     if dims is None:

@@ -1,4 +1,4 @@
-"""Views: how unit ids go through merging and splitting dimensions; also complex numbers as pairs."""
+"""Views: how unit ids pass through merging and splitting of dimensions; also complex numbers as pairs."""
 
 from __future__ import annotations
 
@@ -188,13 +188,13 @@ def _spread(
 
 @Operation("view_as_real")
 def pairs(op: Op) -> Labels:
-    """One more dimension: the real part and the imaginary one."""
+    """A new last dimension holds the real and the imaginary part."""
     return [*op.labels(op.arg("self")), None]
 
 
 @Operation("view_as_complex")
 def complex_numbers(op: Op) -> Labels:
-    """The last dimension is the real part and the imaginary one."""
+    """The last dimension holds the real and the imaginary part."""
     *labels, parts = op.labels(op.arg("self"))
     op.tracker.pin(parts, NO_UNIT)
     return labels
