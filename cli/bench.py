@@ -27,14 +27,14 @@ class BenchOptions(Options):
     """How long and on what terms to measure."""
 
     threads: int = option(
-        1, "Threads of onnxruntime within one operator, or of torch.", within=f"[1, {most_threads()}]"
+        1, "Threads per operator in onnxruntime, or threads of torch.", within=f"[1, {most_threads()}]"
     )
-    batch_size: int = option(1, "Inputs in one run.", within="[1, inf)")
+    batch_size: int = option(1, "Inputs per run.", within="[1, inf)")
     warmup_s: float = option(0.3, "Seconds of untimed runs of each model.", within="[0, inf)", flag="--warmup")
-    min_samples: int = option(100, "Timed runs of each model, at least.", within="[1, inf)", flag="--samples")
-    min_seconds: float = option(2.0, "Seconds of timing in all, at least.", within="[0, inf)")
-    max_seconds: float = option(60.0, "Seconds after which the timing ends.", within="[0, inf)")
-    seed: int = option(0, "Seed of inputs and order.", within="[0, inf)")
+    min_samples: int = option(100, "Minimum number of timed runs of each model.", within="[1, inf)", flag="--samples")
+    min_seconds: float = option(2.0, "Minimum seconds of timing in total.", within="[0, inf)")
+    max_seconds: float = option(60.0, "Seconds after which timing stops.", within="[0, inf)")
+    seed: int = option(0, "Seed of the inputs and of the order of runs.", within="[0, inf)")
 
 
 @click.command("bench")
@@ -43,16 +43,16 @@ class BenchOptions(Options):
 @trust_option
 @common_options
 def bench_command(paths: tuple[Path, ...], as_json: bool, trust: bool, **values: Any) -> None:
-    """Time a run's ONNX files, or those named, in onnxruntime.
+    """Time a run's ONNX files, or the ones you name, in onnxruntime.
 
-    The first file is the baseline of the speedup. Sizes that a file leaves free, other than the batch, are those of the inputs
-    it was exported with.
+    Speedups are relative to the first file. Free sizes other than the batch are those of the inputs that the file was
+    exported with.
     """
     options = chosen(BenchOptions, values)
     with working():
         if is_onnx(paths):
             if trust:
-                raise click.UsageError("--trust is for a run; these are ONNX files, which hold no code")
+                raise click.UsageError("--trust is for runs; these are ONNX files, which hold no code")
             report = bench_files(paths, options)
         else:
             report = bench_run(paths[0], options, trust=trust)

@@ -33,7 +33,7 @@ BENCH = BenchOptions(min_seconds=2.0)
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="CPU threads torch may use.")
 @common_options
 def demo_command(out: Path, threads: int, as_json: bool) -> None:
-    """Take the bundled network through finetune, shrink, bench, eval and report.
+    """Run every step, from finetune to report, on a bundled network.
 
     Everything it needs is in the package; it takes under a minute on two cores. An earlier demo in --out is replaced.
     """
@@ -85,7 +85,7 @@ def require_own(out: Path) -> None:
     record = run.read()
     same = record.model.get("spec") == REQUEST.model.spec and record.config.get("epochs") == REQUEST.training.epochs
     if not (same and record.data == {"spec": REQUEST.run.data}):
-        raise RunDirectoryError(f"{out} holds a run that is no demo: name another directory with --out")
+        raise RunDirectoryError(f"{out} holds a run that is not a demo: name another directory with --out")
 
 
 def announce(command: str, arguments: str) -> None:

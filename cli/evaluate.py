@@ -34,7 +34,7 @@ __all__ = ["eval_command", "evaluate_run"]
 @model_options(metavar="RUN|MODEL")
 @flags_of(RunOptions, only=("data", "task", "task_args"), group="")
 @click.option(
-    "--batch-size", type=whole("[1, inf)"), default=EVALUATION_BATCH, show_default=True, help="Inputs of one call."
+    "--batch-size", type=whole("[1, inf)"), default=EVALUATION_BATCH, show_default=True, help="Inputs per call."
 )
 @trust_option
 @threads_option
@@ -50,7 +50,7 @@ def eval_command(
 ) -> None:
     """Score a model, or every form of a run, on test data.
 
-    The forms are dense, gated, compact and ONNX. RUN's own data and task are the defaults of --data and --task.
+    The forms are dense, gated, compact and ONNX. --data and --task default to RUN's own.
     """
     from l0prune.sources.compact_folder import is_compact_folder
 
@@ -60,9 +60,9 @@ def eval_command(
             result = evaluate_run(Path(model.spec), data, task, task_args, batch_size=batch_size, trust=trust)
         elif data is None:
             what = "a compact model" if is_compact_folder(model.spec) else "there is no such run"
-            raise ConfigError(f"{model.spec}: {what}; a model needs --data SPEC to be scored on")
+            raise ConfigError(f"{model.spec}: {what}; scoring a model needs --data SPEC")
         elif trust:
-            raise click.UsageError(f"--trust is for a run; what you type runs without it, and {model.spec} is no run")
+            raise click.UsageError(f"--trust is for runs; what you type runs without it, and {model.spec} is not a run")
         else:
             result = evaluate_model(model, data, task, task_args or {}, batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
@@ -86,7 +86,7 @@ def evaluate_model(
     """Score of a model as it is loaded; plain data."""
     loaded = load(model)
     if has_random_weights(model):
-        note(f"{model.spec} has random weights; --weights FILE gives it others")
+        note(f"{model.spec} has random weights; load trained ones with --weights FILE")
     case = load_case(loaded, model, data_spec, task=task, task_args=task_args)
     for call in (model_call(model), data_call(data_spec), task_call(task, task_args)):
         remember(call)
@@ -110,7 +110,7 @@ def evaluate_run(
         data_spec: Data to score on; None takes the run's own.
         task: What to score; None takes the run's own, with its arguments but for those given here.
         task_args: Arguments of the task.
-        batch_size: Inputs of one call.
+        batch_size: Inputs per call.
         trust: Whether factories may run that only its run.json names.
 
     Raises:
@@ -130,7 +130,7 @@ def evaluate_run(
     for form, model in compact.items():
         scores[form] = case.score(model, batch_size=batch_size)
     if not compact:
-        note(f"{path} is not shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
+        note(f"{path} has not been shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
     return described(str(path), spec, case, scores, trained=not own.from_scratch)
 
 

@@ -40,7 +40,7 @@ __all__ = ["finetune_command"]
 RULES = (
     Rule("overwrite", "{resume} continues the run, {overwrite} replaces it: give one of them"),
     Rule("trust", "{trust} is for {resume}: what you type runs without it", unless=("resume",)),
-    Rule("teach", "{from_scratch} starts with an untrained network: there is nothing for {teach}"),
+    Rule("teach", "{from_scratch} starts with an untrained network, which cannot teach: leave out {teach}"),
     Rule("distillation", "{teach=False} leaves nothing for {distillation} to do: give one of them"),
     Rule("spec", "{spec} is missing", unless=("spec", "resume")),
     Rule("data", "{data} is missing", unless=("data", "resume")),
@@ -86,10 +86,10 @@ def finetune_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Learn what to cut under a budget or at a price, cut it, and let the rest recover.
+    """Learn what to cut under a budget or penalty, cut, and recover.
 
     MODEL is a name such as resnet20, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2. The run is
-    written to --out; an existing one is refused unless --resume or --overwrite.
+    written to --out; an existing one is refused without --resume or --overwrite.
     """
     typed = given(options)
     flags = {"resume": resume, "overwrite": overwrite, "trust": trust}

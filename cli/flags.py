@@ -99,7 +99,7 @@ class FilePath(click.Path):
         try:
             str(value).encode()
         except UnicodeEncodeError:
-            self.fail(f"{str(value)!r} is no name in UTF-8: give a link to it with another name", param, ctx)
+            self.fail(f"{str(value)!r} is not a valid UTF-8 name: give a link to it with another name", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -220,7 +220,7 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout and everything else on stderr."
 )
 
 

@@ -50,7 +50,7 @@ class LayerRow:
 @threads_option
 @common_options
 def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool) -> None:
-    """Show a model's units, the cost of its layers, and what is pinned and why."""
+    """Show a model's units, layer costs, and what is pinned and why."""
     with working():
         result = inspect_model(model, ignore)
     show(result, as_json, lambda: print_inspection(result))

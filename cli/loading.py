@@ -113,7 +113,7 @@ def require_from_scratch(options: ModelOptions) -> None:
         if given:
             raise ConfigError(f"--from-scratch starts with random weights, {name} with trained ones: give one of them")
     if options.spec.startswith("hf:") or options.spec.endswith(".pt2") or is_compact_folder(options.spec):
-        raise ConfigError(f"{options.spec} brings its weights: --from-scratch is for named architectures and factories")
+        raise ConfigError(f"{options.spec} comes with weights: --from-scratch is for named architectures and factories")
 
 
 def is_architecture(spec: str) -> bool:
@@ -187,7 +187,9 @@ def load_case(
     case = Case.of(loaded, data, task, task_args)
     says_nothing = options.mean is None and options.std is None and not is_architecture(options.spec)
     if data.has_images and says_nothing and loaded.preprocessing is not None and loaded.preprocessing.is_plain:
-        note(f"{options.spec} says nothing of mean and std, so it is given pixel / 255; else give --mean and --std")
+        note(
+            f"{options.spec} does not state mean and std, so it is given pixel / 255; if that is wrong, give --mean and --std"
+        )
     return case
 
 
@@ -259,7 +261,7 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
     if digest != weights_digest(loaded.model):
         source = run.request.model.weights or run.request.model.spec
         raise CheckpointError(
-            f"{source} gives other weights than {run.directory.path} began with; put the original weights back"
+            f"{source} gives different weights from those {run.directory.path} began with; put the original weights back"
         )
     return loaded
 

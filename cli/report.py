@@ -42,7 +42,7 @@ def report_run(path: Path) -> Path:
 
 @click.group("plot")
 def plot_command() -> None:
-    """Draw what the gates and the costs of a run did."""
+    """Draw how the gates and the costs of a run developed."""
 
 
 def picture_option(default: str) -> Decorator:
@@ -59,12 +59,12 @@ def picture_option(default: str) -> Decorator:
 @plot_command.command("gates")
 @click.argument("path", metavar="RUN", type=FilePath())
 @picture_option("gates.svg")
-@click.option("--samples", is_flag=True, help="Count values drawn of the gates, not their probabilities of being open.")
+@click.option("--samples", is_flag=True, help="Count sampled values of the gates instead of their open probabilities.")
 @common_options
 def gates_command(path: Path, out: Path, samples: bool, as_json: bool) -> None:
     """Histograms of the gates' open probability over the epochs, all together and by layer.
 
-    RUN may still go on. Its metrics.jsonl has the histograms.
+    RUN may still be training. The histograms are read from its metrics.jsonl.
     """
     with working():
         result = plot_gates(path, out, of="samples" if samples else "probability")
@@ -78,7 +78,7 @@ def gates_command(path: Path, out: Path, samples: bool, as_json: bool) -> None:
 def cost_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Expected and hard cost over the steps, beside the measured time of a step.
 
-    Several runs are drawn into one picture. They may still go on.
+    Several runs are drawn into one picture. They may still be training.
     """
     with working():
         result = plot_costs(paths, out)
@@ -99,7 +99,7 @@ def plot_gates(path: Path, out: Path, *, of: str = "probability") -> dict[str, A
     require_picture_name(out)
     history = gate_history(str(path), run_lines(path), of=of)
     if not history.layers:
-        note(f"{path}: metrics.jsonl counts the gates all together only, not by layer: it is of an older version")
+        note(f"{path}: metrics.jsonl counts all gates together only, not by layer: it was written by an older version")
     save_picture(draw_gates(history), out)
     return {
         "run": str(path),

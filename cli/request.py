@@ -39,7 +39,7 @@ class ModelOptions(Options):
     )
     weights: Path | None = option(
         None,
-        "Checkpoint to start from, .safetensors, .pt or .pth; bundled is the one that the package ships.",
+        "Checkpoint to start from: .safetensors, .pt or .pth; bundled is the one shipped with the package.",
         group=MOST_USED,
         metavar="FILE",
         shown="those the model is built with",
@@ -49,27 +49,27 @@ class ModelOptions(Options):
     )
     input_shape: tuple[int, ...] | None = option(
         None,
-        "Shape of one input without the batch, as in 3,224,224, for models that do not know it.",
+        "Shape of one input without the batch, as in 3,224,224, for models that do not declare it.",
         group=MODEL,
         within="[1, inf)",
     )
     mean: tuple[float, ...] | None = option(
         None,
-        "Mean of each channel that images are normalised by, inputs in [0, 1].",
+        "Mean of each channel that images are normalised with, for pixels in [0, 1].",
         group=MODEL,
         within="(-inf, inf)",
         shown="the model's own",
     )
     std: tuple[float, ...] | None = option(
         None,
-        "Standard deviation of each channel that images are normalised by.",
+        "Standard deviation of each channel that images are normalised with.",
         group=MODEL,
         within="(-inf, inf)",
         shown="the model's own",
     )
     image_size: tuple[int, ...] | None = option(
         None,
-        "Side that images are resized to, or HEIGHT,WIDTH.",
+        "Size that images are resized to: one side, or HEIGHT,WIDTH.",
         group=MODEL,
         within="[1, inf)",
         shown="the model's own",
@@ -103,28 +103,28 @@ class RunOptions(Options):
     )
     budget: str = option(
         "",
-        "Cost to keep, a share of the dense one as in macs=0.5 or an amount as in params=300k; repeatable, all of them hold.",
+        "Cost to keep: a share of the dense cost, as in macs=0.5, or an amount, as in params=300k; repeatable, and all hold.",
         group=MOST_USED,
         joined=True,
         metavar="METRIC=KEEP",
     )
     penalty: str = option(
         "",
-        "Lambda of the L0 paper instead of a budget, as in lambda=0.1, or of the inputs of a layer, as in fc1=10; repeatable.",
+        "Lambda of the L0 paper, instead of a budget, as in lambda=0.1, or for the inputs of a layer, as in fc1=10; repeatable.",
         group=GATES,
         joined=True,
         metavar="NAME=NUMBER",
     )
-    batch_size: int = option(128, "Inputs of one step.", group=MOST_USED, within="[1, inf)")
+    batch_size: int = option(128, "Inputs per step.", group=MOST_USED, within="[1, inf)")
     from_scratch: bool = option(
-        False, "Start with random weights, which follow from --seed, without a teacher.", group=MODEL
+        False, "Start with random weights, drawn with --seed, and without a teacher.", group=MODEL
     )
     augment: bool | None = option(
         None, "Crop and mirror training images at random.", group=MODEL, shown="images in colour only"
     )
     gate: str = option(
         "hard-concrete",
-        f"Distribution of the gates: {', '.join(family_names())}. With -st behind it, samples are rounded and gradients pass"
+        f"Distribution of the gates: {', '.join(family_names())}. With -st appended, samples are rounded and gradients pass"
         " straight through; with -stretched, the mixtures (mdr) reach 0 and 1.",
         group=GATES,
         metavar="NAME",
@@ -133,11 +133,11 @@ class RunOptions(Options):
         {}, "Parameter of this distribution, as in temperature=0.5; repeatable.", group=GATES, flag="--gate-arg"
     )
     ignore: tuple[str, ...] = option(
-        (), "Module or parameter whose units stay; repeatable.", group=GATES, metavar="NAME"
+        (), "Module or parameter whose units are kept; repeatable.", group=GATES, metavar="NAME"
     )
     droprate_init: str = option(
         "",
-        "Start the gates at log((1 - RATE) / RATE), also those of one layer, as in fc1=0.2; repeatable.",
+        "Start the gates at log((1 - RATE) / RATE): all, or those of one layer, as in fc1=0.2; repeatable.",
         group=GATES,
         joined=True,
         metavar="RATE|NAME=RATE",
@@ -213,7 +213,7 @@ class FinetuneRequest:
             FileFormatError: if a part has unknown keys or values of another kind.
         """
         if set(record.data) != {"spec"} or not isinstance(record.data["spec"], str):
-            raise FileFormatError(f"run.json, data, is no specification; {REMEDY}")
+            raise FileFormatError(f"run.json, data, is not a specification; {REMEDY}")
         if "spec" not in record.model:
             raise FileFormatError(f"run.json, model, has no spec; {REMEDY}")
         of_run = {known.key for known in options_of(RunOptions).values()}

@@ -34,13 +34,13 @@ ONE_PATH = (
 @flag_of(
     FinetuneConfig,
     "align",
-    help="Round kept widths again, to a multiple of N; auto takes what suits this CPU.  [default: as they were trained]",
+    help="Round kept widths again, to a multiple of N; auto picks what suits this CPU.  [default: as they were trained]",
 )
 @trust_option
 @threads_option
 @common_options
 def shrink_command(path: Path, align: str | int | None, trust: bool, as_json: bool) -> None:
-    """Cut the closed units out of a run's network, verify, save, and export."""
+    """Cut closed units out of a run's network; verify, save, export."""
     with working():
         result = shrink_run(path, align=align, trust=trust)
     show(result, as_json, lambda: print_shrunk(result))
@@ -186,12 +186,12 @@ def print_shrunk(result: dict[str, Any]) -> None:
         rows.append(("ONNX bytes", size(before), size(after), ratio(after, before)))
     print_table(console(), result["run"], ("", "dense", "compact", "ratio"), rows)
     say(
-        f"Verified: compact and gated outputs differ by {result['max_rel_diff']:.1e} of the largest at most; "
+        f"Verified: compact and gated outputs differ by at most {result['max_rel_diff']:.1e} of the largest; "
         f"form {result['form']}."
     )
     say_what_was_lost(result)
     if result["draws_random_numbers"]:
-        say("The network draws random numbers when it is evaluated; both were given the same.")
+        say("The network draws random numbers when it is evaluated; both networks were given the same ones.")
     for where, count in result["not_compared"].items():
         say(f"Not compared, because no output reacts to them: {count} units of {where}")
     if result["no_onnx_because"]:

@@ -17,9 +17,9 @@ def study_command() -> None:
 
 
 @study_command.command("gradients")
-@click.option("--samples", type=whole("[2, inf)"), default=1_000_000, show_default=True, help="Samples of each point.")
+@click.option("--samples", type=whole("[2, inf)"), default=1_000_000, show_default=True, help="Samples per point.")
 @click.option("--seed", type=whole("[0, inf)"), default=0, show_default=True, help="Seed of the samples.")
-@click.option("--out", type=FilePath(file_okay=False), help="Directory for gradients.json and pictures.")
+@click.option("--out", type=FilePath(file_okay=False), help="Directory to write gradients.json and pictures to.")
 @threads_option
 @common_options
 def gradients_command(samples: int, seed: int, out: Path | None, as_json: bool) -> None:
@@ -69,4 +69,4 @@ def print_points(result: dict[str, Any]) -> None:
         for point in result["points"]
     ]
     columns = ("gate", "beta", "variance of dz/dq", "mean of dz/dq", "mean |z - round z|")
-    print_table(console(), f"{result['samples']} samples a point, q = 1/2", columns, rows)
+    print_table(console(), f"{result['samples']} samples per point, q = 1/2", columns, rows)

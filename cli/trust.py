@@ -132,6 +132,6 @@ def is_remembered(call: FactoryCall) -> bool:
 
 
 trust_option = click.option(
-    "--trust", is_flag=True, help="Run the factories that RUN names, though you have not typed them yourself."
+    "--trust", is_flag=True, help="Run the factories that RUN names, even though you have not typed them yourself."
 )
 """Add `--trust`."""

@@ -25,10 +25,13 @@ class VerifyOptions(Options):
     closed: float = option(0.5, "Share of units to close.", within="[0, 1)")
     seed: int = option(0, "Seed of the choice and of the random inputs.", within="[0, inf)")
     align: int | str | None = alignment(
-        "Round kept widths to a multiple of this number; auto takes what suits this CPU."
+        "Round kept widths to a multiple of this number; auto picks what suits this CPU."
     )
     gate: str | None = option(
-        None, "Let gates of this family decide, worth their test-time values.", shown="any values", metavar="NAME"
+        None,
+        "Let gates of this family decide what is closed, at their test-time values.",
+        shown="any values",
+        metavar="NAME",
     )
     double: bool = option(False, "Compute in float64.")
     no_onnx: bool = option(False, "Leave out the ONNX export.")
@@ -41,10 +44,10 @@ class VerifyOptions(Options):
 @common_options
 @click.pass_context
 def verify_command(ctx: click.Context, /, model: ModelOptions, as_json: bool, **values: Any) -> None:
-    """Cut random units out of a model, export it, and compare; needs no data.
+    """Cut random units, export to ONNX, and compare; needs no data.
 
     Exit code 1 means that the cut is not exact, that no output reacts to it, or that the ONNX file differs or could be written
-    for the dense model only. A model that ONNX cannot hold at all is no error.
+    for the dense model only. A model that ONNX cannot hold at all is not an error.
     """
     with working():
         result = verify_model(model, chosen(VerifyOptions, values))
@@ -104,7 +107,7 @@ def print_verification(result: dict[str, Any]) -> None:
         ("seconds", seconds_text(result["seconds"])),
     ]
     if result["draws_random_numbers"]:
-        rows.append(("random numbers", "drawn in evaluation; the same were given to both"))
+        rows.append(("random numbers", "drawn in evaluation; both networks were given the same ones"))
     rows += [
         (f"not compared, no output reacts: {where}", str(count)) for where, count in result["not_compared"].items()
     ]

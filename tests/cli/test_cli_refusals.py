@@ -406,7 +406,7 @@ def test_a_convolution_in_float64_has_no_onnx_check_and_its_cut_is_exact_all_the
 def test_a_demo_does_not_replace_a_run(run):
     before = (run / "run.json").read_bytes()
 
-    refused(["demo", "--out", str(run)], "holds a run that is no demo")
+    refused(["demo", "--out", str(run)], "holds a run that is not a demo")
 
     assert (run / "run.json").read_bytes() == before
 
@@ -431,7 +431,7 @@ def test_a_name_that_the_libraries_cannot_open_is_wrong_usage(tmp_path, monkeypa
     result = invoked(*args)
 
     assert result.exit_code == 2
-    assert "is no name in UTF-8: give a link to it with another name" in result.stderr
+    assert "is not a valid UTF-8 name: give a link to it with another name" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

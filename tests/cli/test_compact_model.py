@@ -84,4 +84,4 @@ def test_it_takes_no_arguments_and_needs_data_to_be_scored(run):
     assert "no model arguments" in invoke("inspect", run / "compact", "--model-arg", "width=3", exit_code=1).stderr
     assert "--data" in invoke("eval", run / "compact", exit_code=1).stderr
     scratch = ["finetune", run / "compact", *QUICK, "--from-scratch", "--out", run / "scratch"]
-    assert "brings its weights" in invoke(*scratch, exit_code=1).stderr
+    assert "comes with weights" in invoke(*scratch, exit_code=1).stderr

@@ -85,7 +85,7 @@ def test_from_scratch_takes_no_weights(tmp_path):
     finetune_refused(tmp_path, [*SCRATCH, "--weights", str(path)], "--from-scratch", "--weights")
     finetune_refused(tmp_path, [*SCRATCH, "--distillation-weight", "0.5"], "untrained", "no distillation")
     hub = ["finetune", "hf:somewhere", *DATA, "--from-scratch", "--penalty", "lambda=1"]
-    finetune_refused(tmp_path, hub, "hf:somewhere brings its weights")
+    finetune_refused(tmp_path, hub, "hf:somewhere comes with weights")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_gates_that_need_a_budget_refuse_a_penalty(tmp_path):
     [
         (["--budget", "macs=0.5", "--penalty", "lambda=1"], "give one of them"),
         ([], "--budget or --penalty is missing"),
-        (["--penalty", "lambda=1", "--from-scratch", "--distillation"], "nothing for --distillation"),
+        (["--penalty", "lambda=1", "--from-scratch", "--distillation"], "which cannot teach: leave out --distillation"),
     ],
 )
 def test_goals_that_exclude_each_other_are_wrong_usage(tmp_path, goal, words):

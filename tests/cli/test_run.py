@@ -121,7 +121,7 @@ def test_eval_says_what_it_took_for_granted():
     told = invoke("eval", "tiny_task:network", "--data", "tiny_task:data", "--mean", "0", "--std", "1").stderr
 
     assert "digits_resnet has random weights" in notes
-    assert "tiny_task:network says nothing of mean and std" in plain
+    assert "tiny_task:network does not state mean and std" in plain
     assert "mean and std" not in told
 
 
