@@ -67,7 +67,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
     record = surgery_of(compact)
     target = Path(directory)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-        raise FileFormatError(f"{target} exists and is no compact model; choose another folder")
+        raise FileFormatError(f"{target} exists and is not a compact model; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with draft_folder(target) as folder:
         draft = folder / "new"
@@ -113,7 +113,7 @@ def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captu
     from l0prune.look.capture import capture
 
     if not (record.example_args or record.example_kwargs):
-        return None, record.no_graph_because or "no inputs are known that the model runs on"
+        return None, record.no_graph_because or "no inputs are known on which the model runs"
     call = _fitting(compact, record)
     refusals: list[str] = []
 
@@ -182,7 +182,7 @@ def _not_saved(compact: nn.Module, refusal: str | None, *, has_class: bool) -> l
         complaints.append(f"saved without {PROGRAM}, because {refusal}; load it with its dense model, base=model")
     extra = [name for name, value in compact.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
-        complaints.append(f"saved without {', '.join(extra[:3])}{' ...' * (len(extra) > 3)}, which is no tensor")
+        complaints.append(f"saved without {', '.join(extra[:3])}{' ...' * (len(extra) > 3)}, which is not a tensor")
     return complaints
 
 
@@ -266,7 +266,7 @@ def _of_library(folder: CompactFolder, plan: SurgeryPlan) -> tuple[nn.Module, Su
         why = f"{folder.path} is not loaded as {origin.kind}:{origin.name}: {first_line(error).rstrip('.')}"
         if folder.manifest.no_graph_because is not None:
             raise PlanMismatchError(f"{why}; it has no {PROGRAM}, so pass the dense model as base=") from error
-        warnings.warn(f"{why}; it comes as the module of its graph", L0PruneWarning, stacklevel=4)
+        warnings.warn(f"{why}; it is loaded as the module of its graph", L0PruneWarning, stacklevel=4)
         return None
     if folder.manifest.no_graph_because is not None and not origin.is_of_this_version:
         warnings.warn(

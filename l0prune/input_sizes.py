@@ -82,7 +82,7 @@ class InputSizes:
             if isinstance(expected, _Constant):
                 if value != expected.value:
                     raise ConfigError(
-                        f"input {name} is {value!r}, and this graph was captured for {expected.value!r} alone; {_REMEDY}"
+                        f"input {name} is {value!r}, but this graph was captured for {expected.value!r} alone; {_REMEDY}"
                     )
             elif isinstance(expected, tuple) and isinstance(value, Tensor):
                 self._check_shape(name, value, expected, seen)
@@ -92,13 +92,13 @@ class InputSizes:
     ) -> None:
         if value.dim() != len(expected):
             raise ConfigError(
-                f"input {name} has {value.dim()} dimensions, and this graph takes {len(expected)}; {_REMEDY}"
+                f"input {name} has {value.dim()} dimensions, but this graph takes {len(expected)}; {_REMEDY}"
             )
         for dim, (found, size) in enumerate(zip(value.shape, expected, strict=True)):
             where = f"input {name} has size {found} in dimension {dim}"
             if isinstance(size, int):
                 if found != size:
-                    raise ConfigError(f"{where}, and this graph was captured for {size} alone; {_REMEDY}")
+                    raise ConfigError(f"{where}, but this graph was captured for {size} alone; {_REMEDY}")
             elif isinstance(size, sympy.Symbol):
                 known, first = seen.setdefault(size, (found, f"input {name}, dimension {dim}"))
                 if found != known:
@@ -106,7 +106,7 @@ class InputSizes:
                 low, high = self.ranges.get(size, (0, None))
                 if (low > _NOT_SPECIAL and found < low) or (high is not None and found > high):
                     limits = f"{low} or more" if high is None else f"between {low} and {high}"
-                    raise ConfigError(f"{where}, and this graph takes {limits}; {_REMEDY}")
+                    raise ConfigError(f"{where}, but this graph takes {limits}; {_REMEDY}")
             elif size is not None and all(symbol in seen for symbol in size.free_symbols):
                 values = {symbol: seen[symbol][0] for symbol in size.free_symbols}
                 if all(isinstance(number, int) for number in (found, *values.values())) and found != size.subs(values):

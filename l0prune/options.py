@@ -152,7 +152,7 @@ class Option:
             return self.accept(tuple(item.parse(part) for part in text.split(",")) if text else ())
         readable = [value for kind in self.kinds if (value := _parse(kind, text)) is not None]
         if not readable:
-            raise ConfigError(f"{text!r} is no {'whole ' if int in self.kinds else ''}number")
+            raise ConfigError(f"{text!r} is not a {'whole ' if int in self.kinds else ''}number")
         return self.accept(readable[0])
 
     def _holds(self, value: Any) -> bool:

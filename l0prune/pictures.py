@@ -40,7 +40,7 @@ def require_picture_name(path: Path) -> None:
         ConfigError: it does not.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path} is no picture: let the name end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise ConfigError(f"{path} is not a picture: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def save_picture(figure: Figure, path: Path) -> None:

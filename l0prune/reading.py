@@ -68,7 +68,7 @@ def reading(
         reason = first_line(cause, named=not str(cause) or isinstance(cause, LookupError)).replace(
             repr(str(path)), "it"
         )
-        raise error(f"{path} is damaged or is no {kind} ({shortened(reason, 120)}); {remedy}.") from cause
+        raise error(f"{path} is damaged or is not {_a(kind)} ({shortened(reason, 120)}); {remedy}.") from cause
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
@@ -100,7 +100,9 @@ def require_bounded(
         )
     there_is = memory_bytes()
     if there_is is not None and n_bytes > there_is:
-        raise error(f"{path} holds {_size(n_bytes)}, this machine has {_size(there_is)} of memory; use a larger one.")
+        raise error(
+            f"{path} holds {_size(n_bytes)}, this machine has {_size(there_is)} of memory; use a machine with more."
+        )
 
 
 def bounded_archive(
@@ -142,7 +144,7 @@ def read_json(
     with reading(path, kind, error=error, remedy=remedy) as file:
         size = file.stat().st_size
         if size > LARGEST_JSON:
-            raise error(f"{file} has {_size(size)}, which is too large for {_a(kind)}; {remedy}.")
+            raise error(f"{file} is {_size(size)}, which is too large for {_a(kind)}; {remedy}.")
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
 
 
@@ -163,7 +165,7 @@ def is_there(path: Path) -> bool:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _require_kind(path: Path, kind: str, error: type[L0PruneError], *, folder: bool) -> None:
@@ -175,7 +177,7 @@ def _require_kind(path: Path, kind: str, error: type[L0PruneError], *, folder: b
     except ValueError as cause:  # a null byte
         raise error(f"{str(path)!r} cannot be the name of a file; expected {_a(kind)}.") from cause
     if folder and not stat.S_ISDIR(mode):
-        raise error(f"{path} is no folder; expected {_a(kind)}.")
+        raise error(f"{path} is not a folder; expected {_a(kind)}.")
     if not folder and stat.S_ISDIR(mode):
         raise error(f"{path} is a folder; expected {_a(kind)}.")
     if not folder and not stat.S_ISREG(mode):

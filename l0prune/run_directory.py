@@ -193,7 +193,7 @@ class RunDirectory:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise RunDirectoryError(
-                        f"another process is training in {self.path}: wait until it has ended, or name another directory"
+                        f"another process is training in {self.path}: wait for it to end, or name another directory"
                     ) from error
             yield
         finally:
@@ -208,7 +208,7 @@ class RunDirectory:
         if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():
-            what = "is a file" if self.path.exists() else "is a link to nothing"
+            what = "is a file" if self.path.exists() else "is a broken link"
             raise RunDirectoryError(f"{self.path} {what}: name a directory for the run")
         clear_abandoned(self.path)
         if not set(self.path.iterdir()) - self._traces():
@@ -236,7 +236,7 @@ class RunDirectory:
             FileFormatError: if it cannot be understood.
         """
         if not is_there(self.record_path):
-            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out of a finetune")
+            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out directory of a finetune")
         kind, remedy = "description of a run", "start the run again"
         with reading(self.record_path, kind, remedy=remedy):
             return RunRecord.from_json(read_json(self.record_path, kind, remedy=remedy), source=str(self.record_path))

@@ -76,8 +76,8 @@ def benchmark(
         threads: Threads within one operator, from 1 to as many as this machine has processors, or 64.
         batch_size: Rows of the inputs made at random, default 1; with `inputs` given, it must be theirs.
         warmup_s: Seconds of untimed runs of each model, at least three runs.
-        min_samples: Timed runs of each model, at least.
-        min_seconds: Seconds of timing in all, at least.
+        min_samples: Minimum number of timed runs of each model.
+        min_seconds: Minimum seconds of timing in total.
         max_seconds: The timing ends after this, with at least three blocks.
         seed: Of the inputs, the order, and the bootstrap of the interval.
 

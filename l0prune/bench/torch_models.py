@@ -36,8 +36,8 @@ def benchmark_modules(
         threads: Of torch, from 1 to as many as this machine has processors, or 64.
         batch_size: Rows of the inputs, >= 1.
         warmup_s: Seconds of untimed runs of each model.
-        min_samples: Timed runs of each model, at least.
-        min_seconds: Seconds of timing in all, at least.
+        min_samples: Minimum number of timed runs of each model.
+        min_seconds: Minimum seconds of timing in total.
         max_seconds: The timing ends after this.
         seed: Of the order and the bootstrap of the interval.
 

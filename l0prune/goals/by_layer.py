@@ -17,7 +17,7 @@ def read_by_layer(text: str) -> dict[str, float]:
     """Read `NAME=NUMBER,NAME=NUMBER,...`; a bare number has the empty name.
 
     Raises:
-        ConfigError: if a part has another form, is no number, or a name occurs twice.
+        ConfigError: if a part has another form, is not a number, or a name occurs twice.
     """
     values: dict[str, float] = {}
     for part in text.split(","):

@@ -101,7 +101,7 @@ class CompactFolder:
     @classmethod
     def _open(cls, folder: Path) -> CompactFolder:
         if not folder.is_dir():
-            raise FileFormatError(f"{folder} is no folder; run `l0prune shrink` first, or give the folder it wrote")
+            raise FileFormatError(f"{folder} is not a folder; run `l0prune shrink` first, or give the folder it wrote")
         manifest = FILE.read(Manifest, _read_json(folder / MANIFEST), str(folder / MANIFEST), optional=OPTIONAL)
         opened = cls(folder, manifest)
         _ = opened.library  # which refuses what asks for more than a model

@@ -43,7 +43,9 @@ def read_npz(path: Path) -> Arrays:
     with reading(path, "npz file", error=DataError):
         if not zipfile.is_zipfile(path):
             with path.open("rb") as content:
-                found = "holds a single array" if content.read(6) == b"\x93NUMPY" else "is damaged or is no npz file"
+                found = (
+                    "holds a single array" if content.read(6) == b"\x93NUMPY" else "is damaged or is not an npz file"
+                )
             raise DataError(f"{path} {found}, expected an npz file with {', '.join(NAMES[:4])}.")
         bounded_archive(path, path.stat().st_size, path, error=DataError).close()
         with np.load(path, allow_pickle=False) as file:
@@ -124,7 +126,7 @@ def _unpacked(path: Path) -> bytes:
 
 def _parsed_idx(path: Path, content: bytes) -> Any:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
-        raise DataError(f"{path} is no idx file: it starts with {content[:4].hex() or 'nothing'}.")
+        raise DataError(f"{path} is not an idx file: it starts with {content[:4].hex() or 'nothing'}.")
     kind, rank = np.dtype(IDX_TYPES[content[2]]), content[3]
     start = 4 + 4 * rank
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else None
@@ -210,7 +212,7 @@ def read_folder(folder: Path, image_size: tuple[int, int] | None = None) -> Arra
         DataError: if pillow is not installed, a folder is empty, an image is damaged, or sizes differ.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; expected a folder of images a class in it.")
+        raise DataError(f"{folder} is not a folder; expected one folder of images per class in it.")
     train = folder / "train"
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if train.is_dir() and test is not None:

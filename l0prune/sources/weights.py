@@ -150,7 +150,7 @@ def _read_pickled(path: Path) -> Any:
             ) from error
         imported = imported_names(path)
         if imported is None:
-            raise CheckpointError(f"{path} is damaged or is no torch file; copy or download it again.") from error
+            raise CheckpointError(f"{path} is damaged or is not a torch file; copy or download it again.") from error
         unsafe = [name for name in imported if not name.startswith(("torch.", "collections.", "_codecs."))]
         needs = f"it needs {_some(unsafe)}, that is code" if unsafe else "it is a pickle that torch cannot read safely"
         raise CheckpointError(

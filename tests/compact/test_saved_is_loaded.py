@@ -123,5 +123,5 @@ class Counting(nn.Linear):
 def test_state_that_is_no_tensor_is_named(tmp_path):
     _, compact = compact_of(plain, a=Counting(5, 8), b=nn.Linear(8, 4))
 
-    with pytest.warns(L0PruneWarning, match=r"a\._extra_state, which is no tensor"):
+    with pytest.warns(L0PruneWarning, match=r"a\._extra_state, which is not a tensor"):
         l0prune.save(compact, tmp_path / "compact")

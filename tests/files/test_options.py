@@ -151,12 +151,12 @@ def test_texts_are_read(known, text, value):
 @pytest.mark.parametrize(
     ("known", "text", "message"),
     [
-        (Option(kind=float), "much", " is no number"),
+        (Option(kind=float), "much", " is not a number"),
         (Option(kind=float, within="[0, inf)"), "nan", " is out of range"),
-        (Option(kind=int), "1.5", " is no whole number"),
+        (Option(kind=int), "1.5", " is not a whole number"),
         (Option(kind=int, within="[0, inf)"), "9223372036854775808", ": expected int"),
         (Option(kind=int | str, within="auto or [1, inf)"), "0", " is out of range"),
-        (Option(kind=tuple[int, ...], within="[1, inf)"), "3,x", " is no whole number"),
+        (Option(kind=tuple[int, ...], within="[1, inf)"), "3,x", " is not a whole number"),
         (Option(kind=tuple[int, ...], within="[1, inf)"), "3,0", " is out of range"),
     ],
 )
@@ -258,12 +258,12 @@ def test_one_rule_speaks_to_python_and_to_the_command_line(values, typed, in_pyt
     [
         (["--epochs", "0"], "'--epochs': 0.0 is out of range: give a value in (0, inf)"),
         (["--epochs", "nan"], "'--epochs': nan is out of range"),
-        (["--seed", "1.5"], "'--seed': '1.5' is no whole number"),
+        (["--seed", "1.5"], "'--seed': '1.5' is not a whole number"),
         (["--seed", "9223372036854775808"], "'--seed': 9223372036854775808: expected int"),
         (["--align", "wide"], "'--align': 'wide' is out of range: give a value in auto or [1, inf)"),
         (["--mean", "0.5,inf"], "'--mean': (0.5, inf) is out of range"),
         (["--input-shape", "3,0"], "'--input-shape': (3, 0) is out of range"),
-        (["--lr-drops", "60;120"], "'--lr-drops': '60;120' is no number"),
+        (["--lr-drops", "60;120"], "'--lr-drops': '60;120' is not a number"),
         (["--precision", "fp8"], "'--precision': 'fp8' is not one of 'no', 'bf16', 'fp16'"),
     ],
 )

@@ -45,7 +45,7 @@ ERRORS = [
 def test_any_exception_says_that_the_file_is_damaged(file, error):
     text = message(file, raising(error), error=DataError)
 
-    assert "is damaged or is no test file" in text
+    assert "is damaged or is not a test file" in text
     assert text.endswith("copy or download it again.")
     assert text.isprintable()
 
@@ -93,7 +93,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     assert "cannot be read" in message(tmp_path / "loop", never)
     assert "cannot be read" in message(tmp_path / ("n" * 5000), never)
     assert "memory" in message(tmp_path / "huge", never)
-    assert "is no folder" in message(tmp_path / "huge", never, folder=True)
+    assert "is not a folder" in message(tmp_path / "huge", never, folder=True)
     assert not is_file(tmp_path / "pipe")
 
 
@@ -142,7 +142,7 @@ def test_text_that_is_no_json_is_said_to_be_none(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_bytes(content)
 
-    with pytest.raises(FileFormatError, match=r"a\.json is damaged or is no record"):
+    with pytest.raises(FileFormatError, match=r"a\.json is damaged or is not a record"):
         read_json(path, "record")
 
 

@@ -233,7 +233,7 @@ def test_a_link_to_a_folder_is_followed_and_stays(tmp_path):
 def test_a_link_to_nothing_is_refused(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "disk")
 
-    with pytest.raises(RunDirectoryError, match="is a link to nothing: name a directory"):
+    with pytest.raises(RunDirectoryError, match="is a broken link: name a directory"):
         create(tmp_path / "run", overwrite=True)
 
 

@@ -273,7 +273,7 @@ def test_a_name_that_says_no_format_is_refused(run, tmp_path, kind, name):
     result = invoke("plot", kind, run, "--out", tmp_path / name)
 
     assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path / name} is no picture: let the name end in .png, .svg or .pdf\n"
+    assert result.stderr == f"error: {tmp_path / name} is not a picture: the name must end in .png, .svg or .pdf\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -294,5 +294,5 @@ def test_pictures_need_matplotlib(monkeypatch):
 
 
 def test_saving_refuses_other_formats(tmp_path):
-    with pytest.raises(ConfigError, match="is no picture"):
+    with pytest.raises(ConfigError, match="is not a picture"):
         save_picture(new_figure(1, 1), tmp_path / "a.txt")

@@ -94,7 +94,7 @@ def test_what_is_wrong_with_an_npz_file_is_said(tmp_path):
     assert "no x_test, y_test; found x_train, y_train, y" in message(f"npz:{tmp_path}/short.npz")
     assert "single array" in message(f"npz:{tmp_path}/single.npz")
     for name in ("junk", "empty", "half"):
-        assert "damaged or is no npz" in message(f"npz:{tmp_path}/{name}.npz")
+        assert "damaged or is not an npz" in message(f"npz:{tmp_path}/{name}.npz")
     assert "no such file" in message(f"npz:{tmp_path}/none.npz")
     assert "path after the colon" in message("npz:")
 
@@ -271,7 +271,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, monkeypatch):
     (tmp_path / "some" / "b" / "x.png").write_bytes(b"no image")
     for i in range(4):
         (tmp_path / "some" / "b" / f"y{i}.png").write_bytes(b"no image")
-    assert "x.png is damaged or is no readable image" in message(f"folder:{tmp_path}/some")
+    assert "x.png is damaged or is not a readable image" in message(f"folder:{tmp_path}/some")
     write_images(tmp_path / "parts" / "train", {"a": 1})
     write_images(tmp_path / "parts" / "test", {"b": 1})
     assert "differ: a, b" in message(f"folder:{tmp_path}/parts")

@@ -178,7 +178,7 @@ def test_images_that_would_fill_memory_start_programs_or_never_end(tmp_path):
     image = tmp_path / "a" / "0.png"
     for width, height in ((12000, 12000), (2**31 - 1, 1), (100_000, 100_000)):
         image.write_bytes(png(width, height))
-        refusal(again, "a/0.png is damaged or is no readable image")
+        refusal(again, "a/0.png is damaged or is not a readable image")
     image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n(%pipe%touch trap) (w) file\n%%EOF\n")
     refusal(again, "a/0.png is damaged")
     image.unlink()
@@ -290,7 +290,7 @@ def test_programs_whose_weights_claim_more_than_they_have(tmp_path, change):
 
 def test_a_program_that_holds_its_breath(tmp_path):
     (tmp_path / "m.pt2").write_bytes(gzip.compress(bytes(100)))
-    refusal(lambda: load_exported(tmp_path / "m.pt2"), "m.pt2 is damaged or is no exported program")
+    refusal(lambda: load_exported(tmp_path / "m.pt2"), "m.pt2 is damaged or is not an exported program")
 
 
 def nested(depth):
