@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from l0prune.measuring.hardware import Environment
-from l0prune.measuring.session import open_session
+from l0prune.measuring.session import onnxruntime, open_session  # type: ignore[attr-defined]
 from l0prune.measuring.timing import interleave
 
 WIDTHS = (4, 8, 12, 15, 16, 17, 20, 24, 28, 31, 32, 33, 36, 40, 44, 47, 48, 49, 50, 52, 56, 60, 61, 62, 63, 64)

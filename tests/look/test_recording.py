@@ -288,7 +288,7 @@ def test_where_neither_way_works_one_error_says_so():
 
 
 def test_inspect_names_the_tracer():
-    result = CliRunner().invoke(cli, ["inspect", "test_flow_recording:Routed", "--input-shape", "3,8,8", "--json"])
+    result = CliRunner().invoke(cli, ["inspect", "test_recording:Routed", "--input-shape", "3,8,8", "--json"])
 
     assert result.exit_code == 0, result.output
     shown = json.loads(result.stdout)

@@ -1,6 +1,6 @@
 """Rules of ops along a dimension: a dimension of units they run along is pinned, the others pass.
 
-Means, sums and variances over units have tests of their own, in test_flow_statistics.py.
+Means, sums and variances over units have tests of their own, in test_statistics.py.
 """
 
 import pytest
