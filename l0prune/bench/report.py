@@ -86,13 +86,13 @@ class BenchReport:
     """A benchmark of one or more models, run in turn on one machine.
 
     Attributes:
-        models: One timing a model, in the caller's order.
-        baseline: Name of the first model, which the others are compared with.
+        models: One timing per model, in the caller's order.
+        baseline: Name of the first model, with which the others are compared.
         speedup: Name -> speedup over the baseline, for every model but the first.
         clock: "thread" (one thread: its processor time) or "wall".
-        busy: Share of the time in which other processes had the core, in [0, 1); 0 by the wall clock, which cannot tell.
+        busy: Share of the time in which other processes held the core, in [0, 1); 0 for the wall clock, which cannot tell.
         environment: Machine, versions, threads and batch size.
-        runtime: What ran the models, with its version: onnxruntime; or torch, for models that no ONNX file can hold.
+        runtime: What ran the models, with its version: onnxruntime, or torch for models that no ONNX file can hold.
     """
 
     models: tuple[ModelTiming, ...]
@@ -109,7 +109,7 @@ class BenchReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence or two for each model that has fewer parameters than the baseline and is slower all the same."""
+        """A sentence or two for each model that has fewer parameters than the baseline but is nevertheless slower."""
         whole = self[self.baseline].n_parameters
         return tuple(
             f"{name} has {self[name].n_parameters / whole:.0%} of the parameters of {self.baseline} and is slower: "

@@ -27,12 +27,11 @@ __all__ = [
 
 
 class Batches(Protocol):
-    """Training data: can be iterated again and again, yields what the task splits into inputs and targets.
+    """Training data: can be iterated repeatedly, and yields batches that the task splits into inputs and targets.
 
-    That is `(inputs, targets)`, or a dict with `labels`; inputs are a tensor, a tuple of positional or a dict of keyword
-    tensors. An optional method `set_epoch(epoch)` is
-    called before each pass; order and augmentation must depend on the epoch (and a seed) only, so that a resumed run
-    sees the same batches.
+    A batch is `(inputs, targets)`, or a dict with `labels`; inputs are a tensor, a tuple of positional tensors or a dict of
+    keyword tensors. An optional method `set_epoch(epoch)` is called before each pass; order and augmentation must depend only
+    on the epoch (and a seed), so that a resumed run sees the same batches.
     """
 
     def __iter__(self) -> Iterator[Any]:

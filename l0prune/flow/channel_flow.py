@@ -120,10 +120,10 @@ class _Units(Sequence[Unit]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChannelFlow:
-    """Units of a model: where each lives, what consumes it, what it costs, and what could not be gated and why.
+    """Units of a model: where each one is, what consumes it, what it costs, and which could not be gated and why.
 
     Attributes:
-        captured: The exported program behind it.
+        captured: The exported program it was found in.
         n_gates: Number of removable units.
         tensors: Name of a parameter, buffer or constant -> gates of each of its dimensions.
         nodes: Name of a graph node -> gates of each dimension of its output (a list for several outputs).
@@ -133,13 +133,13 @@ class ChannelFlow:
         dimensions: All distinct dimensions with gates; those not `removable` must not vanish.
         gate_group: Width of each gate, shape `(n_gates,)`: gates that belong to the same dimensions form one width.
         pinned: Reason -> number of units that could not be gated.
-        unreached: Reason, with the op in brackets -> number of parameters that no gate can remove for it.
+        unreached: Reason, with the op in brackets -> number of parameters that no gate can remove for that reason.
         unknown_ops: Ops without a rule that touched units -> number of uses.
         aliases: Other names of shared tensors -> the name used here.
         parameters: Names of the trainable tensors among `tensors`.
         sizes: Shape of every tensor in `tensors`.
-        refusal: Why torch.export cannot capture the model; `tracer` says what the units come from instead, and the model
-            can only be cut in place then.
+        refusal: Why torch.export cannot capture the model; `tracer` then says where the units come from instead, and the
+            model can only be cut in place.
     """
 
     captured: Captured
@@ -161,7 +161,7 @@ class ChannelFlow:
 
     @property
     def tracer(self) -> str:
-        """What the units come from: "torch.export"; a "recording" of its paths; or "torch-pruning" (without nodes)."""
+        """Where the units come from: "torch.export", a "recording" of its paths, or "torch-pruning" (without nodes)."""
         if not self.refusal:
             return "torch.export"
         return "recording" if self.nodes else "torch-pruning"

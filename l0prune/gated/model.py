@@ -51,13 +51,13 @@ def inject(
         model: The traced model. It is used, not copied, and not edited: its parameters stay its own.
         flow: From `trace(model, ...)`.
         gate: The gate distribution: one of the names `l0prune.gates.registry.gate_names()`, or a `GateDistribution` of your own.
-        gate_args: Parameters of a distribution given by name in the place of its defaults, as in `{"temperature": 0.5}`.
-        budget: What the open units may cost, one bound or several; `penalty()` and `step()` need it or a penalty.
-        penalty: Price of open units, in place of a budget; its `n_samples` must be known.
-        steps: Number of training steps with gates; needed with either, it sets ramp and learning rate.
+        gate_args: Parameters that replace the defaults of a distribution given by name, as in `{"temperature": 0.5}`.
+        budget: What the open units may cost, as one or several bounds; `penalty()` and `step()` need this or a penalty.
+        penalty: Price of open units instead of a budget; its `n_samples` must be known.
+        steps: Number of training steps with gates; required with either, since it sets the ramp and the learning rate.
         gate_optimizer: Settings of the gates' own optimizer.
-        droprate: Gates start at log((1 - droprate) / droprate), in (0, 1); also by layer, as in `{"fc1": 0.2}`, with the
-            empty name for the other gates. None starts all of them nearly fully open.
+        droprate: In (0, 1); gates start at log((1 - droprate) / droprate). Can be given by layer, as in `{"fc1": 0.2}`, with
+            the empty name for the other gates. None starts all of them nearly fully open.
         seed: Seed of initial jitter and sampling noise.
 
     Returns:
@@ -65,7 +65,7 @@ def inject(
 
     Raises:
         ConfigError: unknown gate, parameter of it or layer, a drop rate out of range, a budget or penalty without steps, or both.
-        BudgetInfeasibleError: closing every gate does not meet the budget; says what can be met, and which layers cost it.
+        BudgetInfeasibleError: closing every gate does not meet the budget; says what can be met, and which layers prevent more.
         PlanMismatchError: `flow` was traced on a model with other tensors.
     """
     require_same_model(model, flow)
@@ -80,16 +80,16 @@ def inject(
 class GatedModel(nn.Module):
     """Computes what `model` would compute if each unit were scaled by its gate wherever it is consumed.
 
-    In training mode every call draws new gates, one value a gate for the whole batch; in evaluation mode gates take
-    their test-time values. State-dict keys are `model.*` and `gates.*`. `parameters()` yields the model's own parameters
-    only: the gates have their own optimizer, stepped by `step()`. They are among the buffers, which averages of a model take
-    along.
+    In training mode every call draws new gates, one value per gate for the whole batch; in evaluation mode gates take
+    their test-time values. State-dict keys are `model.*` and `gates.*`. `parameters()` yields only the model's own
+    parameters: the gates have their own optimizer, stepped by `step()`, and are buffers, so that averages of the model
+    include them.
 
     Attributes:
         model: The user's model.
         flow: What was traced.
         gates: The gate bank.
-        costs: Metric -> what the model costs as a function of its gates.
+        costs: Metric -> cost of the model as a function of its gates.
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class GatedModel(nn.Module):
         return self
 
     def require_own_gates(self) -> None:
-        """See that gates which are about to be cut have been trained, or averaged, where the weights have.
+        """Check that gates which are about to be cut were trained, or averaged, if the weights were.
 
         Raises:
-            ConfigError: the weights have moved since this model was made or copied, and its gates have not.
+            ConfigError: the weights have changed since this model was made or copied, but its gates have not.
         """
         if not self._origin.gates_moved(self.gates.locations) and self._origin.weights_moved(self.model):
             raise ConfigError(
@@ -254,10 +254,10 @@ class GatedModel(nn.Module):
     def set_goal(
         self, goal: Goal | None, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
     ) -> None:
-        """State what is wanted of the gates; multipliers and gate optimizer start anew, the gates stay where they are.
+        """Set the goal of the gates; multipliers and the gate optimizer are reset, and the gates stay where they are.
 
         Args:
-            goal: Budgets or a penalty; None takes away what was wanted.
+            goal: Budgets or a penalty; None removes the current goal.
             steps: Number of training steps with gates, >= 1; needed with a goal.
             gate_optimizer: Settings of the gates' own optimizer.
 
@@ -276,18 +276,18 @@ class GatedModel(nn.Module):
         *,
         gate_optimizer: GateOptimizerConfig | None = None,
     ) -> None:
-        """State what the open units may cost, by one budget or several: `set_goal`. None takes budget and penalty away."""
+        """Limit what the open units may cost, by one or several budgets: `set_goal`. None removes budget and penalty."""
         self.set_goal(None if budget is None else Budgets.of(budget), steps, gate_optimizer=gate_optimizer)
 
     def set_penalty(
         self, penalty: Penalty, steps: int | None, *, gate_optimizer: GateOptimizerConfig | None = None
     ) -> None:
-        """Put a fixed price on open units, in place of a budget: `set_goal`. Its `n_samples` must be known."""
+        """Put a fixed price on open units instead of a budget: `set_goal`. Its `n_samples` must be known."""
         self.set_goal(penalty, steps, gate_optimizer=gate_optimizer)
 
     @property
     def goal(self) -> Goal:
-        """What is wanted of the gates."""
+        """The goal of the gates."""
         return self._gate_training.goal
 
     @property
@@ -304,7 +304,7 @@ class GatedModel(nn.Module):
         return self._gate_training.penalty()
 
     def step(self) -> None:
-        """After `backward()`: move the gates and the multiplier on, and clear the gates' gradient.
+        """After `backward()`: update the gates and the multiplier, and clear the gates' gradient.
 
         Raises:
             ConfigError: the model was injected without a budget or penalty.

@@ -47,9 +47,9 @@ def require_positive(name: str, value: Parameter, usual: str) -> None:
 class GateDistribution(ABC):
     """A family of gate distributions, in the vocabulary of `torch.distributions`, with the location as an argument.
 
-    Objects hold the family's fixed parameters (a temperature, say) and nothing that is trained: every method takes
-    the locations `log_alpha`, shape `(n_gates,)`, any real values. All results are differentiable in `log_alpha` where
-    that makes sense, in the temperature where it is given as a tensor, and follow the dtype and device of `log_alpha`.
+    Objects hold the family's fixed parameters (such as a temperature) and nothing that is trained: every method takes
+    the locations `log_alpha`, shape `(n_gates,)`, any real values. Where it makes sense, results are differentiable in
+    `log_alpha`, and in the temperature if it is a tensor. They have the dtype and device of `log_alpha`.
     """
 
     name: ClassVar[str]
@@ -84,24 +84,24 @@ class GateDistribution(ABC):
     """Under a budget, gates are kept from running past its target (`gates.holding`) in phases of fewer steps than this."""
 
     def at(self, progress: float, affordable: Callable[[], int]) -> GateDistribution:
-        """The family as it is at a moment of training; itself, unless it has a parameter that moves.
+        """The family at one moment of training; itself, unless one of its parameters changes over time.
 
         Args:
             progress: Share of the gate phase that is over, in [0, 1].
-            affordable: How many gates, highest location first, the budget lets open at this moment; computed on call.
+            affordable: Returns how many gates, highest location first, the budget currently allows to be open.
         """
         del progress, affordable
         return self
 
     @abstractmethod
     def rsample(self, log_alpha: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """One reparameterised sample a gate, shape `(n_gates,)`, in [0, 1]; the noise comes from a CPU generator."""
+        """One reparameterised sample per gate, shape `(n_gates,)`, in [0, 1]; the noise comes from a CPU generator."""
 
     @abstractmethod
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Probability that the unit is open, shape `(n_gates,)`, in [0, 1]: the gate's share in the expected cost.
 
-        It is P(z != 0) where the family has an atom at 0. Each family says what it is otherwise.
+        It is P(z != 0) where the family has an atom at 0; each other family defines it.
         """
 
     def prob_zero(self, log_alpha: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class GateDistribution(ABC):
 
         Args:
             log_alpha: locations, shape `(n_gates,)`.
-            estimator: one of `estimators`; None is the first. The default shuts a gate exactly where `prob_open` is at
+            estimator: one of `estimators`; None is the first. The default closes a gate exactly where `prob_open` is at
                 most 1/2, in agreement with the expected cost.
 
         Returns:

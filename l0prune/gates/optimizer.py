@@ -42,10 +42,10 @@ class GateOptimizerConfig:
             raise ConfigError(f"gate betas are {self.betas!r}; expected two numbers in [0, 1)")
 
     def learning_rate(self, steps: int) -> float:
-        """`lr`, or else 60 / steps in [0.002, 0.05]: a gate can cross its range a few times, and not random-walk.
+        """`lr`, or else 60 / steps in [0.002, 0.05]: a gate can cross its range a few times without a random walk.
 
-        In phases shorter than 600 steps 30 / steps, at most 0.3: faster gates would decide on noise, slower ones not at
-        all (benchmarks/constraint_simulation.py).
+        In phases shorter than 600 steps it is 30 / steps, at most 0.3: faster gates would decide on noise, and slower ones
+        not at all (benchmarks/constraint_simulation.py).
 
         Args:
             steps: optimizer steps in which the gates are trained, >= 1.

@@ -23,9 +23,9 @@ class Budget:
     """An upper bound on a cost of the compact model.
 
     Attributes:
-        metric: "macs" (multiply-accumulates at batch 1), "params", or another one that is registered.
-        keep: A share of the dense model's cost, in (0, 1]; or an amount, given as a number above 1 or with a unit, as in "20M".
-        absolute: Whether `keep` is an amount; needs to be said only of numbers up to 1.
+        metric: "macs" (multiply-accumulates at batch 1), "params", or another registered metric.
+        keep: A share of the dense model's cost, in (0, 1], or an amount: a number above 1, or one with a unit such as "20M".
+        absolute: Whether `keep` is an amount; only needed for amounts of 1 or less.
 
     Raises:
         ConfigError: for another metric, or a `keep` that is neither.
