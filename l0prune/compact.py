@@ -43,15 +43,15 @@ __all__ = ["has_graph", "load", "save"]
 def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocessing | None = None) -> Path:
     """Write a compact model: `model.safetensors`, `surgery.json`, `model.pt2` and `manifest.json`.
 
-    The files are written to a temporary folder, read back and compared with the model; then the folder takes the place of
-    `directory`. Where timm, torchvision, transformers or l0prune itself can build the dense model again, the manifest says
-    how, and `load` gives back that class. A model of which no graph can be saved has no `model.pt2`: the manifest says why, and a
-    warning, if it can only be loaded with its dense model as `base`.
+    The files are written to a temporary folder, read back and compared with the model; then the folder replaces
+    `directory`. If timm, torchvision, transformers or l0prune itself can build the dense model again, the manifest says
+    how, and `load` gives back that class. A model whose graph cannot be saved has no `model.pt2`, and the manifest says
+    why; there is also a warning if it can then only be loaded with its dense model as `base`.
 
     Args:
         compact: From `l0prune.shrink` or `l0prune.load`, perhaps trained further.
         directory: Folder to write; an earlier compact model in it is replaced.
-        preprocessing: How images become its input, to be known when the folder is used as a model.
+        preprocessing: How images become its input, stored for when the folder is used as a model.
 
     Returns:
         The folder.
@@ -191,16 +191,16 @@ def load(directory: str | Path, base: nn.Module | None = None) -> nn.Module:
 
     Args:
         directory: The folder.
-        base: A dense model of the class and sizes the compact one came from; it is cut in place (on a copy) and given the
-            saved weights, so the result has its class. None gives the class of the library that the dense model is of, if
-            `save` wrote down which and the library that is installed builds it; else a module of the saved graph.
+        base: A dense model of the class and sizes the compact one came from. A copy of it is cut in place and given the
+            saved weights, so the result has its class. None gives the class of the library the dense model came from, if
+            `save` recorded it and the installed library can build it, or else a module of the saved graph.
 
     Returns:
         The model in evaluation mode, with the same state-dict keys either way. It can be trained, saved and pruned again.
 
     Raises:
         FileFormatError: a file is missing, damaged, of an unknown version, or not the one that was saved.
-        PlanMismatchError: `base` is not the dense model the plan was made for, or is needed and not given.
+        PlanMismatchError: `base` is not the dense model the plan was made for, or it is required but missing.
     """
     with reading(directory, "compact model", remedy="run shrink again", folder=True):
         return _load(CompactFolder.open(directory), base)

@@ -151,7 +151,7 @@ class ModelCall:
         return model(*args, **kwargs)
 
     def runs_in(self, model: nn.Module) -> bool:
-        """Whether a model takes it, in evaluation mode: sizes or precision may be others than it is made for."""
+        """Whether a model accepts this call in evaluation mode: sizes or precision may differ from what it was made for."""
         try:
             with evaluation_mode(model), torch.no_grad():
                 self(model)
@@ -160,7 +160,7 @@ class ModelCall:
         return True
 
     def to(self, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ModelCall:
-        """The same call with its tensors elsewhere; `dtype` is for floating-point ones."""
+        """The same call with its tensors on another device; `dtype` applies to floating-point ones."""
 
         def moved(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
@@ -176,7 +176,7 @@ class ModelCall:
 
     @property
     def batch_size(self) -> int | None:
-        """The first dimension that most tensors have; the first tensor decides where several are as frequent."""
+        """The most frequent first dimension of the tensors; the first tensor decides a tie."""
         sizes = Counter(tensor.shape[0] for tensor in self.tensors if tensor.ndim)
         return max(sizes, key=lambda size: sizes[size], default=None)
 
@@ -186,7 +186,7 @@ class ModelCall:
         return [tensor for tensor in self.tensors if tensor.ndim and tensor.shape[0] == self.batch_size]
 
     def with_batch(self, batch_size: int) -> ModelCall:
-        """The same call with another number of rows; rows beyond those given are noisy copies: no two are equal."""
+        """The same call with another number of rows; rows beyond those given are noisy copies, so that no two are equal."""
         given = self.batch_size
         generator = torch.Generator().manual_seed(0)
 
@@ -203,7 +203,7 @@ class ModelCall:
         return ModelCall(args, kwargs)
 
     def input_names(self, model: nn.Module) -> list[str]:
-        """One name per tensor: its argument's own, numbered where an argument holds several; in a dict its key."""
+        """One name per tensor: that of its argument, numbered if the argument holds several, or its key in a dict."""
         signature = signature_of(model)
         parameters = () if signature is None else signature.parameters.values()
         positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -213,7 +213,7 @@ class ModelCall:
         return names if len(names) == len(self.tensors) else [f"input_{index}" for index in range(len(self.tensors))]
 
     def unknown_types(self) -> list[str]:
-        """Types of arguments that torch neither takes as a value nor looks into."""
+        """Types of arguments that torch neither takes as values nor can look into."""
         known = (
             Tensor,
             int,
@@ -231,7 +231,7 @@ class ModelCall:
         return [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, known)]
 
     def fixed_values(self, model: nn.Module) -> dict[str, str]:
-        """Arguments that hold no tensor, by name, as they are written; those that are None are left out."""
+        """Arguments that hold no tensor, by name, as written; those that are None are left out."""
         signature = signature_of(model)
         names = [] if signature is None else list(signature.parameters)
         names += [f"input_{index}" for index in range(len(names), len(self.args))]

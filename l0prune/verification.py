@@ -31,20 +31,20 @@ __all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What came out of a verification.
+    """The result of a verification.
 
     Attributes:
-        exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance, and react to some gate. False as well
-            where the compact model cannot be exported to ONNX although the dense one can.
-        conclusive: Whether the outputs react to any gate: constant ones are equal whatever was cut.
-        not_compared: Units that moved no output, neither at the weights given nor at several that were drawn anew, so that
-            nothing is known of them: the first dimension they are found in -> how many.
+        exact: Whether gated, compact and (if exported) ONNX outputs agree within tolerance, and react to some gate. Also False if
+            the compact model cannot be exported to ONNX although the dense one can.
+        conclusive: Whether the outputs react to any gate: constant outputs are equal whatever was cut.
+        not_compared: Units that changed no output, neither at the weights given nor at several drawn at random, so that
+            nothing is known about them: the first dimension they are found in -> how many.
         draws_random_numbers: Whether the model draws random numbers in evaluation mode. Gated and compact were given the same.
-        why_not: What the cut fails on; None if it is exact.
+        why_not: Why the cut is not exact; None if it is.
         max_abs_diff: Largest absolute difference between gated and compact outputs.
         max_rel_diff: The same, relative to the largest output.
-        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if there is none.
-        onnx_error: Why there is none, though it was asked for; it does not change what is said of the cut.
+        onnx_max_rel_diff: Largest relative difference between onnxruntime and torch; None if nothing was compared.
+        onnx_error: Why nothing was compared although it was asked for; this does not affect the verdict on the cut.
         n_gates: Number of removable units.
         params_before: Parameters of the dense model.
         params_after: Parameters of the compact model.
@@ -52,9 +52,9 @@ class VerifyReport:
         macs_after: The same of the compact model.
         prunable_fraction: Share of the parameters some gate can remove, in [0, 1].
         form: "in-place" or "graph".
-        not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
+        not_in_place_because: Why the user's class was not kept, in one sentence; empty if it was.
         integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, though it
-            cannot be told which: module and attribute -> value.
+            is unclear which: module and attribute -> value.
         pinned: Reason -> number of units that could not be gated.
         unknown_ops: Ops without a rule -> number of uses that touched units.
         seconds: Wall time in all.
@@ -112,12 +112,12 @@ def verify(
         align: Round kept widths to multiples of this; "auto" for this machine's CPU, None or 1 for any width.
         onnx: Also export the compact model and compare onnxruntime with torch.
         double: Compute in float64, with a tolerance of 1e-9 instead of 1e-4 (relative).
-        gate: Let gates of this family decide, at random locations at the end of a gate phase, and be worth their test-time
-            values; None closes the same units and gives the open ones any values.
+        gate: Let gates of this family decide which units close, at random locations as at the end of a gate phase, and scale
+            the others by their test-time values; None closes the same units and gives the open ones arbitrary values.
 
     Returns:
-        The report; `exact` is False if the cut disagrees or nothing could be compared, `why_not` says which. Nothing is raised
-        for that, nor for an ONNX exporter that cannot go on: `onnx_error` says what stops it.
+        The report; `exact` is False if the cut disagrees or nothing could be compared, and `why_not` says which. Neither is
+        raised as an error, nor is a failure of the ONNX exporter: `onnx_error` says what it was.
 
     Raises:
         ConfigError: an option out of range, or an unknown gate.

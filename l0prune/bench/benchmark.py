@@ -63,27 +63,28 @@ def benchmark(
 ) -> BenchReport:
     """Time ONNX files against each other in onnxruntime on the CPU.
 
-    Every graph optimisation is on, execution is sequential, inputs are bound once. After a warm-up of all of them the
+    All graph optimisations are on, execution is sequential, and inputs are bound once. After all have warmed up, the
     models run in blocks of about 10 ms each, in random order, over and over. The speedup of a model over the first one
-    is the median over the blocks of (median run of the first / median run of the model): what slows the whole machine
-    cancels. On one thread, times are the thread's own processor time: the latency on an idle machine, also on a busy one.
+    is the median over the blocks of (median run of the first / median run of the model), so that whatever slows the whole
+    machine cancels. On one thread, times are the thread's own processor time, so that a busy machine gives the latency of
+    an idle one.
 
     Args:
         models: Name -> ONNX file; the first is the baseline.
         inputs: One array, a tuple in the order of the model's inputs, or a dict by input name; the same for all models.
-            None makes them at random from each model's own input shapes and types, other free sizes than the batch as in the
-            example that `export_onnx` was given: normal values, ids from 1 to 9 or the example's largest, masks of ones.
+            None makes them at random from each model's own input shapes and types: normal values, ids from 1 to 9 or the
+            example's largest, masks of ones. Free sizes other than the batch are those of the example given to `export_onnx`.
         threads: Threads within one operator, from 1 to as many as this machine has processors, or 64.
-        batch_size: Rows of the inputs made at random, default 1; with `inputs` given, it must be theirs.
+        batch_size: Rows of the inputs made at random, default 1; must match `inputs` if those are given.
         warmup_s: Seconds of untimed runs of each model, at least three runs.
         min_samples: Minimum number of timed runs of each model.
         min_seconds: Minimum seconds of timing in total.
         max_seconds: The timing ends after this, with at least three blocks.
-        seed: Of the inputs, the order, and the bootstrap of the interval.
+        seed: Seed of the inputs, the order, and the bootstrap of the interval.
 
     Returns:
         Latencies, sizes, speedups with their 95 % intervals, and what they were measured on. `warnings` names models that
-        are smaller than the first and slower all the same; they are warned about, too (`L0PruneWarning`).
+        are smaller than the first but nevertheless slower; a warning is issued for these as well (`L0PruneWarning`).
 
     Raises:
         ConfigError: if a file is missing, there is no model, a model refuses the batch size or the inputs, or a number

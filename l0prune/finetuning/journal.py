@@ -191,16 +191,16 @@ class StepTimer:
 
 
 class Progress(Protocol):
-    """What `finetune` calls while it works; a terminal renders it as it likes."""
+    """What `finetune` calls while it runs; how to show it is up to the receiver."""
 
     def start(self, phase: str, total: int) -> None:
         """A phase ("warmup", "gate", "settle", "recovery") begins and has `total` steps, of which none is done."""
 
     def advance(self, steps: int, figures: Mapping[str, float]) -> None:
-        """`steps` more are done; `figures` are the latest means by name (loss, expected_cost, hard_cost, lr ...)."""
+        """`steps` more steps are done; `figures` are the latest means by name (loss, expected_cost, hard_cost, lr ...)."""
 
     def finish(self) -> None:
-        """The phase is over, or was broken off."""
+        """The phase has ended or was interrupted."""
 
     def message(self, text: str) -> None:
         """One line worth showing: a decision, an evaluation, a remedy."""

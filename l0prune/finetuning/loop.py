@@ -49,7 +49,7 @@ def finetune(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FinetuneResult:
-    """Train gates and weights, cut the closed units away, and let the rest recover.
+    """Train gates and weights, cut the closed units out, and let the rest recover.
 
     The run has up to four parts: a warm-up with all gates open, the gate phase, the freeze (the best set of gates whose
     exact cost is within the budget; with a penalty, those that training left open), and the recovery of the compact
@@ -58,37 +58,37 @@ def finetune(
 
     Args:
         gated: From `inject`; its gates must not be frozen. Its model is trained in place.
-        train_batches: Iterable again and again, with a length, yields `(inputs, targets)`, or dicts with `labels`; inputs
-            are a tensor, a tuple of positional or a dict of keyword tensors. `set_epoch(epoch)` is called before each pass
-            where it exists.
-        loss: `(outputs, targets)` to a scalar, the mean over the batch. Where it takes a softmax of an output the dense
-            network teaches by softened classes there, else by the numbers; which it does is found by trying.
-        task: Instead of a loss, what the network is for: a `Task`, or the name of one, such as "pixels".
-        budget: What the compact network may cost, one bound or several; either this or `penalty`.
+        train_batches: Has a length, can be iterated repeatedly, and yields `(inputs, targets)`, or dicts with `labels`; inputs
+            are a tensor, a tuple of positional tensors or a dict of keyword tensors. `set_epoch(epoch)`, if it exists, is
+            called before each pass.
+        loss: `(outputs, targets)` to a scalar, the mean over the batch. An output of which it takes a softmax is taught by
+            softened classes, any other by its numbers; which of the two applies is found out by trying.
+        task: What the network is for, given instead of a loss: a `Task`, or the name of one, such as "pixels".
+        budget: What the compact network may cost, as one or several bounds; give either this or `penalty`.
         penalty: A fixed price of open gates instead, in the L0 paper's units (`Penalty`): nothing is promised about the
             cost, and exactly the gates that training closed are cut.
         config: Lengths, optimizer, distillation ...; None takes the defaults.
-        teacher: Network with the same outputs that teaches by them; None is a copy of the dense network as it is
-            now, False trains without one.
+        teacher: Network with the same outputs, which teaches by them; None uses a copy of the dense network as it is
+            now, False trains without a teacher.
         evaluate: Called with a network in evaluation mode (on the training device) at the end of each epoch, after the
             freeze and at the end; returns a number or figures by name, which go to the log and the result.
         out: Directory for metrics.jsonl and checkpoint/; None writes nothing.
-        resume: Continue from the checkpoint in `out`, to the same result as without the interruption; `gated` must be
-            injected into the dense model anew. Without a checkpoint there the run starts from the beginning.
-        progress: Is told how far the run is; None is silent.
+        resume: Continue from the checkpoint in `out`, with the same result as without the interruption; `gated` must be
+            freshly injected into the dense model. If there is no checkpoint, the run starts from the beginning.
+        progress: Is told how far the run has got; None is silent.
 
     Returns:
         The compact network, the gated one, and the figures; `budget_met` says whether the budget holds.
 
     Raises:
-        BudgetInfeasibleError: the budget is below what closing every gate can reach; nothing was trained.
-        ConfigError: both budget and penalty, or neither; both loss and task, or neither; an option, or the gated model's
-            state, cannot work; a branch that runs in training mode only does not fit the cut network.
+        BudgetInfeasibleError: even closing every gate does not meet the budget; nothing was trained.
+        ConfigError: both budget and penalty, or neither; both loss and task, or neither; an option or the gated model's
+            state is unusable; a branch that runs only in training mode does not fit the cut network.
         DataError: the batches are empty, or do not fit the model or the loss.
-        CheckpointError: weights are not finite, or the checkpoint is damaged or of another run.
+        CheckpointError: weights are not finite, or the checkpoint is damaged or belongs to another run.
         RunDirectoryError: `out` holds a checkpoint and `resume` is False.
-        TrainingError: the loss is not finite; the last checkpoint stays.
-        KeyboardInterrupt: with a message that says how to continue; the last checkpoint stays.
+        TrainingError: the loss is not finite; the last checkpoint is kept.
+        KeyboardInterrupt: with a message that says how to continue; the last checkpoint is kept.
     """
     plan = preflight(
         gated,

@@ -44,9 +44,9 @@ class FinetuneResult:
 
     Attributes:
         compact: The network cut and recovered, in evaluation mode.
-        gated: The gated model with the same weights, gates frozen at 0 and 1; computes what `compact` does.
+        gated: The gated model with the same weights and its gates frozen; it computes what `compact` does.
         goal: What was asked for.
-        hard_costs: Cost of `compact`, fraction of dense, by the metric of each budget, in their order; under a penalty in MACs.
+        hard_costs: Cost of `compact` as a fraction of dense, in the metric of each budget, in order; under a penalty, in MACs.
         expected_cost: Expected cost under the gate distributions just before the freeze.
         n_open: Gates that stayed open.
         steps: Optimizer steps of the run.

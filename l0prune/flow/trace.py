@@ -39,17 +39,17 @@ def trace(
 
     Args:
         model: Any module that torch.export can capture. It is not changed.
-        example_inputs: A tensor, a tuple of positional or a dict of keyword tensors.
-        ignore: Names of modules or parameters, as in `model.named_modules()`, whose units are not to be gated.
-        gqa: What a unit of grouped-query attention is: one of its "groups", a key and value head with the query heads that
-            share it; or "queries": the query heads at the same place of every group, of which all groups keep as many. Where
-            the code repeats key heads one by one (`repeat_interleave`), units are groups either way.
+        example_inputs: A tensor, a tuple of positional tensors or a dict of keyword tensors.
+        ignore: Names of modules or parameters, as in `model.named_modules()`, whose units must not be gated.
+        gqa: What counts as a unit of grouped-query attention: "groups", a key and value head with the query heads that share
+            it; or "queries", the query heads at the same place of every group, so that all groups keep equally many. If the
+            code repeats key heads one by one (`repeat_interleave`), units are groups either way.
 
     Returns:
         The channel flow: units, consumers, costs, and what is pinned with the reason.
 
     Raises:
-        ConfigError: another `gqa`.
+        ConfigError: `gqa` is something else.
         TraceError: the model fails on the inputs, neither torch.export nor torch-pruning can follow it, or a name in
             `ignore` is not in it.
     """

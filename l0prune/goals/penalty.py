@@ -28,15 +28,15 @@ _SHARED = "lambda"
 class Penalty(Goal):
     """A fixed lambda: objective = mean loss + 1/N * sum over gates of P(open) * lambda * |group|.
 
-    N is the number of training samples, |group| the number of parameters that the gate multiplies, those of every layer
-    that consumes its unit. Gates sit at the consumer here, as in the paper's fully connected layers; its convolutions
-    have them at the producer, where the group is another one.
+    N is the number of training samples, |group| the number of parameters that the gate multiplies, in every layer that
+    consumes its unit. Gates sit at the consumer here, as in the paper's fully connected layers; the paper's convolutions
+    have them at the producer, where the group is a different one.
 
     Attributes:
         strength: lambda of all layers that `layers` does not name, >= 0.
-        layers: lambda by the dotted name of a layer, or a prefix of it: of the layer whose inputs are gated. The longest
-            name that fits counts. A gate whose unit feeds several layers pays each layer's price for its part.
-        n_samples: N, >= 1; None lets `finetune` count the batches and the rows of the first.
+        layers: lambda by the dotted name, or a prefix of it, of the layer whose inputs are gated. The longest name that
+            matches counts. A gate whose unit feeds several layers pays each layer's price for its part.
+        n_samples: N, >= 1; None lets `finetune` compute it from the number of batches and the rows of the first.
 
     Raises:
         ConfigError: if a number is negative or not finite.
@@ -77,7 +77,7 @@ class Penalty(Goal):
         """What each gate adds to the objective while it is open, shape `(n_gates,)`, >= 0.
 
         Raises:
-            ConfigError: if a name is of no layer with gated inputs, or `n_samples` is None.
+            ConfigError: if a name is not that of a layer with gated inputs, or `n_samples` is None.
         """
         if self.n_samples is None:
             raise ConfigError("the penalty needs n_samples, the number of training samples, outside of finetune()")
@@ -95,7 +95,7 @@ class Penalty(Goal):
         return self if self.n_samples is not None else replace(self, n_samples=count())
 
     def check(self, costs: Costs, gates: GateBank) -> None:
-        """See that a price changes which gates are open, and that every layer it names has gated inputs.
+        """Check that a price changes which gates are open, and that every layer it names has gated inputs.
 
         Raises:
             ConfigError: otherwise.

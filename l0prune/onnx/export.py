@@ -95,30 +95,30 @@ def export_onnx(
     """Write a model as an ONNX file that computes what torch computes.
 
     The file is written under a temporary name, checked with `onnx.checker`, run in onnxruntime against torch at batch
-    sizes 1, 2 and 5 and at several of the other free sizes (a static file: at its own), and only then moved to `path`. A
-    failure leaves nothing behind, and an existing file as it was. Free sizes are called `batch`; `height`, `width` and
-    `depth` of images and videos; `length`, `length_2` ... A size is free only if torch itself takes another one, and the
-    file agrees with torch at each that is tried. The metadata property "l0prune.dynamic_batch" says whether the batch is
-    free ("true") or fixed ("false"), as `OnnxModel(path).static_batch` reads it; "l0prune.example.height" what it was in
-    the example; "l0prune.fixed" holds arguments that are no tensors, whose values are part of the file.
+    sizes 1, 2 and 5 and at several values of the other free sizes (a static file at its own), and only then moved to `path`.
+    A failure leaves nothing behind, and an existing file unchanged. Free sizes are called `batch`; `height`, `width` and
+    `depth` for images and videos; `length`, `length_2` ... A size is free only if torch itself accepts another value and the
+    file agrees with torch at every value tried. The metadata property "l0prune.dynamic_batch" says whether the batch is free
+    ("true") or fixed ("false"), as `OnnxModel(path).static_batch` reads it; "l0prune.example.height" holds the height in the
+    example; "l0prune.fixed" holds arguments that are not tensors, whose values are part of the file.
 
     A model that torch.export refuses, or whose graph its exporter cannot translate (attention over five dimensions in torch
-    2.13), is compiled by TorchScript, so that its conditions stay in the file; or, if it cannot be, recorded on the path of
-    the example ("l0prune.paths" is "one" then). Such a file appears only if it agrees with torch on inputs of several
-    kinds as well.
+    2.13), is compiled by TorchScript, so that its conditions stay in the file. If that fails too, it is recorded on the path
+    of the example ("l0prune.paths" is then "one"). Such a file is written only if it also agrees with torch on inputs of
+    several kinds.
 
     Args:
         model: Any module; it is exported in evaluation mode, and its mode restored.
         example_inputs: One tensor, positional arguments, or a dict (of keyword arguments, or the argument of a model that
             takes one). Their first dimension is the batch; a batch of 1 is doubled for the capture, which would otherwise
-            take it for a constant. A compact model can do without, `export_onnx(compact, path)`: it has those it was
+            take it for a constant. A compact model needs none, `export_onnx(compact, path)`: it keeps those it was
             verified with.
         path: The file to write; its directory must exist.
-        dynamic_batch: Make the batch free where the model allows it, and with it lengths such as that of a token
+        dynamic_batch: Make the batch free if the model allows it, and with it lengths such as that of a token
             sequence; with False, the file accepts the sizes of `example_inputs` only.
         dynamic_size: Make heights and widths free as well.
         tolerance: Largest difference allowed, relative to the largest magnitude of each torch output, > 0.
-        opset: ONNX operator set; None takes torch's own.
+        opset: ONNX operator set; None takes torch's default.
 
     Returns:
         `path`.

@@ -22,8 +22,8 @@ class Preprocessing:
 
     Args:
         image_size: (height, width) in pixels, each at least 1.
-        mean: One value a channel, in units of pixel / 255; its length is the number of channels, 1 or 3 for images.
-        std: One value a channel, in units of pixel / 255, above 0.
+        mean: One value per channel, in units of pixel / 255; its length is the number of channels, 1 or 3 for images.
+        std: One value per channel, in units of pixel / 255, above 0.
 
     Raises:
         ConfigError: if lengths differ or a value is out of range.
@@ -71,7 +71,7 @@ class Preprocessing:
         """A copy with the given parts replaced; a single mean or std serves every channel.
 
         Raises:
-            ConfigError: if a list has neither one value nor one a channel, or a value is out of range.
+            ConfigError: if a list has neither one value nor one per channel, or a value is out of range.
         """
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         return Preprocessing(
@@ -92,7 +92,7 @@ class Preprocessing:
             shape: Shape of an array of uint8 images, (N, H, W) or (N, H, W, C).
 
         Raises:
-            DataError: if the rank is another, or the channels are neither the network's nor one for its three.
+            DataError: if the rank is wrong, or the channels are neither the network's nor one for its three.
         """
         if len(shape) not in {3, 4}:
             raise DataError(f"images have shape {_text(shape)}, expected (N, H, W) or (N, H, W, C) in uint8.")
@@ -105,13 +105,13 @@ class Preprocessing:
             )
 
     def fit(self, images: Tensor) -> Tensor:
-        """Give images the network's size and channels, pixels still 0 to 255.
+        """Bring images to the network's size and channels; pixels stay in 0 to 255.
 
         Args:
             images: uint8, (N, H, W) or (N, H, W, C).
 
         Returns:
-            (N, height, width, channels): uint8 as given where the size is right already, else float32, resized
+            (N, height, width, channels): uint8 as given if the size is already right, else float32, resized
             bilinearly (with antialiasing where it shrinks).
         """
         x = images if images.ndim == 4 else images.unsqueeze(-1)
@@ -122,7 +122,7 @@ class Preprocessing:
         return x if x.shape[3] == self.channels else x.expand(-1, -1, -1, self.channels)
 
     def normalise(self, images: Tensor, *, channels_last: bool = False) -> Tensor:
-        """Pixels 0 to 255 to the network's input.
+        """Convert pixels in 0 to 255 to the network's input.
 
         Args:
             images: (N, height, width, channels), uint8 or float.

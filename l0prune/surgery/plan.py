@@ -80,7 +80,7 @@ class SurgeryPlan:
     """Which indices of the dense model stay, and the gate values to fold into the weights that consume them.
 
     Attributes:
-        fingerprint: Of the dense model the plan was made for.
+        fingerprint: Fingerprint of the dense model the plan was made for.
         tensors: Name -> cut, for every tensor that loses indices.
         folds: (parameter, dimension) -> factor of every dense index, shape `(size,)`, float64. Empty once folded.
         attributes: Integers of modules that change, for the in-place form.
@@ -101,13 +101,13 @@ class SurgeryPlan:
 
     @property
     def extent(self) -> str:
-        """For people: how much is cut and changed."""
+        """How much is cut and changed, in words."""
         changed = len(self.attributes) + len(self.calls)
         return f"{len(self.tensors)} tensors cut, {len(self.folds)} folded, {changed} sizes changed"
 
     @property
     def is_rewritten(self) -> bool:
-        """Whether sizes were changed by their values: in the graph, in calls, or as integers of modules."""
+        """Whether sizes had to be rewritten: in the graph, in calls, or as integers of modules."""
         return self.form == "graph" or bool(self.calls) or bool(self.attributes)
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class SurgeryPlan:
         return tensor
 
     def compact_tensor(self, name: str, dense: Tensor) -> Tensor:
-        """What becomes of one dense tensor: gates folded in, closed indices gone."""
+        """One dense tensor after the cut: gates folded in, closed indices removed."""
         folded = self.fold(name, dense.detach())
         cut = self.tensors.get(name)
         return folded.clone() if cut is None else cut.select(folded)
@@ -166,7 +166,7 @@ class SurgeryPlan:
         return plan
 
     def check(self, model: nn.Module) -> None:
-        """See that `model` is the dense model the plan was made for.
+        """Check that `model` is the dense model the plan was made for.
 
         Raises:
             PlanMismatchError: it has other tensors; the message names the first.

@@ -23,27 +23,27 @@ _RECORD, _SHOWN = "_l0prune_surgery", "surgery"
 class Surgery:
     """What was done to a compact model; every one that `shrink` or `load` returns carries it.
 
-    It is `compact.surgery`; where the class has something else of that name, `surgery_of(compact)`.
+    Read it as `compact.surgery`, or `surgery_of(compact)` if the class already has an attribute of that name.
 
     Attributes:
-        plan: The cut of the original dense model, without fold factors (they are in the weights). Of a model that was cut several
+        plan: The cut of the original dense model, without fold factors (they are in the weights). If a model was cut several
             times it is the sum of all cuts.
-        cut: The last cut alone, relative to the model that was gated; None for a model that was loaded.
+        cut: Only the last cut, relative to the model that was gated; None for a model that was loaded.
         values: Gate values the last cut was made with, shape `(n_gates,)`; empty for a model that was loaded.
         difference: Largest difference between gated and compact outputs.
         example_args: Positional inputs the model was verified with.
         example_kwargs: Keyword inputs the model was verified with.
         dynamic_batch: Whether the model accepts other batch sizes.
-        replayed: Whether `plan` was seen to give this model when it is applied to the class of the dense one. A loaded graph that
-            was cut again has no class to try it on.
-        no_graph_because: Why no graph of the model was saved; empty where one was, or nothing was saved yet.
-        not_compared: Units that moved no output of the gated model, neither at its own weights nor at several that were drawn
-            anew, so that the comparison says nothing of them: the first dimension they are found in -> how many.
-        draws_random_numbers: Whether the model does so in evaluation mode; it was compared with both drawing the same.
-        not_in_place_because: Why the class of the user was not kept, in one sentence; empty where it was.
-        origins: How a library may have built the original dense model; `save` writes down one that does.
-        integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, but it cannot
-            be told which: module and attribute -> value. Methods that use them may need them changed by hand.
+        replayed: Whether applying `plan` to the dense model's class was checked to give this model. A loaded graph that was cut
+            again has no class to try it on.
+        no_graph_because: Why no graph of the model was saved; empty if one was, or if nothing has been saved yet.
+        not_compared: Units that changed no output of the gated model, neither at its own weights nor at several drawn at random,
+            so that the comparison says nothing about them: the first dimension they are found in -> how many.
+        draws_random_numbers: Whether the model does so in evaluation mode; if so, both were compared with the same numbers.
+        not_in_place_because: Why the user's class was not kept, in one sentence; empty if it was.
+        origins: Ways in which a library may have built the original dense model; `save` records one that works.
+        integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, though it is
+            unclear which: module and attribute -> value. Methods that use them may need them changed by hand.
     """
 
     plan: SurgeryPlan

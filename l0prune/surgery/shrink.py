@@ -49,25 +49,25 @@ def shrink(
 ) -> nn.Module:
     """Cut the closed units out of the weights and verify that the result computes what the gated model does.
 
-    Which units close is decided here, as `finetune` decides it, unless the gates are frozen: under a budget the best set of
-    gates by `log_alpha` that fills it, in widths that are multiples of `align`; without one exactly the gates whose
-    test-time value is 0. Gates that are frozen are cut as they are, with a warning where they cost more than the budget.
+    Unless the gates are frozen, this decides which units close, as `finetune` does. Under a budget it keeps the best set of
+    gates by `log_alpha` that fills the budget, in widths that are multiples of `align`; without one it closes exactly the gates
+    whose test-time value is 0. Frozen gates are cut as they are, with a warning if they cost more than the budget.
 
-    Afterwards `gated` computes what the compact model does: its gates are frozen at the cut and it is in evaluation mode,
-    as the compact one. Their locations and the state of their training stay: `gated.unfreeze()` and `gated.train()` go
-    on where the training was. For a look in the middle of it, `shrink(copy.deepcopy(gated))` leaves `gated` alone.
+    Afterwards `gated` computes what the compact model does: its gates are frozen at the cut, and like the compact model it is
+    in evaluation mode. The gates' locations and training state are kept, so `gated.unfreeze()` and `gated.train()` continue
+    where training left off. To look at a cut in the middle of training, `shrink(copy.deepcopy(gated))` leaves `gated` alone.
 
     Args:
-        gated: The gated model. Where an error is raised it is as it was.
-        align: Round kept widths to multiples of this, up where a budget still holds, else down. "auto" is what onnxruntime
-            likes on this machine, measured once, where a budget decides what is cut, and 1 elsewhere; a number also holds
-            for gates that are frozen, or have no budget. None or 1 leaves widths alone. Gates that open again for it, or to
-            fill the budget, get the value 0.1.
+        gated: The gated model. If an error is raised, it is unchanged.
+        align: Round kept widths to multiples of this, up if the budget still holds, else down. If a budget decides what is cut,
+            "auto" is the multiple that onnxruntime prefers on this machine, measured once; otherwise it is 1. A number also
+            applies to gates that are frozen or have no budget. None or 1 leaves widths alone. Gates that open again for the
+            rounding, or to fill the budget, get the value 0.1.
         example_inputs: Inputs to verify with; None takes those the model was traced with, and noise of their shapes.
-        form: "in-place" or "graph" to insist on one; None tries in place and falls back to the graph.
+        form: "in-place" or "graph" to require one of them; None tries in place and falls back to the graph.
 
     Returns:
-        The compact model in evaluation mode: the user's own class where that verifies, else a module of its exported
+        The compact model in evaluation mode: the user's own class if that verifies, else a module of its exported
         graph with the same state-dict keys. Both can be trained further. `compact.surgery` says what was done (`Surgery`).
 
     Raises:

@@ -31,11 +31,11 @@ def is_factory(spec: str) -> bool:
 
 
 def load_task(spec: str, **arguments: Any) -> Task:
-    """A task by name, or of one's own.
+    """A task by name, or one of your own.
 
     Args:
         spec: One of `task_names()`, or `package.module:factory`, which returns a `Task`.
-        arguments: Of the task, such as `ignore` or `output`, in the place of its defaults; or of the factory.
+        arguments: Arguments of the task that replace its defaults, such as `ignore` or `output`; or of the factory.
 
     Raises:
         ConfigError: there is no task of that name, it has no such argument, or the factory fails or returns something else.

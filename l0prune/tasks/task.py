@@ -61,12 +61,12 @@ class Answer:
 class Task:
     """What a network is trained for and judged by.
 
-    A task of your own overrides `loss`, and of the rest what is different. It has no state: what training changes is in the
-    network.
+    A task of your own overrides `loss`, and whatever else differs. It has no state: everything that training changes is in
+    the network.
 
     Attributes:
         pairs: Whether each entry of the data is a pair of inputs: arrays (N, 2, ...).
-        in_training_only: Whether only a call in training mode returns what the loss takes.
+        in_training_only: Whether only calls in training mode return what the loss takes.
     """
 
     pairs: bool = False
@@ -83,7 +83,7 @@ class Task:
         return False
 
     def split(self, batch: Any) -> tuple[Any, Any]:
-        """Inputs and targets of a batch: of a pair, or of a dict with `labels`, whose other entries are the inputs.
+        """Split a batch into inputs and targets: a pair, or a dict with `labels`, whose other entries are the inputs.
 
         Raises:
             DataError: the batch is neither.
@@ -97,7 +97,7 @@ class Task:
         return self.unlabelled(batch)
 
     def unlabelled(self, batch: Any) -> tuple[Any, Any]:
-        """Inputs and targets of a batch that has no targets beside it.
+        """Inputs and targets of a batch that comes without targets.
 
         Raises:
             DataError: the task needs them.
@@ -110,7 +110,7 @@ class Task:
         )
 
     def call(self, model: Model, inputs: Any, targets: Any = None) -> Any:
-        """What a model makes of a batch, as `loss`, `teach` and `score` take it.
+        """A model's outputs for a batch, in the form that `loss`, `teach` and `score` take.
 
         Args:
             model: In training or evaluation mode.
@@ -121,20 +121,20 @@ class Task:
         return call(model, inputs)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor | None:
-        """What is minimised: a scalar, the mean over what `weight` counts; None where the dense network alone teaches."""
+        """What is minimised: a scalar, the mean over what `weight` counts; None if the dense network alone teaches."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def teach(self, outputs: Any, taught: Any, targets: Any, *, temperature: float) -> Tensor | None:
         """How far the outputs are from the dense network's, a scalar, the mean over what `weight` counts.
 
         Args:
-            outputs: Of the student; gradients flow.
-            taught: Of the teacher.
-            targets: Of the batch; say what is padding.
-            temperature: Of softened classes, > 0.
+            outputs: The student's; gradients flow through them.
+            taught: The teacher's.
+            targets: The batch's; they say what is padding.
+            temperature: Temperature of softened classes, > 0.
 
         Returns:
-            None where outputs teach nothing.
+            None if outputs teach nothing.
         """
         del outputs, taught, targets, temperature
         return None
@@ -149,17 +149,17 @@ class Task:
         return batch_size(inputs)
 
     def calibrated(self, outputs: Any, targets: Any) -> Task:
-        """The task with what it measures on the dense network before a run.
+        """The task, completed with what it measures on the dense network before a run.
 
         Args:
-            outputs: Of the dense network for a few rows.
+            outputs: The dense network's, for a few rows.
             targets: Theirs.
         """
         del outputs, targets
         return self
 
     def for_data(self, loaded: LoadedModel, data: DataSource) -> Task:
-        """The task for a model and its data, after looking whether they fit.
+        """The task for a model and its data, after checking that they fit.
 
         Raises:
             DataError: they do not.
@@ -168,7 +168,7 @@ class Task:
         return self
 
     def doubts(self, score: float, data: DataSource) -> str | None:
-        """What to look at where a trained network scores no better than one that knows nothing; None where it does."""
+        """What to check if a trained network scores no better than one that knows nothing; None if it does better."""
         del score, data
         return None
 
@@ -187,7 +187,7 @@ class Task:
         Args:
             model: A module, evaluated in evaluation mode and left in the mode it was in; or a callable.
             batches: What `split` takes, on the model's device.
-            dense: What the score compares with, where it `compares`.
+            dense: The network to compare with, if the score `compares`.
 
         Raises:
             DataError: there is no batch.
