@@ -86,7 +86,7 @@ class Case:
         from l0prune.sources.batches import make_batches
 
         if augment and not (self.data.has_images and self.data.y_train.ndim == 1):
-            what = "maps of targets, which would not move with their images"
+            what = "target maps, which would not move with their images"
             what = what if self.data.has_images else "no images, so there is nothing to augment"
             raise DataError(f"{self.data.name} holds {what}; leave out --augment")
         change = None

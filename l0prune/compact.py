@@ -78,8 +78,8 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
         library = library_of(compact, record, _fitting(compact, record), draft / WEIGHTS)
         if refusal is not None and record.form == "graph":
             raise CheckpointError(
-                f"{target}: nothing could load the model again: it was cut in its graph, and {refusal}; keep the dense model"
-                " and the gates, and shrink them again"
+                f"{target}: the saved model could not be loaded again: it was cut in its graph, and {refusal}; keep the dense"
+                " model and the gates, and shrink them again"
             )
         manifest = Manifest(
             l0prune=__version__,
@@ -263,7 +263,7 @@ def _of_library(folder: CompactFolder, plan: SurgeryPlan) -> tuple[nn.Module, Su
         base = dense_model(origin, plan, folder.weights)
         model, used = in_class(base, plan, folder, call, compared=folder.manifest.no_graph_because is None)
     except Exception as error:
-        why = f"{folder.path} is not loaded as {origin.kind}:{origin.name}: {first_line(error).rstrip('.')}"
+        why = f"{folder.path} cannot be loaded as {origin.kind}:{origin.name}: {first_line(error).rstrip('.')}"
         if folder.manifest.no_graph_because is not None:
             raise PlanMismatchError(f"{why}; it has no {PROGRAM}, so pass the dense model as base=") from error
         warnings.warn(f"{why}; it is loaded as the module of its graph", L0PruneWarning, stacklevel=4)

@@ -203,7 +203,7 @@ def _what_to_do(odd_widths: Sequence[int]) -> str:
     if not odd_widths:
         return (
             "Its convolutions have no odd widths, so rounding does not help: measure it with the batch size and threads it "
-            "will run with, and prune further where that is no faster."
+            "will run with, and prune further if that is not faster."
         )
     shown = ", ".join(map(str, odd_widths[:_SHOWN_WIDTHS]))
     more = f" and {len(odd_widths) - _SHOWN_WIDTHS} more" if len(odd_widths) > _SHOWN_WIDTHS else ""

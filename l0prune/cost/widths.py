@@ -122,7 +122,7 @@ class Widths:
 def _checked(name: str, values: npt.ArrayLike, n_gates: int) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if array.shape != (n_gates,):
-        raise ConfigError(f"{name} have shape {array.shape}; expected ({n_gates},), one a gate")
+        raise ConfigError(f"{name} have shape {array.shape}; expected ({n_gates},), one per gate")
     return array
 
 

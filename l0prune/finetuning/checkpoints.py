@@ -113,7 +113,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         with suppress(OSError):
             remove(partial)
         raise CheckpointError(
-            f"{directory} cannot be written ({first_line(error)}): make room or see to the rights, then resume"
+            f"{directory} cannot be written ({first_line(error)}): free some space or check the permissions, then resume"
         ) from error
     for path in (*partial.iterdir(), partial):
         _flush(path)
@@ -197,7 +197,7 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "dense_weights" in differing:
         raise CheckpointError(
-            "the model has other weights than the run began with: load the same checkpoint and inject gates again"
+            "the model's weights are not those the run began with: load the same checkpoint and inject gates again"
             " before resuming (training changes the model in place)"
         )
     if differing:

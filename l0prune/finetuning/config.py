@@ -66,7 +66,7 @@ class FinetuneConfig(Options):
         shown=f"{BUDGET_GATE_FRACTION:g}; with a penalty {PENALTY_GATE_FRACTION:g} of what the warm-up leaves",
     )
     settle_fraction: float = _phases(
-        0.0, "Share of `epochs` that `settle_epochs` are, which override it.", within="[0, 1)", flag=None
+        0.0, "Share of `epochs` spent settling; `settle_epochs` overrides it.", within="[0, 1)", flag=None
     )
     warmup_epochs: float | None = _phases(
         None, "Epochs with all gates open, before they are learned (part of `epochs`).", within="[0, inf)", shown="0"
@@ -106,19 +106,17 @@ class FinetuneConfig(Options):
     )
     lr_drops: tuple[float, ...] = _weights(
         (),
-        "Epochs at which the learning rate before the freeze is multiplied by `lr_drop_factor`, and constant between them.",
+        "Epochs at which the learning rate before the freeze is multiplied by `lr_drop_factor`; it is constant in between.",
         shown="none, but a ramp and a cosine",
         metavar="EPOCH,...",
     )
-    lr_drop_factor: float = _weights(
-        0.2, "What the learning rate is multiplied by at each of `lr_drops`.", within="(0, 1)"
-    )
+    lr_drop_factor: float = _weights(0.2, "Factor on the learning rate at each of `lr_drops`.", within="(0, 1)")
     weight_decay: float | None = _of_optimizer(
         "Weight decay of matrices and filters; norms and biases never decay.", "weight_decay", within="[0, inf)"
     )
     gated_weight_decay: bool = _weights(
         False,
-        "Decay the matrices that gates multiply as a part of the loss, by the probability that their gates are open, as in"
+        "Decay the matrices that gates multiply as part of the loss, weighted by the probability that their gates are open, as in"
         " the L0 paper; not with adamw.",
     )
     momentum: float = _weights(0.9, "Nesterov momentum of sgd.", within="[0, 1)", flag=None)
@@ -133,7 +131,7 @@ class FinetuneConfig(Options):
     )
     distillation: float = _teaching(
         0.9,
-        "Weight of the dense network's outputs in the loss, of which the task has the rest; 0 trains without a teacher.",
+        "Weight of the dense network's outputs in the loss, with the rest for the task; 0 trains without a teacher.",
         within="[0, 1]",
         flag="--distillation-weight",
     )
@@ -175,16 +173,14 @@ class FinetuneConfig(Options):
         flag=None,
     )
     align: int | str | None = alignment(
-        "Round kept widths to a multiple of this number, but for one that fills the budget; auto takes what onnxruntime"
-        " likes on this CPU, measured once.",
+        "Round kept widths to a multiple of this number, except one that fills the budget; auto picks what onnxruntime"
+        " runs best on this CPU, measured once.",
         group=GATES,
         shown="auto; 1 with a penalty",
     )
-    seed: int = _run(
-        0, "Seed of everything random; batches given in Python have an order of their own.", within="[0, inf)"
-    )
+    seed: int = _run(0, "Seed of everything random; batches passed in Python keep their own order.", within="[0, inf)")
     mixed_precision: str = _run(
-        "no", "Mixed precision of the training; fp16 takes a GPU.", choices=("no", "bf16", "fp16"), key="precision"
+        "no", "Mixed precision of the training; fp16 needs a GPU.", choices=("no", "bf16", "fp16"), key="precision"
     )
     channels_last: bool = _run(
         True, "Keep 4-dimensional weights and inputs in channels-last memory order while training.", flag=None

@@ -124,7 +124,7 @@ def train(
     _require_free(directory, resume=resume)
     if not plan.trains_weights:
         progress.message(
-            "no weight takes a gradient: the gates alone are trained, and nothing is recovered after the cut"
+            "no weight takes a gradient: only the gates are trained, and nothing is recovered after the cut"
         )
     gated, runtime = plan.gated, Runtime(plan.settings.mixed_precision)
     align = runtime.from_main(plan.settings.align)  # "auto" is measured by each process

@@ -188,10 +188,10 @@ def try_batch(gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime:
         except Exception as error:
             raise DataError(
                 f"the loss cannot take outputs of shape {shapes(outputs)} with targets of shape {shapes(targets)}"
-                f" ({first_line(error)}): see that the targets fit the model and the loss"
+                f" ({first_line(error)}): check that the targets fit the model and the loss"
             ) from error
     if value is None and not is_taught:
-        raise ConfigError(f"{type(task).__name__} has no loss of its own, and nobody teaches: give a teacher")
+        raise ConfigError(f"{type(task).__name__} has no loss of its own and there is no teacher: give a teacher")
     if value is not None and (not isinstance(value, torch.Tensor) or value.dim() != 0):
         raise ConfigError(f"the loss returned {shapes(value) or 'nothing'}: expected a scalar tensor, such as a mean")
     return task.calibrated(in_float32(outputs), placed_targets)
@@ -241,7 +241,7 @@ def rehearse_cut(gated: GatedModel, inputs: Any, targets: Any, task: Task) -> No
     failure = _failure(compact, inputs, targets, task)
     if failure is not None and _failure(copy_of(gated.model), inputs, targets, task) is None:
         raise ConfigError(
-            f"{type(gated.model).__name__} in training mode has a branch that it has not in evaluation mode, which does not"
+            f"{type(gated.model).__name__} in training mode has a branch that it lacks in evaluation mode, which does not"
             f" fit the network that will be cut ({first_line(failure, named=True)}): switch the branch off, or keep what"
             " feeds it with `ignore`"
         ) from failure

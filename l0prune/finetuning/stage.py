@@ -200,7 +200,7 @@ class LossWindow:
             raise TrainingError(
                 f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
                 f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1,"
-                " or train without mixed precision; see that inputs, targets and weights are finite"
+                " or train without mixed precision; check that inputs, targets and weights are finite"
             )
         parts = zip(*((loss.task, loss.distillation, loss.features) for loss in losses), strict=True)
         return LossMeans(float(total.mean()), *map(_mean, parts))

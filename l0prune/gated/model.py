@@ -139,7 +139,7 @@ class GatedModel(nn.Module):
         """
         if not self._origin.gates_moved(self.gates.locations) and self._origin.weights_moved(self.model):
             raise ConfigError(
-                "the weights have moved since this gated model was made or copied, its gates have not: an average of"
+                "the weights have moved since this gated model was made or copied, but its gates have not: an average of"
                 " parameters() must take the buffers along, or have the gates of the model that is trained,"
                 " averaged.gates.load_state_dict(gated.gates.state_dict()); a loop of your own must call gated.step();"
                 " and gates that are to stay as they are must be frozen, gated.freeze()"

@@ -113,7 +113,7 @@ class GateBank(nn.Module):
         share = buffer.item()
         if min(abs(share), abs(share - 1)) > _ROUNDING:
             raise ConfigError(
-                f"these gates are {share:.2g} frozen: freeze() was called while an average was taken of them; freeze the average"
+                f"these gates are {share:.2g} frozen: freeze() was called while they were being averaged; freeze the average"
                 " as well, with averaged.freeze(gated.gate_values())"
             )
         return share > 0.5
@@ -221,7 +221,7 @@ class GateBank(nn.Module):
         fixed = self.values() if values is None else torch.as_tensor(values)
         if fixed.shape != self.log_alpha.shape:
             raise ConfigError(
-                f"gate values have shape {tuple(fixed.shape)}; expected {tuple(self.log_alpha.shape)}, one a gate"
+                f"gate values have shape {tuple(fixed.shape)}; expected {tuple(self.log_alpha.shape)}, one per gate"
             )
         fixed = fixed.to(self.frozen_values)
         outside = ~((fixed >= 0) & (fixed <= 1))

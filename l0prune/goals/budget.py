@@ -45,7 +45,7 @@ class Budget:
         if not fits or (absolute and "" in known.units and value != int(value)):
             raise ConfigError(
                 f"budget {metric}={keep}: the share to keep must be in (0, 1], such as {metric}=0.5 for half of the dense"
-                f" cost; an amount of {known.title} has a unit ({', '.join(filter(None, known.units))})"
+                f" cost; an amount of {known.title} needs a unit ({', '.join(filter(None, known.units))})"
             )
         for name, field in (("metric", metric), ("keep", float(value)), ("absolute", absolute)):
             object.__setattr__(self, name, field)
@@ -122,7 +122,7 @@ class Budgets(Goal):
             raise ConfigError("an empty sequence of budgets bounds nothing: give one, such as Budget('macs', 0.5)")
         for index, metric in enumerate(self.metrics):
             if metric in self.metrics[:index]:
-                raise ConfigError(f"budget {self} bounds {metric} twice; give one bound a metric")
+                raise ConfigError(f"budget {self} bounds {metric} twice; give one bound per metric")
 
     @classmethod
     def of(cls, budget: Budget | Sequence[Budget] | Budgets) -> Budgets:

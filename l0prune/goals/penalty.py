@@ -102,7 +102,7 @@ class Penalty(Goal):
         """
         if gates.distribution.needs_budget:
             raise ConfigError(
-                f"{gates.distribution.name} gates have as many open as a budget pays for: give a budget instead of a penalty,"
+                f"{gates.distribution.name} gates open as many units as a budget pays for: give a budget instead of a penalty,"
                 " or choose another gate"
             )
         self.prices(costs.flow)

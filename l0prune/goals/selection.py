@@ -173,7 +173,7 @@ def _what_is_left(bound: Bound, floor: Floor) -> str:
     largest = [held for held in floor.held_by[:3] if held[1] >= 0.1 * floor.fraction] or list(floor.held_by[:1])
     left, ask = bound.told(rounded_up(floor.fraction))
     return (
-        f"{bound.budget} cannot be met: with every gate closed that may close, {left} is left "
+        f"{bound.budget} cannot be met: with every gate closed that can be, {left} is left "
         f"({', '.join(f'{name} {share:.2g}' for name, share in largest)}). Ask for {ask} or more, "
         f"or make {largest[0][0]!r} prunable."
     )

@@ -156,7 +156,7 @@ def _inputs_of_cut(model: nn.Module) -> ModelCall:
     """
     if not has_surgery(model):
         raise ConfigError(
-            f"this {type(model).__name__} is no compact model, which would know inputs of its own: call"
+            f"this {type(model).__name__} is not a compact model, which would know its own inputs: call"
             " export_onnx(model, example_inputs, path)"
         )
     record = surgery_of(model)
@@ -229,7 +229,7 @@ class _Job:
                 "with torch.export.register_dataclass, or pass its tensors in tuples and dicts"
             ) from refusal
         if _weight_bytes(model) > _INLINE_BYTES:
-            raise kind(f"{refusal}. TorchScript is left alone beyond 2 GB.") from refusal
+            raise kind(f"{refusal}. TorchScript is not tried beyond 2 GB.") from refusal
         with self.draft() as draft:
             try:
                 ScriptedOnnx(

@@ -30,7 +30,7 @@ def with_plain_outputs(model: nn.Module, call: ModelCall) -> tuple[nn.Module, li
         if tensor.dtype == torch.bfloat16:
             raise ExportError(f"{name}: output {index} is bfloat16, which onnxruntime's CPU lacks. Use model.float().")
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights?")
+            raise ExportError(f"{name}: output {index} holds NaN for the example inputs; do the weights hold NaN?")
     plain = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output))
     return (model if plain else _PlainOutputs(model), output_names(output))
 

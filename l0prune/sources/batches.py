@@ -57,7 +57,7 @@ class ArrayBatches:
         if n == 0:
             raise DataError("the data set is empty: there is no batch to make.")
         if n != len(y):
-            raise DataError(f"there are {n} inputs and {len(y)} targets; expected as many.")
+            raise DataError(f"there are {n} inputs and {len(y)} targets; expected the same number.")
         if drop_last and n < batch_size:
             raise DataError(f"{n} entries do not fill one batch of {batch_size}; use a batch size of at most {n}.")
         self.n, self.y = n, torch.from_numpy(np.ascontiguousarray(y))

@@ -61,7 +61,7 @@ class DataSource:
             object.__setattr__(self, f"y_{part}", y)
             if count(x) != len(y):
                 raise DataError(
-                    f"{self.name}: x_{part} has {count(x)} entries, y_{part} has {len(y)}; expected as many."
+                    f"{self.name}: x_{part} has {count(x)} entries, y_{part} has {len(y)}; expected the same number."
                 )
         _check_alike(self)
 
@@ -202,7 +202,7 @@ def _check_alike(source: DataSource) -> None:
         train, test = (_signature(getattr(source, f"{what}_{part}")) for part in ("train", "test"))
         if train != test:
             raise DataError(
-                f"{source.name}: {what}_train and {what}_test differ in type or shape without the first dimension: "
+                f"{source.name}: {what}_train and {what}_test differ in type, or in shape beyond the first dimension: "
                 f"{train} and {test}."
             )
 

@@ -205,5 +205,5 @@ def refusal(path: Path, what: str) -> ModelSpecError:
     """The error of a file that was not run, and why."""
     return ModelSpecError(
         f"{path} was refused, and nothing in it was run: {what}, which a plain exported network does not need. "
-        "Where you trust it, load it yourself and give l0prune a factory that returns the module."
+        "If you trust it, load it yourself and give l0prune a factory that returns the module."
     )

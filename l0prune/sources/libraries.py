@@ -132,7 +132,7 @@ def _refuse_code(spec: str, file: Path) -> None:
     asked = hub_code(read_json(file, "configuration of transformers", error=ModelSpecError))
     if asked is not None:
         raise ModelSpecError(
-            f"{spec!r} was refused, and nothing in it was run: {file.name} has {asked}. Take it out where you trust the folder."
+            f"{spec!r} was refused, and nothing in it was run: {file.name} has {asked}. If you trust the folder, remove that."
         )
 
 
@@ -170,7 +170,7 @@ def _require_fitting(path: Path) -> None:
             is_bounded = key == NAMED_LABELS or _COUNT.search(str(key))
             if is_bounded and any(type(n) is int and n > max(LAYERS, found) for n in counts):
                 raise CheckpointError(
-                    f"{path / 'config.json'} has {key}={str(inner)[:60]}, which is more than its {found} {what} can be of."
+                    f"{path / 'config.json'} has {key}={str(inner)[:60]}, which is more than its {found} {what} can account for."
                 )
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
@@ -191,7 +191,7 @@ def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
             **({} if is_model else {"trust_remote_code": False}),
         )
     except Exception as cause:
-        why = "they have other shapes than config.json says" if "mismatched" in str(cause) else describe(cause)
+        why = "their shapes differ from what config.json says" if "mismatched" in str(cause) else describe(cause)
         raise CheckpointError(f"{spec!r}: the weights do not load into {architecture}: {why}.") from cause
     missing = sorted(info["missing_keys"])
     if missing:
@@ -269,7 +269,7 @@ def optional(module: str, extra: str) -> Any:
     except ModuleNotFoundError as cause:
         if cause.name == name:
             how = f"pip install 'l0prune[{extra}]'"
-            raise ModelSpecError(f"{name} is not installed; {how} brings it.") from cause
+            raise ModelSpecError(f"{name} is not installed; {how} installs it.") from cause
         raise ModelSpecError(f"{name} could not be imported: {describe(cause)}.") from cause
     except (ImportError, RuntimeError) as cause:
         raise ModelSpecError(f"{name} could not be imported: {describe(cause)}.") from cause

@@ -224,14 +224,14 @@ def _unsafe(kind: str, args: Mapping[str, Any]) -> str | None:
             for key, inner in value.items():
                 opens = key in _OPENS or key.startswith(("pretrained", "weights"))
                 if (kind != "hf" and opens) or (key in _FETCHES and inner):
-                    return f"it gives the argument {key[:60]!r}, which is none of the model"
+                    return f"it gives the argument {key[:60]!r}, which is not one of the model's"
                 if key not in _LABELS or kind != "hf":
                     stack.append((key, inner))
         elif isinstance(value, list):
             stack += [(where, inner) for inner in value]
         elif isinstance(value, str):
             if set(value) & set("/\\:"):
-                return f"its {where[:60]!r} is {shortened(value, 60)!r}, which may be a place"
+                return f"its {where[:60]!r} is {shortened(value, 60)!r}, which may be a path or an address"
         elif isinstance(value, int) and abs(value) > (most := LAYERS if where == NAMED_LABELS else LARGEST):
             return f"its {where[:60]!r} is {shortened(str(value), 60)}, which is more than {most}"
     return None
@@ -248,7 +248,7 @@ def _bounded(spec: str, n_tensors: int) -> Iterator[None]:
         if threading.get_ident() == thread:
             left -= 1
             if left < 0:
-                raise ModelSpecError(f"{spec} has many more parts than {n_tensors} tensors can be of.")
+                raise ModelSpecError(f"{spec} has far more parts than {n_tensors} tensors can account for.")
 
     handles = [
         registration.register_module_parameter_registration_hook(count),

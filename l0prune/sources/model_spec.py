@@ -127,7 +127,7 @@ def bundled_weights(name: str) -> Path:
     """
     having = [known for known in models.names() if models.entry(known).checkpoint is not None]
     if name not in having:
-        raise ModelSpecError(f"{name!r} has no bundled weights; those that have: {', '.join(having) or 'none'}.")
+        raise ModelSpecError(f"{name!r} has no bundled weights; models that have: {', '.join(having) or 'none'}.")
     path = models.entry(name).checkpoint
     assert path is not None
     return path
@@ -165,7 +165,7 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
             raise ModelSpecError(f"{spec!r}: unknown prefix {kind!r}; did you mean {close[0]}:{name}?")
         return _from_factory(spec, arguments)
     close = get_close_matches(spec, models.names(), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"registered are {', '.join(models.names())}."
+    hint = f"did you mean {' or '.join(close)}?" if close else f"registered models are {', '.join(models.names())}."
     if (Path(spec) / "compact").is_dir():
         hint = f"is it a run? Its compact model is {Path(spec) / 'compact'}."
     raise ModelSpecError(f"unknown model {spec!r}: {hint} A model is {FORMS}.")
@@ -259,7 +259,7 @@ def _example_inputs(
     if known is not None and shape in {(), _single_shape(built)}:
         return known
     if known is not None and len(known) > 1:
-        raise ConfigError(f"{spec!r} brings {len(known)} example inputs of its own; drop input_shape.")
+        raise ConfigError(f"{spec!r} comes with {len(known)} example inputs of its own; leave out input_shape.")
     if not shape:
         raise ModelSpecError(
             f"{spec!r} does not say what its input looks like; give the shape of one input without the batch "

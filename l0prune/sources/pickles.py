@@ -130,5 +130,5 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return super().find_class(module, name)
         if (module, name) not in STAND_INS:
-            raise pickle.UnpicklingError(f"it needs {module[:80]}.{name[:80]}, that is code")
+            raise pickle.UnpicklingError(f"it needs {module[:80]}.{name[:80]}, which is code")
         return STAND_INS[module, name]

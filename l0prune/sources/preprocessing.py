@@ -36,7 +36,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
             raise ConfigError(
-                f"mean {self.mean} and std {self.std}: expected one value a channel in each, "
+                f"mean {self.mean} and std {self.std}: expected one value per channel in each, "
                 f"found {len(self.mean)} and {len(self.std)}."
             )
         if len(self.image_size) != 2 or min(self.image_size) < 1:

@@ -168,7 +168,7 @@ def _unpickled(path: Path) -> Any:
         with path.open("rb") as file:
             return load_arrays(file)
     except pickle.UnpicklingError as error:
-        if "that is code" in str(error):
+        if "which is code" in str(error):
             raise DataError(f"{path} was refused, and nothing in it was run: {error}.") from error
         raise
 
@@ -245,7 +245,7 @@ def read_folder(folder: Path, image_size: tuple[int, int] | None = None) -> Arra
 def _classes(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise DataError(f"{folder} has no folders in it; expected one a class, with its images.")
+        raise DataError(f"{folder} has no folders in it; expected one per class, with its images.")
     return names
 
 
@@ -273,9 +273,7 @@ def _read_images(paths: list[Path], image_size: tuple[int, int] | None) -> Any:
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
-        raise DataError(
-            "pillow is not installed; `pip install pillow` brings it, to read folders of images."
-        ) from error
+        raise DataError("pillow is not installed; run `pip install pillow` to read folders of images.") from error
 
     images: list[Any] = []
     n_bytes = stored = 0
@@ -292,7 +290,7 @@ def _read_images(paths: list[Path], image_size: tuple[int, int] | None) -> Any:
         if images[-1].shape[:2] != images[0].shape[:2]:
             raise DataError(
                 f"{path} is {_size(images[-1])} pixels and {paths[0]} is {_size(images[0])}; "
-                "give the size that the images are brought to (--image-size)."
+                "give the size to resize the images to (--image-size)."
             )
     if any(image.ndim == 3 for image in images):
         images = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in images]

@@ -152,10 +152,10 @@ def _read_pickled(path: Path) -> Any:
         if imported is None:
             raise CheckpointError(f"{path} is damaged or is not a torch file; copy or download it again.") from error
         unsafe = [name for name in imported if not name.startswith(("torch.", "collections.", "_codecs."))]
-        needs = f"it needs {_some(unsafe)}, that is code" if unsafe else "it is a pickle that torch cannot read safely"
+        needs = f"it needs {_some(unsafe)}, which is code" if unsafe else "it is a pickle that torch cannot read safely"
         raise CheckpointError(
             f"{path} was refused, and nothing in it was run: {needs}. "
-            "Where you trust the file, load it yourself and save `model.state_dict()` alone, best as .safetensors."
+            "If you trust the file, load it yourself and save `model.state_dict()` alone, best as .safetensors."
         ) from error
 
 
@@ -221,7 +221,7 @@ def _check_casts(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pa
         if bool((real.to(value.dtype) == value).all()):
             continue
         if not kind.is_floating_point:
-            raise CheckpointError(f"{where}, which does not hold its values.")
+            raise CheckpointError(f"{where}, which cannot hold its values.")
         rounded.append(name)
     if rounded:
         stored, kept = found[rounded[0]].dtype, expected[rounded[0]].dtype

@@ -91,7 +91,7 @@ def _plain(state: Any) -> Any:
     return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
 
 
-REPORT = "please report the model: this must not happen"
+REPORT = "please report the model: this should not happen"
 GUESSED = "its layers were grouped without a graph of the model: name those that are grouped wrongly in ignore"
 
 IN_PLACE_ONLY = (

@@ -64,7 +64,7 @@ def dense_model(origin: LibraryModel, plan: SurgeryPlan, weights: Path) -> nn.Mo
     form = next((form for form in _FORMS if fingerprint(_in_form(copy_of(sketch), *form)) == plan.fingerprint), None)
     if form is None:
         raise PlanMismatchError(
-            f"{origin.kind}:{origin.name} is built with other tensors here than the dense model the plan was made for"
+            f"{origin.kind}:{origin.name} is built here with other tensors than the dense model the plan was made for"
         )
     tensors = {id(tensor): tensor for tensor in named_tensors(sketch).values()}.values()
     require_bounded(sum(t.numel() * t.element_size() for t in tensors), weights.stat().st_size, weights)
@@ -176,7 +176,7 @@ def in_class(
         return found
     if replayed:
         raise PlanMismatchError(
-            f"this {type(base).__name__} computes something else than the saved graph, although its tensors have the same shapes"
+            f"this {type(base).__name__} does not compute what the saved graph computes, though its tensors have the same shapes"
         )
     raise PlanMismatchError(
         f"{folder.path} was cut in its graph after it had been loaded without its class, and the {type(base).__name__} cannot be"

@@ -150,8 +150,8 @@ def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:
         if cost <= bound.keep:
             continue
         warnings.warn(
-            f"the gates are frozen where they cost {bound.told(cost)[0]}, over the budget {bound.budget}: "
-            "unfreeze() lets shrink choose within it, set_budget(None, None) takes it away",
+            f"the frozen gates cost {bound.told(cost)[0]}, over the budget {bound.budget}: "
+            "unfreeze() lets shrink choose within it, set_budget(None, None) removes it",
             L0PruneWarning,
             stacklevel=3,
         )

@@ -105,7 +105,7 @@ class ClassLogits(Task):
         if logits.dim() != data.y_train.ndim + 1:
             raise DataError(
                 f"the targets of {data.name} have shape {data.y_train.shape[1:]} each, the logits of {loaded.spec!r} have"
-                f" {tuple(logits.shape[1:])}: expected that of the targets and one dimension of classes"
+                f" {tuple(logits.shape[1:])}: expected the targets' shape and one dimension of classes"
             )
         n_outputs = logits.shape[self.axis]
         if n_outputs < n_classes:
@@ -123,7 +123,7 @@ class ClassLogits(Task):
             which = next(i for i, pair in enumerate(zip(known, data.class_names, strict=False)) if pair[0] != pair[1])
             _say(
                 f"label {which} of {data.name} is {data.class_names[which]!r}, output {which} of {loaded.spec!r} is"
-                f" {known[which]!r}: bring the labels into the order of the network"
+                f" {known[which]!r}: put the labels into the order of the network"
             )
         return self
 
@@ -136,7 +136,7 @@ class ClassLogits(Task):
             DataError: targets are no numbers of classes.
         """
         if data.y_train.dtype != np.int64:
-            raise DataError(f"{data.name}: targets have type {data.y_train.dtype}, expected the numbers of classes.")
+            raise DataError(f"{data.name}: targets have type {data.y_train.dtype}, expected class numbers.")
         labels = [self.labels(y) for y in (data.y_train, data.y_test)]
         if not all(map(len, labels)):
             raise DataError(f"{data.name}: every target is {self.ignore}, which does not count.")
@@ -159,7 +159,7 @@ class ClassLogits(Task):
         if self.metric is not ACCURACY or not is_chance(score, labels, self.n_classes(data)):
             return None
         return (
-            f"CAREFUL: the dense network is right on {score:.2f} % of {data.name}, no more than chance: one class alone is "
+            f"CAREFUL: the dense network is right on {score:.2f} % of {data.name}, no better than chance: one class alone is "
             f"{most_frequent(labels):.2f} % of it. Before you trust what follows, look at the order of the labels against its "
             "outputs, at the normalisation (--mean, --std) and at the weights (--weights)"
         )

@@ -371,7 +371,7 @@ def test_a_dense_network_at_chance_is_called_that_before_and_after(tmp_path):
     assert "order of the labels" in before
     assert "CAREFUL" in result.stdout
     scores = json_of("eval", out)
-    assert "no more than chance" in scores["doubts"]
+    assert "no better than chance" in scores["doubts"]
     assert json.loads((out / "run.json").read_text())["result"]["doubts"] is not None
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")

@@ -135,7 +135,7 @@ def test_another_version_that_computes_something_else_is_noticed(saved, monkeypa
         return model
 
     monkeypatch.setattr(LibraryModel, "build", other)
-    with pytest.warns(L0PruneWarning, match=r"not loaded as l0prune:lenet300.*graph"):
+    with pytest.warns(L0PruneWarning, match=r"cannot be loaded as l0prune:lenet300.*graph"):
         loaded = l0prune.load(saved[1])
 
     assert isinstance(loaded, GraphModule)
@@ -168,7 +168,7 @@ def test_what_the_library_does_not_build_is_said_and_the_graph_is_loaded(kind, s
     folder = changed(**GONE[kind])
 
     with pytest.warns(
-        L0PruneWarning, match=r"is not loaded as \w+:.*it is loaded as the module of its graph"
+        L0PruneWarning, match=r"cannot be loaded as \w+:.*it is loaded as the module of its graph"
     ) as caught:
         loaded = l0prune.load(folder)
 
@@ -197,8 +197,8 @@ REFUSED = {
     "a file of weights": ({"kind": "timm", "args": {"checkpoint_path": "weights"}}, "checkpoint_path"),
     "weights of the hub": ({"kind": "timm", "args": {"pretrained_cfg": {"hf_hub_id": "me"}}}, "pretrained_cfg"),
     "published weights": ({"kind": "torchvision", "args": {"weights_backbone": "DEFAULT"}}, "weights_backbone"),
-    "a page of the hub": ({"kind": "timm", "name": "hf-hub:me/mine"}, "may be a place"),
-    "a place among the arguments": ({"args": {"kind": "../elsewhere"}}, "may be a place"),
+    "a page of the hub": ({"kind": "timm", "name": "hf-hub:me/mine"}, "may be a path or an address"),
+    "a place among the arguments": ({"args": {"kind": "../elsewhere"}}, "may be a path or an address"),
     "code of its own": ({"kind": "hf", "args": {"auto_map": {"AutoModel": "mine.Model"}}}, "auto_map"),
     "code inside": ({"kind": "hf", "args": {"text_config": {"auto_map": {"AutoModel": "a.B"}}}}, "auto_map"),
     "kernels": ({"kind": "hf", "args": {"a": [{"attn_implementation": "me/kernels"}]}}, "code of the hub"),
@@ -235,7 +235,7 @@ def test_no_more_is_built_than_the_weights_can_be_of(tmp_path):
 
     models.register(input_shape=(1, 2, 2), mean=(0.0,), std=(1.0,))(Endless)
     try:
-        with pytest.raises(ModelSpecError, match="many more parts than 1 tensors"):
+        with pytest.raises(ModelSpecError, match="far more parts than 1 tensors"):
             LibraryModel("l0prune", "Endless", {}, "").build(n_tensors=1)
     finally:
         del models.registry._ENTRIES["Endless"]

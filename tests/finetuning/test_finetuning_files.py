@@ -264,7 +264,9 @@ def test_the_one_before_stays_where_the_disk_is_full(tmp_path, monkeypatch):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"checkpoint cannot be written .*: make room or see to the rights"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint cannot be written .*: free some space or check the permissions"
+    ):
         save_checkpoint(folder, checkpoint(2))
 
     assert load_checkpoint(folder).trainer["step"] == 1

@@ -128,7 +128,7 @@ def test_a_run_is_not_resumed_on_weights_that_were_trained_on(tmp_path):
         run(gated, batches=Stopping(8), config=CONFIG, out=tmp_path)
     gated.unfreeze()
 
-    with pytest.raises(CheckpointError, match="other weights than the run began with: load the same checkpoint"):
+    with pytest.raises(CheckpointError, match="weights are not those the run began with: load the same checkpoint"):
         run(gated, config=CONFIG, out=tmp_path, resume=True)
 
 

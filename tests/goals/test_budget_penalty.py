@@ -137,5 +137,5 @@ def test_a_loop_of_ones_own_closes_gates_under_a_penalty_and_annealed_ones_cool(
 
 
 def test_gates_whose_number_a_budget_sets_refuse_a_penalty():
-    with pytest.raises(ConfigError, match="exact-k gates have as many open as a budget pays for"):
+    with pytest.raises(ConfigError, match="exact-k gates open as many units as a budget pays for"):
         l0prune.inject(dense_net(), traced()[1], gate="exact-k", penalty=l0prune.Penalty(0.1, n_samples=N), steps=5)

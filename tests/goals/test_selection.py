@@ -354,7 +354,7 @@ def test_an_infeasible_budget_names_the_layers_that_hold_the_floor():
     with pytest.raises(BudgetInfeasibleError) as caught:
         net.select(np.zeros(8), 0.1)
     assert str(caught.value) == (
-        "macs=0.1 cannot be met: with every gate closed that may close, 0.72 of the dense MACs is left "
+        "macs=0.1 cannot be met: with every gate closed that can be, 0.72 of the dense MACs is left "
         "(t1 0.6, t2 0.08). Ask for macs=0.72 or more, or make 't1' prunable."
     )
     assert net.costs.hard(net.select(np.zeros(8), 0.72)) == 0.72

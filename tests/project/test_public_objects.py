@@ -45,7 +45,7 @@ def test_a_compact_model_is_exported_with_the_inputs_it_was_verified_with(pruned
     written = l0prune.export_onnx(result.compact, tmp_path / "compact.onnx")
 
     assert written.stat().st_size > 0
-    with pytest.raises(ConfigError, match=r"no compact model.*export_onnx\(model, example_inputs, path\)"):
+    with pytest.raises(ConfigError, match=r"not a compact model.*export_onnx\(model, example_inputs, path\)"):
         l0prune.export_onnx(dense, tmp_path / "dense.onnx")
     with pytest.raises(ConfigError, match="no path for the ONNX file"):
         l0prune.export_onnx(dense, x)

@@ -292,8 +292,8 @@ REFUSED_CASTS = {
     "complex numbers on the axis": (HOLDS.to(torch.complex64), torch.float32, "drop the imaginary part"),
     "beyond float32": (HOLDS * 1e200, torch.float32, "stored as float64, the model has float32, which is too narrow"),
     "beyond float16": (HOLDS.float() * 1e5, torch.float16, "too narrow for its largest value, 3e+05"),
-    "fractions": (HOLDS, torch.int64, "stored as float64, the model has int64, which does not hold its values"),
-    "beyond int8": (HOLDS.to(torch.int64) * 1000, torch.int8, "does not hold its values"),
+    "fractions": (HOLDS, torch.int64, "stored as float64, the model has int64, which cannot hold its values"),
+    "beyond int8": (HOLDS.to(torch.int64) * 1000, torch.int8, "cannot hold its values"),
 }
 EXACT_CASTS = {
     "half": (HOLDS.half(), torch.float32),

@@ -304,7 +304,7 @@ def test_a_graph_that_nothing_could_load_again_is_not_saved(tmp_path, monkeypatc
     compact = shrink(half_open(plain(), inputs(3, 6)), form="graph")
     monkeypatch.setattr("l0prune.look.capture.capture", refuse)
 
-    with pytest.raises(CheckpointError, match="nothing could load the model again: it was cut in its graph"):
+    with pytest.raises(CheckpointError, match="the saved model could not be loaded again: it was cut in its graph"):
         l0prune.save(compact, tmp_path / "compact")
     assert list(tmp_path.iterdir()) == []
 

@@ -89,7 +89,7 @@ def test_more_classes_than_outputs_is_an_error():
 
     check_classes(load_model("lenet5", model_args={"num_classes": 13}), data)
     features = DataSource(np.zeros((3, 4)), np.zeros(3), np.zeros((3, 4)), np.zeros(3))
-    with pytest.raises(DataError, match="targets have type float32, expected the numbers of classes"):
+    with pytest.raises(DataError, match="targets have type float32, expected class numbers"):
         check_classes(LoadedModel(nn.Linear(4, 1), (torch.zeros(2, 4),), None, "dense"), features)
 
 

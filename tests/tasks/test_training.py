@@ -184,7 +184,7 @@ def test_a_task_by_name_is_the_run_that_its_loss_gives():
 
 
 def test_a_task_without_a_loss_needs_a_teacher(tmp_path):
-    with pytest.raises(ConfigError, match="Match has no loss of its own, and nobody teaches: give a teacher"):
+    with pytest.raises(ConfigError, match="Match has no loss of its own and there is no teacher: give a teacher"):
         run(loss=None, task="match", teacher=False, out=tmp_path / "run")
 
     assert not (tmp_path / "run").exists()

@@ -72,8 +72,8 @@ class Embeddings(Task):
         most = max(float(np.abs(y).max()) for y in (data.y_train, data.y_test))
         if pairs and (data.y_train.ndim != 1 or most > self.largest):
             raise DataError(
-                f"{data.name}: scores of pairs have shape {data.y_train.shape} and are up to {most:g}, expected one for each"
-                f" and at most {self.largest:g}: give the score of what is equal, as in largest={most:g}"
+                f"{data.name}: scores of pairs have shape {data.y_train.shape} and go up to {most:g}, expected one for each"
+                f" and at most {self.largest:g}: give the score of an equal pair, as in largest={most:g}"
             )
         return replace(self, pairs=pairs)
 
