@@ -270,8 +270,8 @@ def _of_library(folder: CompactFolder, plan: SurgeryPlan) -> tuple[nn.Module, Su
         return None
     if folder.manifest.no_graph_because is not None and not origin.is_of_this_version:
         warnings.warn(
-            f"{folder.path} was made with {origin.kind} {origin.version}, another version is installed, and it has no graph to"
-            " compare with: compare its outputs yourself",
+            f"{folder.path} was made with {origin.kind} {origin.version}, but another version is installed, and it has no graph"
+            " to compare with: compare its outputs yourself",
             L0PruneWarning,
             stacklevel=4,
         )

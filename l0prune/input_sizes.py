@@ -82,7 +82,7 @@ class InputSizes:
             if isinstance(expected, _Constant):
                 if value != expected.value:
                     raise ConfigError(
-                        f"input {name} is {value!r}, but this graph was captured for {expected.value!r} alone; {_REMEDY}"
+                        f"input {name} is {value!r}, but this graph was captured for {expected.value!r} only; {_REMEDY}"
                     )
             elif isinstance(expected, tuple) and isinstance(value, Tensor):
                 self._check_shape(name, value, expected, seen)
@@ -98,11 +98,11 @@ class InputSizes:
             where = f"input {name} has size {found} in dimension {dim}"
             if isinstance(size, int):
                 if found != size:
-                    raise ConfigError(f"{where}, but this graph was captured for {size} alone; {_REMEDY}")
+                    raise ConfigError(f"{where}, but this graph was captured for {size} only; {_REMEDY}")
             elif isinstance(size, sympy.Symbol):
                 known, first = seen.setdefault(size, (found, f"input {name}, dimension {dim}"))
                 if found != known:
-                    raise ConfigError(f"{where}, where it must be {known} as {first}")
+                    raise ConfigError(f"{where}, but must have {known}, the size of {first}")
                 low, high = self.ranges.get(size, (0, None))
                 if (low > _NOT_SPECIAL and found < low) or (high is not None and found > high):
                     limits = f"{low} or more" if high is None else f"between {low} and {high}"
@@ -110,7 +110,7 @@ class InputSizes:
             elif size is not None and all(symbol in seen for symbol in size.free_symbols):
                 values = {symbol: seen[symbol][0] for symbol in size.free_symbols}
                 if all(isinstance(number, int) for number in (found, *values.values())) and found != size.subs(values):
-                    raise ConfigError(f"{where}, where it must be {size.subs(values)} by the sizes of other inputs")
+                    raise ConfigError(f"{where}, but the sizes of other inputs require {size.subs(values)}")
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
         """Name and value of every leaf, in the order of the graph; None if the arguments do not fit together in this way."""

@@ -61,7 +61,7 @@ def trace(
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for name in ignored:
         if name not in known:
-            raise TraceError(f"ignore names {name!r}, which is no module or parameter of {type(model).__name__}")
+            raise TraceError(f"ignore names {name!r}, which is not a module or parameter of {type(model).__name__}")
     try:
         captured = capture(model, example_inputs)
     except CaptureError as refusal:

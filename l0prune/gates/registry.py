@@ -74,12 +74,10 @@ def _own_distribution(gate: Any, parameters: Mapping[str, Any]) -> GateDistribut
 
     if not isinstance(gate, GateDistribution):
         found = f"the class {gate.__name__}" if isinstance(gate, type) else f"a {type(gate).__name__}"
-        raise ConfigError(
-            f"gate is {found}; expected a name, such as 'hard-concrete', or an object of a GateDistribution"
-        )
+        raise ConfigError(f"gate is {found}; expected a name, such as 'hard-concrete', or a GateDistribution object")
     if parameters:
         raise ConfigError(
-            f"the gate {gate.name!r} is an object already: give {', '.join(sorted(parameters))} to its class"
+            f"the gate {gate.name!r} is already an object: pass {', '.join(sorted(parameters))} to its class"
         )
     return gate
 

@@ -204,7 +204,7 @@ def _captured(
     batch_size = call.batch_size if has_batch else None
     captured = Captured(program, call.args, call.kwargs, batch_size or 1, FreeSizes.of(program, call), norms)
     if not accept(captured):
-        raise CaptureError(f"no export of {type(model).__name__} will do")
+        raise CaptureError(f"no export of {type(model).__name__} is usable")
     return captured
 
 

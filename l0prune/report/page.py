@@ -145,8 +145,8 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
         notes.append(str(result["doubts"]))
     if result.get("cut_again"):
         notes.append(
-            f"After its training the network was cut again, with {result['cut_again']}: file, latencies, widths and speedup are"
-            f" of what is left; {result['metric']}, MACs and parameters are of the network that was trained. l0prune eval"
+            f"After its training the network was cut again, with {result['cut_again']}: file, latencies, widths and speedup"
+            f" describe what is left; {result['metric']}, MACs and parameters describe the network that was trained. l0prune eval"
             f" {run.path} scores what is left."
         )
     if bench is not None:

@@ -164,12 +164,12 @@ def _require_agreement(outcome: Outcome, trials: Trials, gated: GatedModel, reme
     name = type(gated.model).__name__
     if not math.isnan(outcome.difference.max_rel) and trials.is_unsteady:
         raise EquivalenceError(
-            f"{name} gives other outputs when it is called again on the same inputs and with the same random numbers, so that no "
-            "cut of it can be compared: it keeps a state, or a random generator of its own; take that out for evaluation"
+            f"{name} gives different outputs when it is called again on the same inputs with the same random numbers, so no "
+            "cut of it can be compared: it keeps state, or a random generator of its own; disable that in evaluation"
         )
     if trials.draws_random_numbers:
         remedy = (
-            f"{name} draws random numbers when it is evaluated; both were given the same, but a cut network may draw fewer: name "
+            f"{name} draws random numbers when it is evaluated; both had the same ones, but a cut network may draw fewer: name "
             "the layers whose outputs are drawn, or multiplied by what is drawn, in ignore"
         )
     if outcome.error is not None:

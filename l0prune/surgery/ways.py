@@ -54,7 +54,7 @@ def ways_to_cut(
     if form == "graph":
         refused("form='graph' was asked for")
     elif empty:
-        refused(f"{empty} is closed entirely, and only a graph can do without a branch")
+        refused(f"{empty} is entirely closed, and only a graph can drop a branch")
     else:
         yield from _in_place(gated, plan, kept, inputs, refused)
     if form != "in-place":

@@ -390,7 +390,7 @@ def test_decay_in_the_loss_does_not_go_with_adamw(tmp_path):
 
 
 def test_a_module_to_ignore_that_is_not_there(tmp_path):
-    finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "no module or parameter")
+    finetune_refused(tmp_path, [*FINETUNE, *BUDGET, "--ignore", "conv9"], "'conv9'", "not a module or parameter")
 
 
 def test_a_convolution_in_float64_has_no_onnx_check_and_its_cut_is_exact_all_the_same():

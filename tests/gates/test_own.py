@@ -99,13 +99,13 @@ def test_its_figures_follow_from_what_it_defines():
         (
             StochasticGate,
             {},
-            "gate is the class StochasticGate; expected a name, such as 'hard-concrete', or an object",
+            "gate is the class StochasticGate; expected a name, such as 'hard-concrete', or a GateDistribution object",
         ),
         (3, {}, "gate is a int; expected a name"),
         (
             StochasticGate(),
             {"gate_args": {"sigma": 1}},
-            "the gate 'stochastic' is an object already: give sigma to its class",
+            "the gate 'stochastic' is already an object: pass sigma to its class",
         ),
     ],
 )

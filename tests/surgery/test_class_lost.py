@@ -88,7 +88,7 @@ def test_a_closed_branch_is_named():
 
     reason = shrink(gated_at(net, flow, closing(flow, "a.weight[0]"))).surgery.not_in_place_because
 
-    assert reason == "a.weight[0] is closed entirely, and only a graph can do without a branch"
+    assert reason == "a.weight[0] is entirely closed, and only a graph can drop a branch"
 
 
 def test_a_graph_that_was_asked_for_says_so():

@@ -124,13 +124,13 @@ def test_every_input_is_looked_at(with_mask, tmp_path):
     x, mask = inputs(3, 4, 5), torch.ones(3, 4, dtype=torch.float64)
 
     assert difference(model(x, mask, 3), net(x, mask, 3)) < EXACT
-    with pytest.raises(ConfigError, match=r"has size 5 in dimension 1, where it must be 4"):
+    with pytest.raises(ConfigError, match=r"has size 5 in dimension 1, but must have 4, the size of input"):
         model(x, torch.ones(3, 5, dtype=torch.float64), 3)
-    with pytest.raises(ConfigError, match=r"is 4, but this graph was captured for 3 alone"):
+    with pytest.raises(ConfigError, match=r"is 4, but this graph was captured for 3 only"):
         model(x, mask, 4)
-    with pytest.raises(ConfigError, match=r"has size 6 in dimension 2, but this graph was captured for 5 alone"):
+    with pytest.raises(ConfigError, match=r"has size 6 in dimension 2, but this graph was captured for 5 only"):
         model(inputs(3, 4, 6), mask, 3)
-    with pytest.raises(ConfigError, match=r"has size 6 in dimension 2, but this graph was captured for 5 alone"):
+    with pytest.raises(ConfigError, match=r"has size 6 in dimension 2, but this graph was captured for 5 only"):
         plain(inputs(3, 4, 6), mask, 3)
     with pytest.raises(ConfigError, match=r"has 2 dimensions, but this graph takes 3"):
         model(inputs(3, 4), mask, 3)

@@ -185,7 +185,7 @@ def test_a_network_that_keeps_a_state_is_named():
             self.calls += 1
             return self.down(self.up(x).relu()) * self.calls
 
-    with pytest.raises(EquivalenceError, match="Counting gives other outputs when it is called again"):
+    with pytest.raises(EquivalenceError, match="Counting gives different outputs when it is called again"):
         shrink(half_closed(Counting().double().eval(), inputs(2, 4)))
 
 
