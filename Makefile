@@ -45,7 +45,7 @@ $(INSTALLED_MODELS): $(INSTALLED)
 	echo 'import torchvision_beside_cpu_torch' > $$site/torchvision_beside_cpu_torch.pth
 	touch $@
 
-demo: $(INSTALLED) ## prune, cut, export and measure the bundled network (under a minute)
+demo: $(INSTALLED) ## prune, cut, export and measure the bundled network (about a minute)
 	$(BIN)/l0prune demo
 
 test: lint types unit ## lint, types and the quick tests (under 8 minutes on 2 cores)

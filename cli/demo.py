@@ -35,7 +35,7 @@ BENCH = BenchOptions(min_seconds=2.0)
 def demo_command(out: Path, threads: int, as_json: bool) -> None:
     """Run every step, from finetune to report, on a bundled network.
 
-    Everything it needs is in the package; it takes under a minute on two cores. An earlier demo in --out is replaced.
+    Everything it needs is in the package; it takes about a minute on two cores. An earlier demo in --out is replaced.
     """
     import torch
 

@@ -35,7 +35,7 @@ class CommandLine(click.Group):
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="l0prune")
 def cli() -> None:
-    """Make a trained network physically smaller: learn what to cut, cut it, prove it, measure it.
+    """Make a trained network physically smaller: learn what to cut, cut it, check it, measure it.
 
     \b
     l0prune finetune MODEL --weights W --data D --budget macs=0.5 --out RUN
