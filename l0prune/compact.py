@@ -31,7 +31,7 @@ from l0prune.surgery.equivalence import Difference, compare
 from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.into_class import dense_model, filled, in_class, library_of, tolerance_of
 from l0prune.surgery.plan import SurgeryPlan
-from l0prune.surgery.record import Surgery, remember_surgery_, surgery_of
+from l0prune.surgery.record import Surgery, call_of, remember_surgery_, surgery_of
 
 if TYPE_CHECKING:
     from l0prune.look.capture import Captured
@@ -75,7 +75,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
         captured, refusal = _save_graph(compact, record, draft)
-        library = library_of(compact, record, _fitting(compact, record), draft / WEIGHTS)
+        library = library_of(compact, record, call_of(compact), draft / WEIGHTS)
         if refusal is not None and record.form == "graph":
             raise CheckpointError(
                 f"{target}: the saved model could not be loaded again: it was cut in its graph, and {refusal}; keep the dense"
@@ -112,9 +112,9 @@ def _save_graph(compact: nn.Module, record: Surgery, draft: Path) -> tuple[Captu
     """Write `model.pt2`, if it is read back as the model that was saved; else say why it is not there."""
     from l0prune.look.capture import capture
 
-    if not (record.example_args or record.example_kwargs):
+    call = call_of(compact)
+    if not (call.args or call.kwargs):
         return None, record.no_graph_because or "no inputs are known on which the model runs"
-    call = _fitting(compact, record)
     refusals: list[str] = []
 
     def is_readable(captured: Captured) -> bool:
@@ -162,17 +162,6 @@ def _misread(compact: nn.Module, draft: Path, captured: Captured) -> str | None:
         if found > tolerance:
             return f"its graph, read back, gives outputs that differ by {found:.1e} at {shapes}"
     return None
-
-
-def _fitting(compact: nn.Module, record: Surgery) -> ModelCall:
-    """The call that the model was verified with, where it lives now, and in the precision it has been converted to since."""
-    call = ModelCall(record.example_args, record.example_kwargs)
-    device = next((parameter.device for parameter in compact.parameters()), None)
-    kinds = {parameter.dtype for parameter in compact.parameters() if parameter.is_floating_point()}
-    moved = call.to(device=device)
-    if len(kinds) != 1 or all(tensor.dtype in kinds for tensor in moved.tensors if tensor.is_floating_point()):
-        return moved
-    return moved if moved.runs_in(compact) else call.to(device=device, dtype=kinds.pop())
 
 
 def _not_saved(compact: nn.Module, refusal: str | None, *, has_class: bool) -> list[str]:

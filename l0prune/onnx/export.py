@@ -16,9 +16,8 @@ from typing import Any, overload
 import onnx
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
 from l0prune.files import draft_folder
@@ -50,7 +49,7 @@ from l0prune.onnx.onnx_model import (
 )
 from l0prune.onnx.plain_outputs import with_plain_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
-from l0prune.surgery.record import has_surgery, surgery_of
+from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
 
 __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
@@ -149,7 +148,7 @@ def export_onnx(
 
 
 def _inputs_of_cut(model: nn.Module) -> ModelCall:
-    """What a compact model was verified with, where it lives now.
+    """What a compact model was verified with, as `call_of` has it.
 
     Raises:
         ConfigError: the model is none.
@@ -159,12 +158,10 @@ def _inputs_of_cut(model: nn.Module) -> ModelCall:
             f"this {type(model).__name__} is not a compact model, which would know its own inputs: call"
             " export_onnx(model, example_inputs, path)"
         )
-    record = surgery_of(model)
-    if not (record.example_args or record.example_kwargs):
+    call = call_of(model)
+    if not (call.args or call.kwargs):
         raise ConfigError("this compact model was saved without inputs: call export_onnx(model, example_inputs, path)")
-    device = next((tensor.device for tensor in model.parameters()), None)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (record.example_args, record.example_kwargs))
-    return ModelCall(args, kwargs)
+    return call
 
 
 class _TranslationError(ExportError):

@@ -10,11 +10,12 @@ import numpy.typing as npt
 from torch import nn
 
 from l0prune.errors import ConfigError
+from l0prune.model_call import ModelCall
 from l0prune.sources.library_models import LibraryModel
 from l0prune.surgery.equivalence import Difference
 from l0prune.surgery.plan import SurgeryPlan
 
-__all__ = ["Surgery", "has_surgery", "remember_surgery_", "surgery_of"]
+__all__ = ["Surgery", "call_of", "has_surgery", "remember_surgery_", "surgery_of"]
 
 _RECORD, _SHOWN = "_l0prune_surgery", "surgery"
 
@@ -99,3 +100,21 @@ def surgery_of(compact: nn.Module) -> Surgery:
             f"this {type(compact).__name__} carries no surgery record; pass the model that l0prune.shrink returned, or load"
         )
     return record
+
+
+def call_of(compact: nn.Module) -> ModelCall:
+    """The call that a compact model was verified with, where it lives now, and in the precision it has been converted to since.
+
+    It is empty where no inputs are known.
+
+    Raises:
+        ConfigError: as `surgery_of`.
+    """
+    record = surgery_of(compact)
+    call = ModelCall(record.example_args, record.example_kwargs)
+    device = next((parameter.device for parameter in compact.parameters()), None)
+    kinds = {parameter.dtype for parameter in compact.parameters() if parameter.is_floating_point()}
+    moved = call.to(device=device)
+    if len(kinds) != 1 or all(tensor.dtype in kinds for tensor in moved.tensors if tensor.is_floating_point()):
+        return moved
+    return moved if moved.runs_in(compact) else call.to(device=device, dtype=kinds.pop())

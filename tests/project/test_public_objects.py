@@ -1,5 +1,6 @@
 """What the library hands out can be looked at in a notebook and used without repeating what it knows."""
 
+import copy
 import inspect
 import typing
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import l0prune
 from l0prune.errors import ConfigError
+from l0prune.surgery.record import call_of
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,8 @@ def test_a_compact_model_is_exported_with_the_inputs_it_was_verified_with(pruned
     with pytest.raises(ConfigError, match="no path for the ONNX file"):
         l0prune.export_onnx(dense, x)
     assert not (tmp_path / "dense.onnx").exists()
+    converted = copy.deepcopy(result.compact).double()
+    assert {tensor.dtype for tensor in call_of(converted).tensors} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", ["trace", "inject", "finetune", "shrink", "save", "load", "benchmark", "verify"])
