@@ -47,10 +47,12 @@ def gate_distribution(name: str | GateDistribution, **parameters: Any) -> GateDi
     """
     if not isinstance(name, str):
         return _own_distribution(name, parameters)
-    if name not in gate_names():
+    suffix = next((suffix for suffix in (_STRETCHED, _STRAIGHT) if name.endswith(suffix)), "")
+    stretched, straight = suffix == _STRETCHED, suffix == _STRAIGHT
+    plain = name.removesuffix(suffix)
+    family = _family(plain) if plain in family_names() else None
+    if family is None or (stretched and family.stretched_temperature is None) or (straight and not family.is_relaxed):
         raise ConfigError(f"unknown gate {name!r}; use one of: {', '.join(gate_names())}")
-    stretched, straight = name.endswith(_STRETCHED), name.endswith(_STRAIGHT)
-    family = _family(name.removesuffix(_STRETCHED).removesuffix(_STRAIGHT))
     known = {field.name for field in fields(family)} - {"k"} | ({"stretch"} if stretched else set())
     unknown = sorted(parameters.keys() - known)
     if unknown:

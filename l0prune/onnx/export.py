@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -49,6 +47,7 @@ from l0prune.onnx.onnx_model import (
 )
 from l0prune.onnx.plain_outputs import with_plain_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
+from l0prune.onnx.silence import without_messages
 from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
 
@@ -56,7 +55,6 @@ __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @overload
@@ -137,7 +135,7 @@ def export_onnx(
         raise ConfigError(f"{path}: the directory {path.parent} does not exist. Create it first.")
     if not tolerance > 0:
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
-    with _quiet(), evaluation_mode(model), torch.no_grad():
+    with without_messages(), evaluation_mode(model), torch.no_grad():
         job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         try:
             with forgetful(job.model, call):
@@ -353,19 +351,3 @@ def _label(model: Any, free: FreeSizes, fixed: dict[str, str], largest: dict[str
     model.metadata_props.update({f"{LARGEST_KEY}{name}": str(number) for name, number in largest.items()})
     if fixed:
         model.metadata_props[FIXED_KEY] = json.dumps(fixed)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no log lines from the exporters; both as before afterwards."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

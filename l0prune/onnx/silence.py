@@ -1,16 +1,19 @@
-"""Diagnostics that other libraries write past Python, straight to the output of the process."""
+"""Messages of other libraries: their warnings and log lines, and what they write past Python to the output of the process."""
 
 import ctypes
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-__all__ = ["silenced"]
+__all__ = ["silenced", "without_messages"]
 
 _OUTPUTS = (1, 2)
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @contextmanager
@@ -43,3 +46,19 @@ def _flush() -> None:
             stream.flush()
     if os.name == "posix":
         ctypes.CDLL(None).fflush(None)
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """No warnings and no log lines from the exporters; both as before afterwards."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
