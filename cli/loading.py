@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.case import Case
 from l0prune.cli.output import note
-from l0prune.cli.request import FinetuneRequest, ModelOptions
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import data_call, model_call, require_typed, task_call
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError, first_line
 from l0prune.reading import reading
@@ -15,6 +15,7 @@ from l0prune.reading import reading
 if TYPE_CHECKING:
     from torch import nn
 
+    from l0prune.flow.channel_flow import ChannelFlow
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
     from l0prune.run_directory import RunDirectory
@@ -33,6 +34,7 @@ __all__ = [
     "open_finished",
     "require_from_scratch",
     "require_weights",
+    "traced",
 ]
 
 
@@ -148,18 +150,34 @@ def has_random_weights(options: ModelOptions) -> bool:
     return options.weights is None and not options.pretrained and is_architecture(options.spec)
 
 
+def traced(loaded: "LoadedModel", run: RunOptions) -> "ChannelFlow":
+    """The units of a model, but for those that a run ignores.
+
+    Raises:
+        L0PruneError: as `l0prune.trace`.
+    """
+    import l0prune
+
+    return l0prune.trace(loaded.model, loaded.example_inputs, ignore=run.ignore)
+
+
 def gated_model_of(
-    loaded: "LoadedModel", request: "FinetuneRequest", *, droprate: "DropRate | None" = None
+    loaded: "LoadedModel", request: "FinetuneRequest", *, flow: "ChannelFlow", droprate: "DropRate | None" = None
 ) -> "GatedModel":
     """The model with the gates that a run asks for.
 
+    Args:
+        loaded: The model.
+        request: The run.
+        flow: Of the model.
+        droprate: Where the gates start; None for the gate's own place.
+
     Raises:
-        L0PruneError: as `l0prune.trace` and `l0prune.inject`.
+        L0PruneError: as `l0prune.inject`.
     """
     import l0prune
 
     run = request.run
-    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=run.ignore)
     return l0prune.inject(
         loaded.model, flow, gate=run.gate, gate_args=run.gate_args, droprate=droprate, seed=request.training.seed
     )
@@ -276,7 +294,7 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
     from l0prune.goals.budget import Budgets
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
-    gated = gated_model_of(loaded, run.request)
+    gated = gated_model_of(loaded, run.request, flow=traced(loaded, run.request.run))
     if run.request.run.budget:
         gated.set_goal(Budgets.parse(run.request.run.budget), 1)
     with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
