@@ -1,4 +1,4 @@
-"""CIFAR ResNets with option-A shortcuts: strided slicing and zero channels, no parameters."""
+"""CIFAR ResNets with option-A shortcuts, strided slicing and zero channels, or option-B ones, 1x1 convolutions."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,9 +31,16 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut around them."""
+    """Two 3x3 convolutions with batch norm, and a shortcut around them.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Args:
+        in_channels: Of the input.
+        out_channels: Of the output.
+        stride: Of the first convolution and the shortcut.
+        projects: Where shapes differ, the shortcut is a 1x1 convolution with batch norm instead of a `PadShortcut`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, projects: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -41,7 +48,10 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         extra = out_channels - in_channels
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or extra:
+        if projects and (stride != 1 or extra):
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+        elif stride != 1 or extra:
             self.shortcut = PadShortcut(extra // 2, extra - extra // 2, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +70,7 @@ class CifarResNet(nn.Module):
         in_channels: Channels of an image.
         widths: Channels of each stage, never decreasing; the stem has the first.
         stem_stride: Stride of the first convolution.
+        projects: Shortcuts between stages are 1x1 convolutions with batch norm (option B).
 
     Source: He, Zhang, Ren, Sun (2016), "Deep residual learning for image recognition", section 4.2.
     """
@@ -71,13 +82,15 @@ class CifarResNet(nn.Module):
         in_channels: int = 3,
         widths: Sequence[int] = (16, 32, 64),
         stem_stride: int = 1,
+        *,
+        projects: bool = False,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1)
-        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2)
-        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2)
+        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1, projects=projects)
+        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2, projects=projects)
+        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2, projects=projects)
         self.linear = nn.Linear(widths[2], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -90,8 +103,8 @@ class CifarResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(n_blocks: int, in_channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
-    blocks = [BasicBlock(in_channels, out_channels, stride)]
+def _stage(n_blocks: int, in_channels: int, out_channels: int, *, stride: int, projects: bool) -> nn.Sequential:
+    blocks = [BasicBlock(in_channels, out_channels, stride, projects=projects)]
     blocks += [BasicBlock(out_channels, out_channels, 1) for _ in range(n_blocks - 1)]
     return nn.Sequential(*blocks)
 
@@ -99,11 +112,16 @@ def _stage(n_blocks: int, in_channels: int, out_channels: int, *, stride: int) -
 def _resnet(depth: int) -> Callable[..., nn.Module]:
     n_blocks = (depth - 2) // 6
 
-    def factory(*, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
-        return CifarResNet((n_blocks,) * 3, num_classes, in_channels, widths)
+    def factory(
+        *, num_classes: int = 10, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64), projects: bool = False
+    ) -> nn.Module:
+        return CifarResNet((n_blocks,) * 3, num_classes, in_channels, widths, projects=projects)
 
     factory.__name__ = factory.__qualname__ = f"resnet{depth}"
-    factory.__doc__ = f"CIFAR ResNet-{depth} with option-A shortcuts; `widths` are the channels of the three stages."
+    factory.__doc__ = (
+        f"CIFAR ResNet-{depth} with option-A shortcuts, or 1x1 convolutions where it `projects`; `widths` are the channels of"
+        " the three stages."
+    )
     return cifar10(factory)
 
 

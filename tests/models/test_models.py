@@ -66,6 +66,17 @@ def test_the_option_a_shortcut_keeps_every_second_pixel_between_zero_channels():
     assert not y[:, [0, 1, 5]].any()
 
 
+def test_a_resnet_that_projects_has_1x1_convolutions_in_place_of_its_two_padded_shortcuts():
+    padded, projecting = models.entry("resnet20").factory(), models.entry("resnet20").factory(projects=True)
+
+    added = {name: tuple(p.shape) for name, p in projecting.named_parameters() if "shortcut" in name}
+    assert added["layer2.0.shortcut.0.weight"] == (32, 16, 1, 1)
+    assert added["layer3.0.shortcut.0.weight"] == (64, 32, 1, 1)
+    assert n_parameters(projecting) == n_parameters(padded) + 16 * 32 + 32 * 64 + 2 * (32 + 64)
+    assert not any(isinstance(module, PadShortcut) for module in projecting.modules())
+    assert projecting.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_attention_computes_on_when_heads_are_cut_out_of_its_weights():
     torch.manual_seed(0)
     attention = Attention(width=12, n_heads=3).double()
@@ -85,7 +96,7 @@ def test_attention_computes_on_when_heads_are_cut_out_of_its_weights():
 
 def test_an_mlp_block_and_an_image_size_can_be_chosen():
     vit = models.entry("vit_cifar").factory(image_size=16, width=32, depth=1, n_heads=2, mlp_width=48, in_channels=1)
-    mobilenet = models.entry("mobilenetv2_cifar").factory(width=0.5)
+    mobilenet = models.entry("mobilenetv2_cifar").factory(width=0.5, stem_stride=2)
 
     assert vit.eval()(torch.randn(2, 1, 16, 16)).shape == (2, 10)
     assert n_parameters(mobilenet) < n_parameters(models.entry("mobilenetv2_cifar").factory()) / 2
