@@ -127,7 +127,7 @@ def print_result(result: dict[str, Any]) -> None:
     ]
     goal = result["budget"] or result["penalty"]
     before = "untrained" if result["from_scratch"] else "dense"
-    print_table(console(), f"{result['model']}, {goal}", ("", before, "final", "ratio"), rows)
+    print_table(console(), f"{result['model']}, {goal}, {result['method']}", ("", before, "final", "ratio"), rows)
     if result["doubts"]:
         say(result["doubts"])
     say_what_was_lost(result)

@@ -10,7 +10,7 @@ import click
 
 from l0prune.cli.flags import Command, Decorator, apply, chosen, flag, flags_of
 from l0prune.errors import ConfigError, FileFormatError
-from l0prune.finetuning.config import FinetuneConfig, Settings
+from l0prune.finetuning.config import OPEN, FinetuneConfig, Settings
 from l0prune.gates.registry import family_names
 from l0prune.options import GATES, MODEL, MOST_USED, RUN, Options, documented, option, options_of, plain
 from l0prune.reading import shortened
@@ -181,8 +181,19 @@ class FinetuneRequest:
 
     @property
     def settings(self) -> Settings:
-        """How it is trained, all numbers written out."""
-        return self.training.resolved(penalised=bool(self.run.penalty))
+        """How it is trained, all numbers written out.
+
+        Raises:
+            ConfigError: options of how it is trained do not go with those of the run.
+        """
+        training = self.training
+        if self.run.droprate_init:
+            if training.gate_start not in (None, OPEN) or not training.trains_gates:
+                other = "--gate-start" if training.trains_gates else f"--method {training.method}"
+                why = "says as well where gates start" if training.trains_gates else "trains no gates"
+                raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
+            training = replace(training, gate_start=OPEN)
+        return training.resolved(penalised=bool(self.run.penalty))
 
     def resolved(self, *, augment: bool, task: str | None) -> "FinetuneRequest":
         """The same with every default written out.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from l0prune.criteria.registry import GATES as TRAINED_GATES
+from l0prune.criteria.registry import criterion_names, method_names
 from l0prune.errors import ConfigError
 from l0prune.options import GATES, MOST_USED, PHASES, RUN, TEACHING, WEIGHTS, Options, Rule, documented, option
 
-__all__ = ["OPTIMIZERS", "FinetuneConfig", "Settings", "alignment"]
+__all__ = ["OPEN", "OPTIMIZERS", "FinetuneConfig", "Settings", "alignment"]
 
 
 OPTIMIZERS = {
@@ -20,6 +22,8 @@ OPTIMIZERS = {
 }
 """What each starts from where no numbers are given."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
+OPEN = "open"
+"""The start of gates that nobody has ranked: all where the distribution has those of trained networks begin."""
 
 
 def _of_optimizer(text: str, name: str, **about: Any) -> Any:
@@ -55,6 +59,12 @@ class FinetuneConfig(Options):
     epochs: float = _most_used(
         6.0, "Passes over the training data, recovery included; fractions are allowed.", within="(0, inf)"
     )
+    method: str = _most_used(
+        TRAINED_GATES,
+        f"What chooses the units that stay: {TRAINED_GATES}, which are trained with the weights, or a criterion that scores the"
+        f" units of the trained network: {', '.join(criterion_names())}.",
+        metavar="NAME",
+    )
     warmup_fraction: float = _phases(
         0.0, "Share of `epochs` with all gates open; `warmup_epochs` overrides it.", within="[0, 1)", flag=None
     )
@@ -73,9 +83,10 @@ class FinetuneConfig(Options):
     )
     gate_epochs: float | None = _phases(
         None,
-        "Epochs that learn the gates together with the weights (part of `epochs`); recovery takes the rest.",
-        within="(0, inf)",
-        shown=f"{BUDGET_GATE_FRACTION:g} of the run, {PENALTY_GATE_FRACTION:g} with a penalty",
+        "Epochs that learn the gates together with the weights (part of `epochs`); recovery takes the rest. Under another"
+        " `method` the chosen units close in them, one after another, those with the lowest scores first.",
+        within="[0, inf)",
+        shown=f"{BUDGET_GATE_FRACTION:g} of the run, {PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
     )
     settle_epochs: float | None = _phases(
         None,
@@ -128,6 +139,12 @@ class FinetuneConfig(Options):
     )
     gate_lr: float | None = _gates(
         None, "Learning rate of the gates.", within="(0, inf)", shown="by the number of steps"
+    )
+    gate_start: str | None = _gates(
+        None,
+        "Where the gates start: all open, or, by the name of a criterion, the further open the higher it ranks their units.",
+        shown=OPEN,
+        metavar="NAME",
     )
     distillation: float = _teaching(
         0.9,
@@ -219,33 +236,67 @@ class FinetuneConfig(Options):
             raise ConfigError(
                 f"lr_drops={self.lr_drops!r}: expected epochs after 0 in ascending order, such as (60, 120)"
             )
+        self._check_method()
         warmup, gate, settle, recovery = self._lengths(penalised=False)
-        if warmup + gate > self.epochs * (1 + 1e-9):
+        closing = gate if self.trains_gates else settle
+        if warmup + closing > self.epochs * (1 + 1e-9):
             raise ConfigError(
-                f"warm-up ({warmup:g} epochs) and gate phase ({gate:g}) are longer than the whole run"
+                f"warm-up ({warmup:g} epochs) and gate phase ({closing:g}) are longer than the whole run"
                 f" (epochs={self.epochs:g}): shorten them or raise epochs"
             )
-        if self.settle_epochs is not None and self.settle_epochs > settle + 1e-9 * self.epochs:
+        if self.trains_gates and self.settle_epochs is not None and self.settle_epochs > settle + 1e-9 * self.epochs:
             raise ConfigError(
                 f"settle_epochs={self.settle_epochs:g} is more than half of the {settle + recovery:g} epochs that warm-up and"
                 " gate phase leave: shorten it, or raise epochs"
             )
+
+    def _check_method(self) -> None:
+        """See that method and start of the gates exist, and that what is asked for acts beside them."""
+        if self.method not in method_names():
+            raise ConfigError(f"method={self.method!r} is unknown: choose one of {', '.join(method_names())}")
+        if self.gate_start not in (None, OPEN, *criterion_names()):
+            names = ", ".join((OPEN, *criterion_names()))
+            raise ConfigError(f"gate_start={self.gate_start!r} is unknown: choose one of {names}")
+        if self.trains_gates:
+            return
+        if self.gate_lr is not None or self.gate_start not in (None, OPEN):
+            name = "gate_start" if self.gate_lr is None else "gate_lr"
+            raise ConfigError(f"method={self.method} trains no gates, so {name} has no effect: leave one of them out")
+        if self.settle_epochs or self.settle_fraction:
+            raise ConfigError(
+                f"under method={self.method} the chosen units close within gate_epochs, one after another: give these, and leave"
+                " out settle_epochs and settle_fraction"
+            )
+
+    @property
+    def trains_gates(self) -> bool:
+        """Whether gates are trained, instead of being closed by a criterion."""
+        return self.method == TRAINED_GATES
 
     def resolved(self, *, penalised: bool) -> Settings:
         """What these options come to, all numbers written out.
 
         Args:
             penalised: Whether open gates have a fixed price, instead of a budget for all.
+
+        Raises:
+            ConfigError: a criterion is to choose, and there is no budget that says how many units.
         """
         from l0prune.measuring.alignment import resolve_alignment
 
+        if penalised and not self.trains_gates:
+            raise ConfigError(
+                f"method={self.method} closes as many units as a budget asks for, and a penalty is a price for gates that are"
+                f" trained: give a budget, or method={TRAINED_GATES}"
+            )
         warmup, gate, settle, _ = self._lengths(penalised=penalised)
         align = (1 if penalised else "auto") if self.align is None else self.align
         written_out = {
             **{name: value for name, value in OPTIMIZERS[self.optimizer].items() if getattr(self, name) is None},
             "warmup_epochs": warmup,
-            "gate_epochs": gate,
-            "settle_epochs": settle,
+            "gate_epochs": gate if self.trains_gates else settle,
+            "settle_epochs": settle if self.trains_gates else 0.0,
+            "gate_start": self.gate_start or OPEN,
             "warmup_fraction": 0.0,
             "gate_fraction": None,
             "settle_fraction": 0.0,
@@ -255,8 +306,14 @@ class FinetuneConfig(Options):
         return Settings(**{**vars(self), **written_out})
 
     def _lengths(self, *, penalised: bool) -> tuple[float, float, float, float]:
-        """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling."""
+        """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling.
+
+        Under a criterion there is no gate phase, and the epochs that are given for it are spent settling.
+        """
         warmup = self.warmup_fraction * self.epochs if self.warmup_epochs is None else self.warmup_epochs
+        if not self.trains_gates:
+            closing = (self.gate_fraction or 0.0) * self.epochs if self.gate_epochs is None else self.gate_epochs
+            return warmup, 0.0, closing, max(0.0, self.epochs - warmup - closing)
         usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs) if penalised else BUDGET_GATE_FRACTION
         share = usual if self.gate_fraction is None else self.gate_fraction
         gate = share * self.epochs if self.gate_epochs is None else self.gate_epochs
@@ -277,6 +334,7 @@ class Settings(FinetuneConfig):
         gate_epochs: float
         settle_epochs: float
         gate_decision: str
+        gate_start: str
         align: int
 
     @property

@@ -1,4 +1,4 @@
-"""From trained gates to the network that is cut: what closing one costs, closing it so that others can adapt, the freeze."""
+"""From chosen gates to the network that is cut: closing them so that others can adapt, the values at the freeze."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from l0prune.finetuning.config import Settings
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import evaluation_mode
 
-__all__ = ["Settling", "decided_values", "measure_salience", "recalibrate_"]
+__all__ = ["Settling", "decided_values", "recalibrate_"]
 
 _SPREAD = 0.7
 
@@ -22,7 +21,7 @@ _SPREAD = 0.7
 class Settling:
     """Gates on their way from the values that training gave them to the values they are frozen at.
 
-    Gates that close do so one after another, the least salient first, each within 30 % of the steps; gates that open
+    Gates that close do so one after another, the least important first, each within 30 % of the steps; gates that open
     again do so over all of them. So the network that is cut has already adapted to the cut.
 
     Args:
@@ -38,17 +37,17 @@ class Settling:
     pace: Tensor
 
     @classmethod
-    def plan(cls, start: Tensor, end: Tensor, salience: Tensor) -> Settling:
+    def plan(cls, start: Tensor, end: Tensor, importance: Tensor) -> Settling:
         """Order the gates.
 
         Args:
             start: As in the class.
             end: As in the class.
-            salience: From `measure_salience`, shape `(n_gates,)`.
+            importance: Salience, or rank; the lowest closes first, shape `(n_gates,)`.
         """
         closing = ((end == 0) & (start != 0)).nonzero().flatten()
         delay, pace = torch.zeros_like(start), torch.ones_like(start)
-        order = salience[closing].argsort(stable=True)
+        order = importance[closing].argsort(stable=True)
         delay[closing[order]] = _SPREAD * torch.arange(len(closing), dtype=start.dtype) / max(1, len(closing))
         pace[closing] = 1 / (1 - _SPREAD)
         return cls(start, end, delay, pace)
@@ -71,49 +70,6 @@ class Settling:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything, as tensors."""
         return {"start": self.start, "end": self.end, "delay": self.delay, "pace": self.pace}
-
-
-def measure_salience(
-    gated: GatedModel, batches: Iterable[tuple[Any, Any]], objective: Callable[[Any, Any], Tensor]
-) -> Tensor:
-    """How much the loss would suffer if a gate closed: the sum over the batches of (z dL/dz)^2.
-
-    Args:
-        gated: In evaluation mode for the measurement, its gates at their test-time values; afterwards as it was.
-        batches: (inputs, targets) on the model's device.
-        objective: (inputs, targets) to the loss, a scalar.
-
-    Returns:
-        Shape `(n_gates,)`, >= 0, float32, on the model's device, up to a common factor. Zero for closed gates.
-
-    Source: Molchanov et al. (2019), arXiv:1906.10771, equation 8 with gates as the parameters; see also their section 3.2.
-    """
-    bank, was_frozen = gated.gates, gated.frozen
-    kept = bank.frozen_values.clone()
-    bank.freeze(gated.gate_values())
-    values = bank.frozen_values.requires_grad_()
-    salience = torch.zeros_like(kept)
-    parameters = list(gated.parameters())
-    gradients = [parameter.grad for parameter in parameters]
-    try:
-        with evaluation_mode(gated):
-            for inputs, targets in batches:
-                values.grad = None
-                gated.zero_grad(set_to_none=True)
-                loss = objective(inputs, targets)
-                if loss.requires_grad:
-                    loss.backward()  # not autograd.grad: from reentrant checkpoints gradients come by accumulation alone
-                if values.grad is not None:
-                    salience += (values.grad * values.detach()).nan_to_num(0.0, 0.0, 0.0).square()
-    finally:
-        values.requires_grad, values.grad = False, None
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if was_frozen:
-            bank.freeze(kept)
-        else:
-            bank.unfreeze()
-    return salience
 
 
 def decided_values(gated: GatedModel, is_open: Tensor, config: Settings, *, floored: bool = True) -> Tensor:

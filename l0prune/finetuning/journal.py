@@ -34,6 +34,8 @@ class Journal:
         self._metrics = plan.goal.metrics
         self._histogram_every = plan.settings.histogram_every
         self._phases = plan.phases
+        self._method = plan.settings.method
+        self._bounds = {bound.budget.metric: bound.keep for bound in plan.goal.bounds(plan.gated.costs)}
         self._log = MetricsLog(metrics)
         self._by_layer = LayerHistograms(plan.gated.flow.gate_names)
         self._progress = progress
@@ -98,30 +100,34 @@ class Journal:
             lr: Its learning rate.
             evaluation: What was found after it, or None.
         """
-        gated, constraints = self._gated, self._gated.constraints
+        gated = self._gated
+        pursued = {name: (one.target, one.multiplier) for name, one in gated.constraints.items()}
+        if not self._phases.gate:  # no multiplier leads there
+            pursued = {name: (keep, 0.0) for name, keep in self._bounds.items()}
         self._n_lines += 1
         counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._histogram_every == 0
         expected = {name: float(gated.expected_cost(name).detach()) for name in metric_names()}
         hard = {name: gated.hard_cost(name) for name in metric_names()}
-        first = constraints.get(self._metrics[0])
+        target, multiplier = pursued.get(self._metrics[0], (None, None))
         record = MetricsRecord(
             step=step,
             epoch=round(step / self._phases.steps_per_epoch, 6),
             phase=phase,
+            method=self._method,
             loss=means.total,
             task_loss=means.task or 0.0,
             distillation_loss=means.distillation,
             feature_loss=means.features,
             expected_cost=expected[self._metrics[0]],
             hard_cost=hard[self._metrics[0]],
-            target=None if first is None else first.target,
-            multiplier=None if first is None else first.multiplier,
+            target=target,
+            multiplier=multiplier,
             lr=lr,
             by_metric={
                 **{f"expected_{name}": cost for name, cost in expected.items()},
                 **{f"hard_{name}": cost for name, cost in hard.items()},
-                **{f"target_{name}": constraint.target for name, constraint in constraints.items()},
-                **{f"multiplier_{name}": constraint.multiplier for name, constraint in constraints.items()},
+                **{f"target_{name}": keep for name, (keep, _) in pursued.items()},
+                **{f"multiplier_{name}": price for name, (_, price) in pursued.items()},
             },
             seconds_per_step=round(self._timer.take(), 7),
             **(self._histograms(step) if counted else {}),

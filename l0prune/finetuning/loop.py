@@ -138,7 +138,9 @@ def train(
             task = try_out(plan, runtime, is_taught=is_taught, rehearse=not continuing)
             plan = replace(plan, task=task)
             taught_by = _teacher(plan, teacher, runtime) if is_taught else None
-            gated.set_goal(plan.goal, plan.phases.gate, gate_optimizer=GateOptimizerConfig(lr=plan.settings.gate_lr))
+            gated.set_goal(
+                plan.goal, max(1, plan.phases.gate), gate_optimizer=GateOptimizerConfig(lr=plan.settings.gate_lr)
+            )
             runtime.broadcast_(gated)
             runtime.take_(gated.train())
             metrics = directory / "metrics.jsonl" if directory is not None and runtime.is_main else None

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from l0prune.criteria.registry import GATES
 from l0prune.errors import FileFormatError
 from l0prune.files import write_whole
 from l0prune.plain_data import from_plain
@@ -32,6 +33,7 @@ class MetricsRecord:
         step: Optimizer steps done.
         epoch: Passes over the data done.
         phase: "warmup", "gate", "settle" or "recovery".
+        method: What chooses the units: "gates", or the name of a criterion.
         loss: What was minimised: task and distillation by their weights, plus the gates' penalty.
         task_loss: The task's part before weighting.
         distillation_loss: The teacher's part before weighting, or None without a teacher.
@@ -65,6 +67,7 @@ class MetricsRecord:
     lr: float
     by_metric: dict[str, float]
     seconds_per_step: float
+    method: str = GATES
     feature_loss: float | None = None
     open_histogram: tuple[int, ...] | None = None
     layer_histograms: dict[str, tuple[int, ...]] | None = None

@@ -15,6 +15,7 @@ from l0prune.tasks.task import Task
 
 __all__ = [
     "Batches",
+    "begin_pass",
     "count_batches",
     "count_samples",
     "first_rows",
@@ -109,8 +110,7 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
     """
     per_pass = count_batches(batches)
     for epoch in range(start // per_pass, -(-stop // per_pass)):
-        set_epoch(batches, epoch)
-        torch.manual_seed(mixed_seed(seed, epoch))
+        begin_pass(batches, epoch, seed=seed)
         step, end = epoch * per_pass, min(stop, (epoch + 1) * per_pass)
         for batch in batches:
             if step == epoch * per_pass and rank:
@@ -124,6 +124,12 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
                 f"train_batches has length {per_pass} but its pass number {epoch} ended after {step - epoch * per_pass}"
                 " batches: __len__ and __iter__ must agree"
             )
+
+
+def begin_pass(batches: Batches, epoch: int, *, seed: int) -> None:
+    """Let everything random in a pass follow from its number and the seed of the run."""
+    set_epoch(batches, epoch)
+    torch.manual_seed(mixed_seed(seed, epoch))
 
 
 def set_epoch(batches: Batches, epoch: int) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from l0prune.criteria.registry import criterion_names, load_criterion
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
-from l0prune.finetuning.config import FinetuneConfig, Settings
+from l0prune.finetuning.config import OPEN, FinetuneConfig, Settings
 from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows, shapes
 from l0prune.finetuning.runtime import Runtime, in_float32, send_home
 from l0prune.finetuning.schedule import Phases, plan_phases
@@ -77,8 +78,34 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
     require_precision(gated.model)
     require_finite(gated.model)
     require_trainable(gated, goal)
+    plan = replace(plan, settings=settings_for(plan, config))
     choose_open(gated, goal, align=settings.align)
     return plan if plan.trains_weights else replace(plan, phases=phases.of_gates_alone())
+
+
+def settings_for(plan: RunPlan, config: FinetuneConfig) -> Settings:
+    """The settings of a run, after a look at the criteria and at where the gates are.
+
+    Raises:
+        ConfigError: a criterion does not fit the network or the task; or gates that somebody has placed are to start elsewhere.
+    """
+    settings, gated = plan.settings, plan.gated
+    if settings.gate_start != OPEN and not gated.starts_open:
+        if config.gate_start is not None:
+            raise ConfigError(
+                f"gate_start={config.gate_start} places the gates, which have been placed already, by droprate or by training:"
+                " leave one of them out"
+            )
+        settings = replace(settings, gate_start=OPEN)
+    for name in {settings.gate_start, settings.method} & set(criterion_names()):
+        criterion = load_criterion(name)
+        if criterion.needs_examples and (plan.task.in_training_only or not settings.salience_batches):
+            why = "salience_batches=0 gives it none"
+            if plan.task.in_training_only:
+                why = f"the loss of {type(plan.task).__name__} exists in training only"
+            raise ConfigError(f"criterion {name!r} looks at examples in evaluation mode, and {why}: choose another")
+        criterion.check(gated)
+    return settings
 
 
 def require_finite(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from l0prune.criteria.registry import GATES
 from l0prune.gated.model import GatedModel
 from l0prune.goals.goal import Goal
 
@@ -47,10 +48,11 @@ class FinetuneResult:
         gated: The gated model with the same weights and its gates frozen; it computes what `compact` does.
         goal: What was asked for.
         hard_costs: Cost of `compact` as a fraction of dense, in the metric of each budget, in order; under a penalty, in MACs.
-        expected_cost: Expected cost under the gate distributions just before the freeze.
+        expected_cost: Expected cost under the gate distributions just before the freeze; 1 under a criterion.
         n_open: Gates that stayed open.
         steps: Optimizer steps of the run.
         history: Evaluations in order; empty without `evaluate`.
+        method: What chose the units: "gates", or the name of a criterion.
     """
 
     compact: nn.Module
@@ -61,6 +63,7 @@ class FinetuneResult:
     n_open: int
     steps: int
     history: tuple[Milestone, ...]
+    method: str = GATES
 
     def __repr__(self) -> str:
         """One line: what was asked for and reached."""
@@ -87,6 +90,7 @@ class FinetuneResult:
         """The figures as a JSON object, without the models."""
         return {
             **self.goal.record(),
+            "method": self.method,
             "budget_met": self.budget_met,
             "hard_cost": self.hard_cost,
             "hard_costs": self.hard_costs,

@@ -22,7 +22,7 @@ class Phases:
 
     Args:
         warmup: Steps with all gates open, >= 0.
-        gate: Steps that train gates and weights, >= 1.
+        gate: Steps that train gates and weights, >= 1; 0 where a criterion chooses.
         settle: Steps in which decided gates move to their frozen values, >= 0.
         recovery: Steps of the compact network, >= 0.
         steps_per_epoch: Batches in one pass over the data, >= 1.
@@ -106,6 +106,9 @@ def plan_phases(config: Settings, steps_per_epoch: int) -> Phases:
     warmup_epochs, gate_epochs, settle_epochs, _ = config.phase_epochs
     total = round(config.epochs * steps_per_epoch)
     warmup = round(warmup_epochs * steps_per_epoch)
+    if not config.trains_gates:
+        closing = min(total - warmup, round(settle_epochs * steps_per_epoch))
+        return Phases(warmup, 0, closing, total - warmup - closing, steps_per_epoch)
     gate = min(total - warmup, round(gate_epochs * steps_per_epoch))
     if gate < 1:
         raise ConfigError(

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from l0prune.criteria.criterion import Evidence, score
+from l0prune.criteria.ranking import place_
+from l0prune.criteria.registry import load_criterion
+from l0prune.criteria.sensitivity import measure_salience
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, Store
+from l0prune.finetuning.config import OPEN
 from l0prune.finetuning.features import FeatureSite, feature_sites
-from l0prune.finetuning.freezing import Settling, decided_values, measure_salience, recalibrate_
+from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
-from l0prune.finetuning.passes import share, steps
+from l0prune.finetuning.passes import begin_pass, share, steps
 from l0prune.finetuning.preflight import RunPlan, require_converging
 from l0prune.finetuning.results import Evaluate, FinetuneResult, figures_of
 from l0prune.finetuning.runtime import Runtime, send_home
@@ -88,6 +93,8 @@ class Trainer:
             return
         self._journal.continue_after(self.step)
         total = self._phases.total
+        if not total:
+            begin_pass(self._plan.batches, 0, seed=self._settings.seed)
         source = steps(self._plan.batches, self.step, total, seed=self._settings.seed, rank=self._runtime.rank)
         for step, batch in source:
             self._enter(self._phases.name_at(step))
@@ -147,6 +154,7 @@ class Trainer:
             n_open=int((self._gated.gate_values() != 0).sum()),
             steps=self.step,
             history=tuple(self._journal.history),
+            method=self._settings.method,
         )
 
     @property
@@ -236,6 +244,8 @@ class Trainer:
             self._gated.freeze(torch.ones(self._gated.n_gates))
         if phase == GATE and self._gated.frozen:
             self._gated.unfreeze()
+        if phase == GATE and self.step == self._phases.warmup and self._settings.gate_start != OPEN:
+            self._place(self._settings.gate_start)
         if phase in (SETTLE, RECOVERY) and self._settling is None:
             self._decide()
         if phase == RECOVERY and self._compact is None:
@@ -249,25 +259,38 @@ class Trainer:
         lr = self._settings.recovery_lr if late else self._settings.lr
         require_converging(tensors, step=self.step, option="recovery_lr" if late else "lr", lr=lr)
 
+    def _place(self, name: str) -> None:
+        """Put the gates where a criterion ranks them."""
+        criterion = load_criterion(name)
+        evidence = Evidence(self._scored_examples(), self._stage.objective, self._settings.seed)
+        scores = score(criterion, self._gated, evidence)
+        self._runtime.average_(scores)
+        place_(self._gated, criterion, scores)
+
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
         settings, goal = self._settings, self._plan.goal
         self._take_average()
         self._require_converging(self._gated.state_dict())
+        if not settings.trains_gates:
+            self._gated.freeze(torch.ones(self._gated.n_gates))
+            self._place(settings.method)
         self._expected_cost = float(self._gated.expected_cost().detach())
-        examples = islice(self._examples(), 0 if self._plan.task.in_training_only else settings.salience_batches)
-        salience = measure_salience(self._gated, examples, self._stage.objective)
+        salience = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
         self._runtime.average_(salience)
         self._require_converging({"salience of the gates": salience})
         salience = salience.cpu()
         is_open = choose_open(self._gated, goal, align=settings.align, salience=salience)
         start = self._gated.gate_values().float().cpu()
         end = decided_values(self._gated, is_open, settings, floored=not goal.cuts_as_trained)
-        self._settling = Settling.plan(start, end, salience)
+        importance = salience if settings.trains_gates else self._gated.gates.locations.cpu()
+        self._settling = Settling.plan(start, end, importance)
         hard = ", ".join(f"{metric} {self._gated.costs(metric).hard(is_open):.4f}" for metric in goal.metrics)
+        how, expected = ("gates", f", expected {self._expected_cost:.4f}")
+        if not settings.trains_gates:
+            how, expected = (f"units, by {settings.method},", "")
         self._journal.say(
-            f"{int(is_open.sum())} of {self._gated.n_gates} gates stay open: {hard} of dense"
-            f" ({goal.kind} {goal}, expected {self._expected_cost:.4f})"
+            f"{int(is_open.sum())} of {self._gated.n_gates} {how} stay open: {hard} of dense ({goal.kind} {goal}{expected})"
         )
 
     def _freeze(self) -> None:
@@ -296,6 +319,10 @@ class Trainer:
         self._compact = compact.train()
         self._stage = self._new_stage(self._compacted, sites)
         self._average = self._new_average(self._compacted)
+
+    def _scored_examples(self) -> Iterator[tuple[Any, Any]]:
+        """The examples that units are scored on; none where the loss exists in training alone."""
+        return islice(self._examples(), 0 if self._plan.task.in_training_only else self._settings.salience_batches)
 
     def _examples(self) -> Iterator[tuple[Any, Any]]:
         """(inputs, targets) of a pass over the data, this process's rows, on the device."""

@@ -71,7 +71,7 @@ def inject(
     require_same_model(model, flow)
     distribution = gate_distribution(gate, **(gate_args or {}))
     start = distribution.initial_log_alpha
-    initial = start if droprate is None else initial_locations(flow, droprate, default=start)
+    initial = None if droprate is None else initial_locations(flow, droprate, default=start)
     bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)
     goal = None if budget is None and penalty is None else one_goal(budget, penalty)
     return GatedModel(model, flow, bank, goal=goal, steps=steps, gate_optimizer=gate_optimizer)
@@ -215,6 +215,16 @@ class GatedModel(nn.Module):
             shape[consumer.dim] = -1
             weights[consumer.parameter] = weight * piece.to(weight.dtype).view(shape)
         return weights
+
+    @property
+    def starts_open(self) -> bool:
+        """Whether the gates are still where `inject` puts them when nobody says where."""
+        return not self.gates.is_placed and not self._origin.gates_moved(self.gates.locations)
+
+    def place_gates_(self, locations: Tensor) -> None:
+        """Put the gates at locations of shape `(n_gates,)`, before they are trained; multipliers and optimizer stay."""
+        self.gates.place_(locations)
+        self._gate_training.advance()
 
     def open_probability(self) -> Tensor:
         """Probability that each unit is open, shape `(n_gates,)`; 0 or 1 once frozen."""

@@ -53,7 +53,7 @@ class GateTraining:
         self._gates = gates
         self._done = 0
         self._optimizer = (optimizer or GateOptimizerConfig()).build(gates.trained, self._steps)
-        self._advance()
+        self.advance()
 
     def penalty(self) -> Tensor:
         """What goes to the objective, scalar. Zero once the gates are frozen.
@@ -86,7 +86,7 @@ class GateTraining:
         self._gates.clamp_()
         self._done += 1
         self.pursuit.step(self._gates)
-        self._advance()
+        self.advance()
         if self._steps < self._gates.distribution.held_below:
             self._hold()
 
@@ -106,9 +106,9 @@ class GateTraining:
             self.pursuit.load_state_dict(state["constraint"])
         self._done = state["steps"]
         self._gates.set_rng_state(state["noise"])
-        self._advance()
+        self.advance()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Tell the gates where in their phase they are; it follows from the steps done and the locations alone."""
         scores = self._gates.log_alpha.detach()
         self._gates.advance(

@@ -44,6 +44,9 @@ class GateBank(nn.Module):
             over [0.0017, 0.9999], so a closed gate hardly counts in the expected cost.
         seed: seed of both the initial jitter and the sampling noise.
 
+    Attributes:
+        is_placed: Whether somebody said where the gates start.
+
     Raises:
         ConfigError: if an argument is out of range.
     """
@@ -76,6 +79,7 @@ class GateBank(nn.Module):
             raise ConfigError(f"jitter is {jitter}; expected 0 or more")
         self._present = self.distribution
         self.bound = float(bound)
+        self.is_placed = initial is not None
         self._generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(n_gates, generator=self._generator, dtype=torch.float64)
         locations = (start + jitter * noise).clamp(-bound, bound).to(torch.float32)
@@ -142,6 +146,12 @@ class GateBank(nn.Module):
             self.log_alpha.grad = None
             return False
         return True
+
+    @torch.no_grad()
+    def place_(self, locations: Tensor) -> None:
+        """Put every gate at a location of shape `(n_gates,)`, or at the bound that is nearest."""
+        self.log_alpha.copy_(locations)
+        self.clamp_()
 
     @torch.no_grad()
     def decide_(self, is_open: Tensor, *, seed: int) -> None:

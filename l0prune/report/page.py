@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.bench.report import BenchReport
 from l0prune.cost.kinds import metric_named, metric_names
+from l0prune.criteria.registry import GATES
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
 from l0prune.goals.budget import Budgets
@@ -138,8 +139,8 @@ def _counted(name: str, before: float, after: float) -> SummaryRow:
 
 def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | None) -> list[str]:
     notes = [
-        f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, expected cost before the freeze "
-        f"{result['expected_cost']:.4f}; {result['n_open']} of {result['n_gates']} units stayed open."
+        f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, {_chosen(result)};"
+        f" {result['n_open']} of {result['n_gates']} units stayed open."
     ]
     if result.get("doubts"):
         notes.append(str(result["doubts"]))
@@ -159,6 +160,14 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
     else:
         notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
     return notes
+
+
+def _chosen(result: Mapping[str, Any]) -> str:
+    """How its units were chosen."""
+    method = result.get("method", GATES)
+    if method != GATES:
+        return f"units chosen by {method}"
+    return f"units chosen by gates, expected cost before the freeze {result['expected_cost']:.4f}"
 
 
 def _goal(result: Mapping[str, Any]) -> str:

@@ -187,14 +187,14 @@ def test_the_page_of_all_options_is_as_they_are_declared():
     assert PAGE.read_text(encoding="utf-8") == page(), "run make options"
 
 
-def test_the_help_of_finetune_has_headings_and_the_eight_most_used_first():
+def test_the_help_of_finetune_has_headings_and_the_most_used_first():
     text = CliRunner().invoke(cli, ["finetune", "--help"]).stdout
     headings = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     first = text.partition("Most used:")[2].partition("\n\n")[0]
 
     assert headings == [*GROUPS, "General"]
     assert [line.split()[0] for line in first.splitlines() if line.startswith("  --")] == [
-        *("--weights", "--data", "--budget", "--batch-size", "--epochs", "--lr", "--out", "--resume")
+        *("--weights", "--data", "--budget", "--batch-size", "--epochs", "--method", "--lr", "--out", "--resume")
     ]
     assert "Epochs with all gates open, before they are learned (part of --epochs)" in " ".join(text.split())
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l0prune.finetuning.freezing import Settling, measure_salience
+from l0prune.criteria.sensitivity import measure_salience
+from l0prune.finetuning.freezing import Settling
 from l0prune.finetuning.metrics import read_metrics
 
 values = st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=1, max_size=12)

@@ -25,6 +25,7 @@ def test_a_recipe_for_each_kind_of_addition():
     assert re.findall(r"^## Add an? (.+)$", TEXT, re.MULTILINE) == [
         "operation",
         "gate",
+        "criterion",
         "cost metric",
         "task",
         "option",

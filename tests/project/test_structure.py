@@ -20,7 +20,20 @@ ORDER = [
     *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "pictures"),
     *("run_directory", "measuring", "models", "tensor_names", "model_call", "recomputation", "input_sizes"),
     *("sources", "ops", "look"),
-    *("flow", "gates", "cost", "goals", "gated", "surgery", "tasks", "finetuning", "onnx", "compact", "bench"),
+    *(
+        "flow",
+        "gates",
+        "cost",
+        "goals",
+        "gated",
+        "criteria",
+        "surgery",
+        "tasks",
+        "finetuning",
+        "onnx",
+        "compact",
+        "bench",
+    ),
     *("verification", "study", "report", "cli"),
 ]
 # And these know even less.
