@@ -1,6 +1,6 @@
 """`l0prune bench`: latency of dense and compact in onnxruntime, measured in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from l0prune.options import Options, documented, option
 if TYPE_CHECKING:
     from l0prune.bench.report import BenchReport
 
-__all__ = ["BenchOptions", "bench_command", "bench_run"]
+__all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
 
 
 @documented
@@ -76,29 +76,53 @@ def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "Ben
     Raises:
         RunDirectoryError: if the run has no ONNX files yet.
     """
-    from l0prune.bench.benchmark import benchmark
-    from l0prune.compact import has_graph
     from l0prune.files import write_json
     from l0prune.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
-    files = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
-    missing = [file for file in files.values() if not file.exists()]
-    if missing and not (run.compact.exists() and not has_graph(run.compact)):
-        raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
-    report = bench_in_torch(path, options, trust=trust) if missing else benchmark(files, **vars(options))
+    report = bench_runs({"compact": path}, options, trust=trust)
     write_json(run.bench, report.to_json())
     return report
 
 
-def bench_in_torch(path: Path, options: BenchOptions, *, trust: bool) -> "BenchReport":
-    """Measure a run's dense and compact network as torch runs them."""
+def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool = False) -> "BenchReport":
+    """Measure the dense network of runs that have it in common, and the compact one of each, in turn.
+
+    Args:
+        paths: Name -> directory of a run that has been shrunk.
+        options: How long, and on what terms.
+        trust: Whether factories may run that only a run.json names.
+
+    Raises:
+        RunDirectoryError: if a run has no ONNX files yet.
+    """
+    from l0prune.bench.benchmark import benchmark
+    from l0prune.compact import has_graph
+    from l0prune.run_directory import RunDirectory
+
+    files, in_torch = {}, False
+    for name, path in paths.items():
+        run = RunDirectory(path)
+        forms = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
+        missing = [file for file in forms.values() if not file.exists()]
+        if missing and not (run.compact.exists() and not has_graph(run.compact)):
+            raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
+        in_torch = in_torch or bool(missing)
+        files = {"dense": forms["dense"], **files, name: forms["compact"]}
+    return bench_in_torch(paths, options, trust=trust) if in_torch else benchmark(files, **vars(options))
+
+
+def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool) -> "BenchReport":
+    """Measure the dense network of runs, and the compact one of each, as torch runs them."""
     from l0prune.bench.torch_models import benchmark_modules
 
-    note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
-    run = open_finished(path, trust=trust)
-    loaded = dense_model(run)
-    models = {"dense": loaded.model, "compact": compact_model(run, loaded)}
+    models = {}
+    for name, path in paths.items():
+        note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
+        run = open_finished(path, trust=trust)
+        loaded = dense_model(run)
+        models.setdefault("dense", loaded.model)
+        models[name] = compact_model(run, loaded)
     return benchmark_modules(models, loaded.example_inputs, **vars(options))
 
 

@@ -1,6 +1,8 @@
 """`l0prune finetune`: learn what to cut under a budget or at a price, cut it, recover; checked before anything is written."""
 
 import sys
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -9,9 +11,11 @@ import click
 
 from l0prune.cli.finetune_run import begin, resume_run
 from l0prune.cli.flags import (
+    Decorator,
     FilePath,
     GroupedCommand,
     GroupedOption,
+    apply,
     common_options,
     flag,
     flags_of,
@@ -35,7 +39,7 @@ from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import MOST_USED, RUN, TEACHING, Rule, require_kept
 
-__all__ = ["finetune_command"]
+__all__ = ["RULES", "finetune_command", "read_flags", "run_flags"]
 
 RULES = (
     Rule("overwrite", "{resume} continues the run, {overwrite} replaces it: give one of them"),
@@ -49,31 +53,35 @@ RULES = (
 )
 
 
+def run_flags(what: str) -> Decorator:
+    """Add the flags that say where training is written, whether it goes on there, and whether the dense network teaches.
+
+    Args:
+        what: Is written: "run" or "sweep".
+    """
+    most_used = {"cls": GroupedOption, "group": MOST_USED}
+    resume = f"Continue the {what} in --out; no other option is needed."
+    teach = "Let the dense network teach the gated and the cut one.  [default: on; off from scratch]"
+    flags = (
+        click.option("--out", type=FilePath(), required=True, help=f"Directory of the {what}.", **most_used),
+        click.option("--resume", is_flag=True, help=resume, **most_used),
+        click.option("--overwrite", is_flag=True, cls=GroupedOption, group=RUN, help=f"Replace the {what} in --out."),
+        click.option(
+            "--distillation/--no-distillation", "teach", default=None, cls=GroupedOption, group=TEACHING, help=teach
+        ),
+        trust_option,
+        threads_option,
+        common_options,
+    )
+    return partial(apply, flags)
+
+
 @click.command("finetune", cls=GroupedCommand)
 @click.argument("spec", metavar="[MODEL]", required=False)
 @flags_of(ModelOptions)
 @flags_of(RunOptions)
 @flags_of(FinetuneConfig)
-@click.option("--out", type=FilePath(), required=True, cls=GroupedOption, group=MOST_USED, help="Directory of the run.")
-@click.option(
-    "--resume",
-    is_flag=True,
-    cls=GroupedOption,
-    group=MOST_USED,
-    help="Continue the run in --out; no other option is needed.",
-)
-@click.option("--overwrite", is_flag=True, cls=GroupedOption, group=RUN, help="Replace the run in --out.")
-@click.option(
-    "--distillation/--no-distillation",
-    "teach",
-    default=None,
-    cls=GroupedOption,
-    group=TEACHING,
-    help="Let the dense network teach the gated and the cut one.  [default: on; off from scratch]",
-)
-@trust_option
-@threads_option
-@common_options
+@run_flags("run")
 @click.pass_context
 def finetune_command(
     ctx: click.Context,
@@ -91,20 +99,7 @@ def finetune_command(
     MODEL is a name such as resnet20, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2. The run is
     written to --out; an existing one is refused without --resume or --overwrite.
     """
-    typed = given(options)
-    flags = {"resume": resume, "overwrite": overwrite, "trust": trust}
-    said = typed | given({"teach": teach}) | {name: True for name, value in flags.items() if value}
-    require_kept(RULES, said, flag, click.UsageError)
-    off = ""  # what was typed for no distillation, where its weight was not
-    if teach is False:
-        off, typed["distillation"] = "--no-distillation", 0.0
-    elif "from_scratch" in typed and "distillation" not in typed:
-        off = "--from-scratch"
-    if not resume:
-        asked = {"distillation": 0.0, **typed} if off else typed
-        require_kept(
-            FinetuneConfig.rules, asked, lambda name, value: (value and off) or flag(name, value), click.UsageError
-        )
+    typed = read_flags(options, RULES, resume=resume, overwrite=overwrite, teach=teach, trust=trust)
     with working():
         if resume:
             result = resume_run(out, typed, trust=trust)
@@ -117,6 +112,45 @@ def finetune_command(
         cost = ", ".join(f"{metric}={cost:.4f}" for metric, cost in result["hard_costs"].items())
         click.echo(f"budget missed: the compact network costs {cost} of the dense one", err=True)
         ctx.exit(EXIT_BUDGET_MISSED)
+
+
+def read_flags(
+    options: Mapping[str, Any],
+    rules: Iterable[Rule],
+    *,
+    resume: bool,
+    overwrite: bool,
+    teach: bool | None,
+    trust: bool,
+) -> dict[str, Any]:
+    """The options that were typed, by name, after seeing that they go together.
+
+    Args:
+        options: Of the command, by name; what was not typed is None or empty.
+        rules: What may not go together.
+        resume: Whether something that is there goes on.
+        overwrite: Whether it is replaced.
+        teach: Whether the dense network teaches, where that was typed.
+        trust: Whether factories may run that were not typed.
+
+    Raises:
+        click.UsageError: names what does not.
+    """
+    typed = given(options)
+    flags = {"resume": resume, "overwrite": overwrite, "trust": trust}
+    said = typed | given({"teach": teach}) | {name: True for name, value in flags.items() if value}
+    require_kept(rules, said, flag, click.UsageError)
+    off = ""  # what was typed for no distillation, where its weight was not
+    if teach is False:
+        off, typed["distillation"] = "--no-distillation", 0.0
+    elif "from_scratch" in typed and "distillation" not in typed:
+        off = "--from-scratch"
+    if not resume:
+        asked = {"distillation": 0.0, **typed} if off else typed
+        require_kept(
+            FinetuneConfig.rules, asked, lambda name, value: (value and off) or flag(name, value), click.UsageError
+        )
+    return typed
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from l0prune.cli.process import EXIT_ERROR, describe, exit_with_one_line, make_s
 from l0prune.cli.report import plot_command, report_command
 from l0prune.cli.shrink import shrink_command
 from l0prune.cli.study import study_command
+from l0prune.cli.sweep import sweep_command
 from l0prune.cli.verify import verify_command
 
 __all__ = ["cli", "main"]
@@ -50,6 +51,7 @@ for command in (
     inspect_command,
     verify_command,
     finetune_command,
+    sweep_command,
     shrink_command,
     bench_command,
     eval_command,

@@ -12,7 +12,17 @@ from l0prune.cli.output import note, say, show, working
 if TYPE_CHECKING:
     from l0prune.report.histories import CostHistory
 
-__all__ = ["cost_command", "gates_command", "plot_command", "plot_costs", "plot_gates", "report_command", "report_run"]
+__all__ = [
+    "cost_command",
+    "gates_command",
+    "plot_command",
+    "plot_costs",
+    "plot_gates",
+    "plot_sweep",
+    "report_command",
+    "report_run",
+    "sweep_plot_command",
+]
 
 
 @click.command("report")
@@ -83,6 +93,39 @@ def cost_command(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
     with working():
         result = plot_costs(paths, out)
     show(result, as_json, lambda: say(result["picture"]))
+
+
+@plot_command.command("sweep")
+@click.argument("path", metavar="SWEEP", type=FilePath())
+@picture_option("sweep.svg")
+@common_options
+def sweep_plot_command(path: Path, out: Path, as_json: bool) -> None:
+    """Score over cost and time, for the networks of a finished sweep."""
+    with working():
+        result = plot_sweep(path, out)
+    show(result, as_json, lambda: say(result["picture"]))
+
+
+def plot_sweep(path: Path, out: Path) -> dict[str, Any]:
+    """Draw the networks of a sweep; plain data.
+
+    Raises:
+        RunDirectoryError: no sweep, or it has not finished.
+        ConfigError: `out` names no picture, or matplotlib is not installed.
+    """
+    from l0prune.errors import RunDirectoryError
+    from l0prune.pictures import require_picture_name, save_picture
+    from l0prune.report.sweep_plot import draw_sweep
+    from l0prune.sweep_directory import SweepDirectory
+
+    require_picture_name(out)
+    record = SweepDirectory(path).read()
+    if record.result is None:
+        raise RunDirectoryError(
+            f"{path}: the sweep is {record.status}, not finished; continue it with `l0prune sweep --out {path} --resume`"
+        )
+    save_picture(draw_sweep(record.result), out)
+    return {"sweep": str(path), "picture": str(out), "points": [point.name for point in record.result.points]}
 
 
 def plot_gates(path: Path, out: Path, *, of: str = "probability") -> dict[str, Any]:

@@ -18,7 +18,16 @@ ROOT = Path(__file__).parents[2]
 # A part may import the parts before it, never one after it.
 ORDER = [
     *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "pictures"),
-    *("run_directory", "measuring", "models", "tensor_names", "model_call", "recomputation", "input_sizes"),
+    *(
+        "run_directory",
+        "sweep_directory",
+        "measuring",
+        "models",
+        "tensor_names",
+        "model_call",
+        "recomputation",
+        "input_sizes",
+    ),
     *("sources", "ops", "look"),
     *(
         "flow",
