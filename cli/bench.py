@@ -16,6 +16,8 @@ from l0prune.machine import most_threads
 from l0prune.options import Options, documented, option
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from l0prune.bench.report import BenchReport
 
 __all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
@@ -100,7 +102,8 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
     from l0prune.compact import has_graph
     from l0prune.run_directory import RunDirectory
 
-    files, in_torch = {}, False
+    files: dict[str, Path] = {}
+    in_torch = False
     for name, path in paths.items():
         run = RunDirectory(path)
         forms = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
@@ -116,7 +119,7 @@ def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: b
     """Measure the dense network of runs, and the compact one of each, as torch runs them."""
     from l0prune.bench.torch_models import benchmark_modules
 
-    models = {}
+    models: dict[str, nn.Module] = {}
     for name, path in paths.items():
         note(f"{path}: no ONNX file can hold this network (see `l0prune shrink {path}`), so torch itself is timed")
         run = open_finished(path, trust=trust)

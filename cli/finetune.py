@@ -59,7 +59,7 @@ def run_flags(what: str) -> Decorator:
     Args:
         what: Is written: "run" or "sweep".
     """
-    most_used = {"cls": GroupedOption, "group": MOST_USED}
+    most_used: dict[str, Any] = {"cls": GroupedOption, "group": MOST_USED}
     resume = f"Continue the {what} in --out; no other option is needed."
     teach = "Let the dense network teach the gated and the cut one.  [default: on; off from scratch]"
     flags = (

@@ -130,8 +130,10 @@ def train_or_resume(run: "RunDirectory", prepared: Prepared, *, argv: Sequence[s
             return record.result
         run.set_status("running")
     else:
-        record_parts = prepared.request.to_record()
-        run = RunDirectory.create(run.path, argv=argv, **record_parts, seed=prepared.request.training.seed)
+        request = prepared.request
+        run = RunDirectory.create(
+            run.path, argv=argv, seed=request.training.seed, overwrite=False, **request.to_record()
+        )
     train(run, prepared, resume=begun, part_of=part_of)
     return run.read().result or {}
 

@@ -18,6 +18,7 @@ from l0prune.tasks.registry import task_names
 
 if TYPE_CHECKING:
     from l0prune.run_directory import RunRecord
+    from l0prune.sweep_directory import SweepRecord
 
 __all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options"]
 
@@ -217,8 +218,8 @@ class FinetuneRequest:
         }
 
     @classmethod
-    def from_record(cls, record: "RunRecord") -> "FinetuneRequest":
-        """What a run was asked for. Options that came after it have their defaults.
+    def from_record(cls, record: "RunRecord | SweepRecord") -> "FinetuneRequest":
+        """What a run, or each of a sweep, was asked for. Options that came after it have their defaults.
 
         Raises:
             FileFormatError: if a part has unknown keys or values of another kind.
