@@ -9,6 +9,7 @@ SEED ?= 0
 COVERAGE_ARGS ?=
 DATA ?= npz:mnist.npz
 MNIST_ARGS ?=
+COMPARE_ARGS ?= --study check
 MINUTES ?= 5
 FUZZ_ARGS ?=
 VENV := .venv
@@ -24,7 +25,7 @@ LOOSE_MYPY = MYPYPATH=$(CURDIR)/tests/helpers:$(CURDIR)/tests/tasks:$(CURDIR)/be
 TEST_ERRORS = arg-type assignment attr-defined comparison-overlap dict-item index method-assign misc operator override return-value \
 	type-var union-attr var-annotated
 
-.PHONY: help install demo test lint types types-all unit test-slow coverage coverage-models mutation-rules operations options bench-alignment bench-own-loop bench-step bench-gates bench-mnist fuzz clean
+.PHONY: help install demo test lint types types-all unit test-slow coverage coverage-models mutation-rules operations options bench-alignment bench-own-loop bench-step bench-gates bench-mnist bench-compare fuzz clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -104,6 +105,9 @@ fuzz: $(INSTALLED) ## damaged files for every reader: make fuzz MINUTES=10
 
 bench-mnist: $(INSTALLED) ## LeNets as in the L0 papers; docs/mnist.md (hours, goes on where it stopped): make bench-mnist DATA=npz:mnist.npz
 	$(BIN)/python benchmarks/mnist_l0.py $(DATA) $(MNIST_ARGS)
+
+bench-compare: $(INSTALLED_MODELS) ## gates against every criterion: docs/benchmarks.md (hours, goes on where it stopped): make bench-compare COMPARE_ARGS='--data CIFAR10.npz --checkpoints DIR'
+	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
 
 clean: ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-run
