@@ -66,7 +66,7 @@ def numbers(kind: type) -> Any:
 @click.option("--epochs", default="", callback=numbers(float), help="Lengths of the run.")
 @click.option("--seeds", default="", callback=numbers(int), help="Of the run.")
 @click.option(
-    "--rates", default="", callback=numbers(str), help="To choose from, instead of three; default: the product's own."
+    "--rates", default="", help="To choose from in place of each network's three; default leaves them to the product."
 )
 @click.option("--any-code", is_flag=True, help="Rows that an earlier version of the code has run count as well.")
 @click.option("--again", is_flag=True, help="Also rows that ended with an error.")
@@ -80,7 +80,7 @@ def main(
     out: Path,
     work: Path,
     studies: tuple[str, ...],
-    rates: tuple[str, ...],
+    rates: str,
     any_code: bool,
     again: bool,
     jobs: int,
@@ -90,7 +90,8 @@ def main(
 ) -> None:
     known = {name: path for name, path in (("cifar10", data), ("mnist", mnist)) if path is not None}
     files = Files(checkpoints, known, work)
-    comparison = Comparison(files, out, rates=rates, any_code=any_code, again=again, jobs=jobs)
+    given = None if not rates else () if rates == "default" else tuple(float(rate) for rate in rates.split(","))
+    comparison = Comparison(files, out, rates=given, any_code=any_code, again=again, jobs=jobs)
     for name in selected["networks"]:
         if name not in NETWORKS:
             raise click.BadParameter(f"{name!r}: expected some of {', '.join(NETWORKS)}", param_hint="--only")
@@ -119,7 +120,7 @@ class Comparison:
     Attributes:
         files: Where networks and data are.
         out: The records, one a line.
-        rates: Learning rates to choose from in place of each network's; ("default",) leaves it to the product.
+        rates: Learning rates to choose from in place of each network's; none at all leaves it to the product.
         any_code: Whether records of another version of the code count.
         again: Whether those of rows that ended with an error do not.
         jobs: Rows at a time.
@@ -127,7 +128,7 @@ class Comparison:
 
     files: Files
     out: Path
-    rates: tuple[str, ...] = ()
+    rates: tuple[float, ...] | None = None
     any_code: bool = False
     again: bool = False
     jobs: int = 1
@@ -161,10 +162,9 @@ class Comparison:
                 stop_running()
                 raise
 
-    def rates_of(self, case: Case) -> tuple[float | None, ...]:
-        """What a row's rate is chosen from."""
-        given = tuple(None if rate == "default" else float(rate) for rate in self.rates)
-        return given or NETWORKS[case.network].rates
+    def rates_of(self, case: Case) -> tuple[float, ...]:
+        """What a row's rate is chosen from; nothing leaves it to the product."""
+        return NETWORKS[case.network].rates if self.rates is None else self.rates
 
     def trials_of(self, asked: Sequence[Case]) -> list[Case]:
         """The runs that choose rates."""
@@ -178,10 +178,8 @@ class Comparison:
     def rate_of(self, case: Case) -> float | None:
         """The rate of a row."""
         rates = self.rates_of(case)
-        if not case.epochs:
-            return None
-        if len(rates) == 1:
-            return rates[0]
+        if not case.epochs or len(rates) < 2:
+            return rates[0] if case.epochs and rates else None
         done = self.done()
         tried = [done.get(self.key(trial)) for trial in tuning_cases(case, rates)]
         return choose_rate(record for record in tried if record is not None)

@@ -213,7 +213,7 @@ def measure(run: Path, environment: Mapping[str, str]) -> dict[str, Any]:
 
 def widths(compact: Path) -> dict[str, int]:
     """Outputs of every matrix and filter of a compact network, by the name of the weight."""
-    found = {}
+    found: dict[str, int] = {}
     for file in sorted(compact.glob("*.safetensors")):
         with safe_open(file, "pt") as content:
             shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118 - no mapping
@@ -225,7 +225,7 @@ class CommandError(Exception):
     """A command ended with an error; the message is its last line."""
 
 
-_RUNNING: set[subprocess.Popen[str]] = set()
+_RUNNING: set[subprocess.Popen[bytes]] = set()
 
 
 def stop_running() -> None:

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def main(out: Path, names: tuple[str, ...], minilm: Path | None, sst2: Path | No
     for name, recipe in RECIPES.items():
         needed = [recipe.data, *filter(None, [recipe.start])]
         if all(files[key] for key in needed) and (not names or name in names):
-            once(out, name, lambda recipe=recipe, name=name: image_network(recipe, out / name, files))
+            once(out, name, partial(image_network, recipe, out / name, files))
     if minilm and sst2 and (not names or HF_MODEL in names):
-        once(out, HF_MODEL, lambda: text_network(minilm, sst2, out))
+        once(out, HF_MODEL, partial(text_network, minilm, sst2, out))
 
 
 def once(out: Path, name: str, make: Callable[[], dict[str, Any]]) -> None:
@@ -125,7 +126,7 @@ def image_network(recipe: Recipe, path: Path, files: dict[str, str | None]) -> d
         train.set_epoch(epoch)
         model.train()
         for x, y in train:
-            take_step(lambda x=x: model(x), y, optimizer, schedule, bf16=recipe.bf16)
+            take_step(partial(model, x), y, optimizer, schedule, bf16=recipe.bf16)
         score = Classification().evaluate(model.eval(), test)
         click.echo(f"{path.name}: epoch {epoch + 1} of {recipe.epochs}, test accuracy {score:.2f} %")
     save_weights(model, path.with_suffix(".safetensors"))
@@ -172,7 +173,7 @@ def text_network(minilm: Path, sst2: Path, out: Path, *, epochs: int = 2, lr: fl
         for name in ("input_ids", "attention_mask"):
             arrays[f"{name}_{part}"] = tokens[name].astype(np.int64)
         arrays[f"y_{part}"] = np.array([int(row["label"]) for row in rows])
-    np.savez_compressed(out / "sst2.npz", **arrays)
+    np.savez_compressed(out / "sst2.npz", **arrays)  # type: ignore[arg-type]
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     score = 0.0
     steps = epochs * -(-len(tensors["y_train"]) // 32)
@@ -181,8 +182,8 @@ def text_network(minilm: Path, sst2: Path, out: Path, *, epochs: int = 2, lr: fl
     for epoch in range(epochs):
         model.train()
         for rows_ in torch.randperm(len(tensors["y_train"])).split(32):
-            call = text_call(model, tensors, "train", rows_)
-            take_step(lambda call=call: call().logits, tensors["y_train"][rows_], optimizer, schedule)
+            call = partial(text_logits, model, tensors, "train", rows_)
+            take_step(call, tensors["y_train"][rows_], optimizer, schedule)
         score = text_accuracy(model, tensors)
         click.echo(f"{HF_MODEL}: epoch {epoch + 1} of {epochs}, dev accuracy {score:.2f} %")
     model.save_pretrained(out / HF_MODEL)
@@ -197,12 +198,12 @@ def text_network(minilm: Path, sst2: Path, out: Path, *, epochs: int = 2, lr: fl
     }
 
 
-def text_call(model: nn.Module, tensors: dict[str, Tensor], part: str, rows: Tensor) -> Callable[[], Any]:
-    """A call of the model on some sentences, without the columns that only pad them."""
+def text_logits(model: nn.Module, tensors: dict[str, Tensor], part: str, rows: Tensor) -> Tensor:
+    """Logits of some sentences, which are read without the columns that only pad them."""
     mask = tensors[f"attention_mask_{part}"][rows]
     length = int(mask.sum(1).max())
     ids = tensors[f"input_ids_{part}"][rows]
-    return lambda: model(input_ids=ids[:, :length], attention_mask=mask[:, :length])
+    return model(input_ids=ids[:, :length], attention_mask=mask[:, :length]).logits
 
 
 def text_accuracy(model: nn.Module, tensors: dict[str, Tensor]) -> float:
@@ -211,7 +212,7 @@ def text_accuracy(model: nn.Module, tensors: dict[str, Tensor]) -> float:
     right = 0
     with torch.no_grad():
         for rows in torch.arange(len(tensors["y_test"])).split(64):
-            logits = text_call(model, tensors, "test", rows)().logits
+            logits = text_logits(model, tensors, "test", rows)
             right += int((logits.argmax(1) == tensors["y_test"][rows]).sum())
     return 100 * right / len(tensors["y_test"])
 

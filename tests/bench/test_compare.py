@@ -259,7 +259,7 @@ def test_an_error_is_a_result_until_it_is_asked_for_again(comparison):
 
 def test_a_list_says_what_is_missing_and_how_long_it_takes_by_rows_that_were_measured(comparison, capsys):
     asked = [Case("resnet20", "gates", 0.5, 6.0, seed) for seed in (0, 1)]
-    comparison = replace(comparison, rates=("0.03",), jobs=2)
+    comparison = replace(comparison, rates=(0.03,), jobs=2)
     comparison.run(asked[:1])
     capsys.readouterr()
 
