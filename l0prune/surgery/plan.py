@@ -125,6 +125,23 @@ class SurgeryPlan:
         cut = self.tensors.get(name)
         return folded.clone() if cut is None else cut.select(folded)
 
+    def write_back_(self, name: str, dense: Tensor, compact: Tensor) -> None:
+        """Write a compact tensor to its place in the dense one, which times its gates is then what the compact one is.
+
+        Args:
+            name: Of the tensor.
+            dense: Changes where it is kept; its gates are not 0 there.
+            compact: As `compact_tensor` cut it, perhaps with other numbers.
+        """
+        cut = self.tensors.get(name, TensorCut(tuple(dense.shape), {}))
+        for (parameter, dim), factors in self.folds.items():
+            if parameter == name:
+                shape = [1] * compact.dim()
+                shape[dim] = -1
+                kept = factors[to_indices(cut.kept[dim])] if dim in cut.kept else factors
+                compact = compact / torch.from_numpy(kept).to(compact).view(shape)
+        cut.scatter_(dense, compact)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for surgery.json; the folded factors are in the weights and not repeated."""
         content = {
