@@ -1,6 +1,6 @@
 """A model with its data and its task: batches to train and test on, and what a network scores there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from l0prune.errors import DataError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATION_BATCH", "Case"]
 
 EVALUATION_BATCH = 250
+MOST_GROUPS, FEWEST_ROWS = 20, 5
+"""Groups that the error of a score is estimated from, and rows that each of them has at least."""
 PADDED_SHARE = 16  # a crop moves an image by up to a sixteenth of its height: 2 of 32 pixels
 
 
@@ -125,6 +127,37 @@ class Case:
             pairs=self.task.pairs,
         )
         return self.task.evaluate(model, batches, dense=self.dense)
+
+    def error(self, model: "nn.Module | Callable[..., Any]") -> float | None:
+        """Standard error of the score: the data in a few groups, and how their scores spread. None for few rows."""
+        import numpy as np
+
+        from l0prune.sources.held_out import take
+
+        n = len(self.data.y_test)
+        n_groups = min(MOST_GROUPS, n // FEWEST_ROWS)
+        if n_groups < 2:
+            return None
+        groups = [np.arange(start, n, n_groups) for start in range(n_groups)]
+        parts = [replace(self.data, x_test=take(self.data.x_test, g), y_test=self.data.y_test[g]) for g in groups]
+        scores = np.array([replace(self, data=part).score(model) for part in parts])
+        error = float(scores.std(ddof=1) / n_groups**0.5)
+        return error if np.isfinite(error) else None
+
+    def apart(self, place: str, *, seed: int) -> "tuple[Case, Case]":
+        """The same with rows set apart: a case that trains on the rest and is scored on them, and one on the test data left.
+
+        Args:
+            place: Where the rows are taken from: "train" or "test".
+            seed: Decides which.
+
+        Raises:
+            DataError: there are too few.
+        """
+        from l0prune.sources.held_out import set_apart
+
+        data = set_apart(self.data, place, seed=seed)
+        return replace(self, data=data.deciding), replace(self, data=data.judging)
 
     def evaluate(self, model: "nn.Module") -> dict[str, float]:
         """The score by its name, as `l0prune.finetune` wants it."""

@@ -124,6 +124,8 @@ def evaluate_run(
         task, arguments = own.task, {**own.task_args, **arguments}
     loaded = dense_model(run)
     case = load_case(loaded, run.request.model, spec, task=task, task_args=arguments)
+    if data_spec is None and own.held_out is not None:
+        _, case = case.apart(own.held_out, seed=run.request.training.seed)  # what has decided does not judge
     scores = {"dense": case.score(loaded.model, batch_size=batch_size)}
     compact = compact_forms(run, loaded)
     scores["gated"] = case.score(gated_model(run, loaded), batch_size=batch_size)

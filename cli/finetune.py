@@ -34,6 +34,7 @@ from l0prune.cli.output import (
     working,
 )
 from l0prune.cli.process import EXIT_BUDGET_MISSED
+from l0prune.cli.quality_run import begin_search, is_search, resume_search
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig
@@ -48,7 +49,13 @@ RULES = (
     Rule("distillation", "{teach=False} leaves nothing for {distillation} to do: give one of them"),
     Rule("spec", "{spec} is missing", unless=("spec", "resume")),
     Rule("data", "{data} is missing", unless=("data", "resume")),
-    Rule("budget", "{budget} or {penalty} is missing", unless=("budget", "penalty", "resume")),
+    Rule("budget", "{budget}, {quality} or {penalty} is missing", unless=("budget", "quality", "penalty", "resume")),
+    Rule("quality", "{quality} looks for the smallest {budget}: give one of them"),
+    Rule("quality", "{quality} looks for the smallest budget, and {penalty} sets none: give one of them"),
+    Rule(
+        "quality", "{from_scratch} starts with an untrained network, which has no quality to keep: leave out {quality}"
+    ),
+    Rule("quality_runs", "{quality_runs} is for a search: give {quality} as well", unless=("quality", "resume")),
     Rule("penalty", "{budget} finds the price of open gates, {penalty} fixes it: give one of them"),
 )
 
@@ -94,7 +101,7 @@ def finetune_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Learn what to cut under a budget or penalty, cut, and recover.
+    """Learn what to cut under a budget or penalty, cut, and recover; or find the smallest budget that keeps a quality.
 
     MODEL is a name such as resnet20, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory or FILE.pt2. The run is
     written to --out; an existing one is refused without --resume or --overwrite.
@@ -102,9 +109,10 @@ def finetune_command(
     typed = read_flags(options, RULES, resume=resume, overwrite=overwrite, teach=teach, trust=trust)
     with working():
         if resume:
-            result = resume_run(out, typed, trust=trust)
+            result = (resume_search if is_search(out) else resume_run)(out, typed, trust=trust)
         else:
-            result = begin(out, FinetuneRequest.asked(typed), argv=sys.argv, overwrite=overwrite)
+            start = begin_search if "quality" in typed else begin
+            result = start(out, FinetuneRequest.asked(typed), argv=sys.argv, overwrite=overwrite)
     if result is None:  # another process of the same run prints
         return
     show(result, as_json, lambda: print_result(result))
@@ -165,4 +173,32 @@ def print_result(result: dict[str, Any]) -> None:
     if result["doubts"]:
         say(result["doubts"])
     say_what_was_lost(result)
+    if result["held_out"]:
+        print_held_out(result)
     say(f"Next: l0prune shrink {quote(result['run'])}")
+
+
+def print_held_out(result: Mapping[str, Any]) -> None:
+    """What was decided on rows held out, and which networks were tried, where there was a search."""
+    found = result.get("quality")
+    place = {"train": "training", "test": "test"}[result["held_out"]]
+    if not found:
+        say(f"Scores are of {result['n_scored']} rows held out of the {place} data.")
+        return
+    rows = [
+        (
+            tried["budget"],
+            f"{tried['hard_cost']:.3f}",
+            score_text(tried["score"], result),
+            "kept" if tried["kept"] else "not kept",
+        )
+        for tried in sorted(found["runs"], key=lambda tried: -tried["hard_cost"])
+    ]
+    title = f"{found['asked']} on {found['n']} rows held out of the {place} data"
+    header = ("", "MACs kept", metric_text(result), "")
+    print_table(console(), title, header, [("dense", "1.000", score_text(found["dense"], result), ""), *rows])
+    error = "" if found["error"] is None else f", with a standard error of {found['error']:.2g}"
+    limit = "; more runs (--quality-runs) would look between them" if found["at_the_limit_of_runs"] else ""
+    cheaper = f"{found['next_cheaper']} does not" if found["next_cheaper"] else "nothing cheaper was tried"
+    say(f"{result['budget']} keeps it at {score_text(found['score'], result)}{error}; {cheaper}{limit}.")
+    say(f"The first table is of the {result['n_scored']} rows of test data that decided nothing.")

@@ -1,5 +1,6 @@
 """A fine-tuning run from request to result: check everything, begin on disk, train, note how it ended."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +13,24 @@ from l0prune.cli.prepared import Prepared, calls_of, is_main_process, prepare
 from l0prune.cli.process import Interrupted
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import remember, require_typed
-from l0prune.errors import RunDirectoryError
+from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from l0prune.finetuning.results import FinetuneResult
     from l0prune.run_directory import RunDirectory
+    from l0prune.sweep_directory import SweepDirectory
 
-__all__ = ["begin", "require_typed_calls", "resume_run", "train", "train_or_resume"]
+__all__ = [
+    "begin",
+    "noting_how_the_whole_ends",
+    "require_one_process",
+    "require_typed_calls",
+    "resume_run",
+    "train",
+    "train_or_resume",
+]
 
 
 def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite: bool) -> dict[str, Any] | None:
@@ -167,6 +177,36 @@ def train(
 
 
 @contextmanager
+def noting_how_the_whole_ends(whole: "RunDirectory | SweepDirectory", again: str) -> "Iterator[None]":
+    """Keep the record of what has runs of its own true when it ends early.
+
+    Args:
+        whole: Its directory.
+        again: The command that continues it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        whole.set_status("interrupted")
+        raise Interrupted(f"continue with `{again}`") from interrupt
+    except Exception:  # whatever ends it is written down, and raised again
+        whole.set_status("failed")
+        raise
+
+
+def require_one_process(what: str) -> None:
+    """See that no other process shares the work.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"{what} runs in one process: leave out `accelerate launch`, or launch `l0prune finetune` for each budget"
+        )
+
+
+@contextmanager
 def noting_the_end(run: "RunDirectory", part_of: str | None = None) -> "Iterator[None]":
     """Keep run.json true when training ends early; a run without a checkpoint leaves nothing behind.
 
@@ -206,6 +246,8 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     about = prepared.case.described()
     return {
         **result.to_json(),
+        "held_out": prepared.request.run.held_out,
+        "n_scored": len(prepared.case.data.y_test),
         "from_scratch": prepared.request.run.from_scratch,
         **about,
         "dense": prepared.dense_score,

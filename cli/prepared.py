@@ -157,7 +157,10 @@ def share(request: FinetuneRequest) -> Shared:
     choose_device(run.device)
     loaded = load(request.model, seed=request.initial_seed)
     case = load_case(loaded, request.model, run.data, task=run.task, task_args=run.task_args)
-    return Shared(request, case, traced(loaded, run))
+    flow = traced(loaded, run)
+    if run.held_out is not None:
+        case, _ = case.apart(run.held_out, seed=settings.seed)
+    return Shared(request, case, flow)
 
 
 def goal_of(options: RunOptions) -> "Goal":

@@ -109,6 +109,13 @@ class RunOptions(Options):
         joined=True,
         metavar="METRIC=KEEP",
     )
+    quality: str = option(
+        "",
+        "Score to keep instead of a cost, as in 'accuracy>=91' or 'loss<=0.3': the cheapest network that keeps it on data held"
+        " out is looked for, in several runs.",
+        group=MOST_USED,
+        metavar="'METRIC>=X'",
+    )
     penalty: str = option(
         "",
         "Lambda of the L0 paper, instead of a budget, as in lambda=0.1, or for the inputs of a layer, as in fc1=10; repeatable.",
@@ -143,6 +150,15 @@ class RunOptions(Options):
         joined=True,
         metavar="RATE|NAME=RATE",
         shown="nearly open",
+    )
+    quality_runs: int = option(5, "Runs that a search for a quality may take.", group=RUN, within="[1, inf)")
+    held_out: str | None = option(
+        None,
+        "Rows that judge the network while it is made, 5000 at most: a tenth of the training data, which are not trained on, or"
+        " half of the test data.",
+        group=RUN,
+        choices=("train", "test"),
+        shown="none: the test data; in a search, train, or test where the dense network has learned the training data",
     )
     device: str = option("auto", "Where to train.", group=RUN, choices=("auto", "cpu", "cuda"))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_command"]
 
-OF_ONE_RUN = ("budget", "penalty")
+OF_ONE_RUN = ("budget", "penalty", "quality", "quality_runs")
 SWEEP_RULES = (
     *(rule for rule in RULES if not any(f"{{{name}}}" in rule.sentence for name in OF_ONE_RUN)),
     Rule("budget", "{budget} is missing", unless=("budget", "resume")),

@@ -1,30 +1,30 @@
 """A sweep from request to result: look over every budget, train one after another, cut, measure and draw them together."""
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.bench import BenchOptions, bench_runs
-from l0prune.cli.finetune_run import require_typed_calls, train_or_resume
+from l0prune.cli.finetune_run import (
+    noting_how_the_whole_ends,
+    require_one_process,
+    require_typed_calls,
+    train_or_resume,
+)
 from l0prune.cli.output import note
 from l0prune.cli.prepared import DenseWeights, Prepared, Shared, calls_of, share
-from l0prune.cli.process import Interrupted
 from l0prune.cli.request import FinetuneRequest
 from l0prune.cli.shrink import shrink_run
 from l0prune.cli.trust import remember
 from l0prune.errors import ConfigError, RunDirectoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from l0prune.bench.report import BenchReport
     from l0prune.sweep_directory import SweepDirectory, SweepPoint, SweepResult
 
-__all__ = ["begin_sweep", "points_of", "require_one_process", "resume_sweep"]
+__all__ = ["begin_sweep", "points_of", "resume_sweep"]
 
 
 def begin_sweep(
@@ -113,18 +113,6 @@ def resume_sweep(
         return run_points(sweep, shared, prepared, bench=bench, trust=trust)
 
 
-def require_one_process(what: str) -> None:
-    """See that no other process shares the work.
-
-    Raises:
-        ConfigError: one does.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            f"{what} runs in one process: leave out `accelerate launch`, or launch `l0prune finetune` for each budget"
-        )
-
-
 def points_of(request: FinetuneRequest, budgets: Sequence[str]) -> dict[str, FinetuneRequest]:
     """The runs of a sweep by the names of their budgets.
 
@@ -160,7 +148,7 @@ def run_points(
     weights = DenseWeights.of(shared.case.loaded.model)
     argv = sweep.read().argv
     figures = {}
-    with noting_how_it_ends(sweep, again):
+    with noting_how_the_whole_ends(sweep, again):
         for place, (name, looked_over) in enumerate(points.items(), start=1):
             note(f"{name} ({place} of {len(points)})")
             weights.restore_(shared.case.loaded.model)
@@ -176,19 +164,6 @@ def run_points(
         draw(sweep, result)
         sweep.set_status("finished", result=result)
     return result
-
-
-@contextmanager
-def noting_how_it_ends(sweep: "SweepDirectory", again: str) -> "Iterator[None]":
-    """Keep sweep.json true when it ends early."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        sweep.set_status("interrupted")
-        raise Interrupted(f"continue with `{again}`") from interrupt
-    except Exception:  # whatever ends it is written down, and raised again
-        sweep.set_status("failed")
-        raise
 
 
 def bench_points(sweep: "SweepDirectory", names: Sequence[str], *, trust: bool) -> "BenchReport":

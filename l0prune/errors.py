@@ -60,6 +60,10 @@ class BudgetInfeasibleError(L0PruneError):
     """The budget is below what the gates can reach."""
 
 
+class QualityMissedError(L0PruneError):
+    """No network that was tried keeps the quality asked for."""
+
+
 class PlanMismatchError(L0PruneError):
     """A surgery plan was made for another dense model."""
 

@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     @property
+    def tries(self) -> Path:
+        """Folder of the runs of a search, each named after its budget."""
+        return self.path / "tries"
+
+    @property
     def compact(self) -> Path:
         """Folder of the compact model."""
         return self.path / "compact"
@@ -114,7 +119,7 @@ class RunDirectory:
         """Everything a run writes; run.json last, without which the rest is no run."""
         aside = [self.path / f"checkpoint.{suffix}" for suffix in ("partial", "previous")]
         return (
-            *(self.metrics, self.checkpoint, *aside),
+            *(self.metrics, self.checkpoint, *aside, self.tries),
             *(self.compact, self.onnx, self.bench, self.report, self.record_path),
         )
 
@@ -241,12 +246,15 @@ class RunDirectory:
         with reading(self.record_path, kind, remedy=remedy):
             return RunRecord.from_json(read_json(self.record_path, kind, remedy=remedy), source=str(self.record_path))
 
-    def set_status(self, status: str, *, result: Mapping[str, Any] | None = None) -> RunRecord:
+    def set_status(
+        self, status: str, *, result: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+    ) -> RunRecord:
         """Write how the run stands.
 
         Args:
             status: One of `STATUSES`.
             result: Figures to keep, JSON values; None leaves those that are there.
+            config: The configuration, as far as it is other than it was; JSON values.
 
         Returns:
             The new record.
@@ -257,13 +265,16 @@ class RunDirectory:
         if status not in STATUSES:
             raise RunDirectoryError(f"a run cannot be {status!r}: choose one of {', '.join(STATUSES)}")
         record = self.read()
-        record = replace(record, status=status, result=record.result if result is None else dict(result))
+        result = record.result if result is None else dict(result)
+        record = replace(record, status=status, result=result, config={**record.config, **(config or {})})
         write_whole(self.record_path, _dump(record))
         return record
 
     def discard(self) -> None:
         """Remove what a run that failed before its first checkpoint has left; other files and a used run stay."""
         if any(path.exists() for path in (self.checkpoint, self.path / "checkpoint.previous", self.compact)):
+            return
+        if self.tries.exists():
             return
         for own in self.own_files:
             remove(own)

@@ -65,6 +65,7 @@ class Stage:
         elsewhere = self._decay.parameters if self._decay is not None else ()
         self.optimizer = build_optimizer(model, config, lr=0.0, elsewhere=elsewhere)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.zero_grad(set_to_none=True)  # of what the network was trained in before
         self._clip = GradientClip(config.grad_clip, config.grad_spike)
         self._task = task
         self._sites = sites

@@ -142,6 +142,8 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
         f"{_goal(result)}: hard cost {result['hard_cost']:.4f} of dense, {_chosen(result)};"
         f" {result['n_open']} of {result['n_gates']} units stayed open."
     ]
+    if result.get("held_out"):
+        notes.append(_held_out(result))
     if result.get("doubts"):
         notes.append(str(result["doubts"]))
     if result.get("cut_again"):
@@ -160,6 +162,18 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
     else:
         notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
     return notes
+
+
+def _held_out(result: Mapping[str, Any]) -> str:
+    """What was decided, and is drawn, on rows held out."""
+    found, place = result.get("quality"), {"train": "training", "test": "test"}[result["held_out"]]
+    if not found:
+        return f"All scores are of {result['n_scored']} rows held out of the {place} data."
+    return (
+        f"{found['asked']} was decided on {found['n']} rows held out of the {place} data, where the network scores"
+        f" {found['score']:.4g} and the dense one {found['dense']:.4g}; {len(found['runs'])} networks were tried. The table is of"
+        f" {result['n_scored']} rows of test data that decided nothing, the score over the steps of the rows held out."
+    )
 
 
 def _chosen(result: Mapping[str, Any]) -> str:
@@ -184,7 +198,8 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
         charts += _cost_charts(lines, Budgets.parse(result["budget"]).metrics if result["budget"] else ())
         charts += _gate_charts(lines)
     if result["history"]:
-        dense = None if result.get("from_scratch") else result["dense"]
+        judged = result.get("quality") or result  # in a search, the rows held out, until the end
+        dense = None if result.get("from_scratch") else judged["dense"]
         charts.append(Chart(result["metric"].capitalize(), score_chart(result["history"], result["metric"], dense)))
     plan = _read_plan(run)
     if plan is not None:

@@ -109,7 +109,7 @@ def test_gates_that_need_a_budget_refuse_a_penalty(tmp_path):
     ("goal", "words"),
     [
         (["--budget", "macs=0.5", "--penalty", "lambda=1"], "give one of them"),
-        ([], "--budget or --penalty is missing"),
+        ([], "--budget, --quality or --penalty is missing"),
         (["--penalty", "lambda=1", "--from-scratch", "--distillation"], "which cannot teach: leave out --distillation"),
     ],
 )

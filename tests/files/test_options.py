@@ -194,7 +194,18 @@ def test_the_help_of_finetune_has_headings_and_the_most_used_first():
 
     assert headings == [*GROUPS, "General"]
     assert [line.split()[0] for line in first.splitlines() if line.startswith("  --")] == [
-        *("--weights", "--data", "--budget", "--batch-size", "--epochs", "--method", "--lr", "--out", "--resume")
+        *(
+            "--weights",
+            "--data",
+            "--budget",
+            "--quality",
+            "--batch-size",
+            "--epochs",
+            "--method",
+            "--lr",
+            "--out",
+            "--resume",
+        )
     ]
     assert "Epochs with all gates open, before they are learned (part of --epochs)" in " ".join(text.split())
 

@@ -212,6 +212,17 @@ def test_the_same_seed_gives_the_same_network_and_another_one_another():
     assert not torch.equal(first.gated.gates.log_alpha, third.gated.gates.log_alpha)
 
 
+def test_gradients_that_earlier_training_left_are_none_of_the_runs():
+    clean, left = gated_net(), gated_net()
+    for parameter in left.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first, second = run(clean), run(left)
+
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.compact.state_dict().values(), second.compact.state_dict().values())
+    )
+
+
 def test_the_callers_random_numbers_are_left_alone():
     gated = gated_net()
     torch.manual_seed(5)

@@ -38,6 +38,7 @@ ORDER = [
         "criteria",
         "surgery",
         "tasks",
+        "quality",
         "finetuning",
         "onnx",
         "compact",
