@@ -31,6 +31,7 @@ from compare_table import render
 from results_file import read
 
 from l0prune.criteria.registry import method_names
+from l0prune.measuring.alignment import resolve_alignment
 
 FIXED_SECONDS = 60  # of a row beside its epochs: loading, cutting, exporting, timing
 
@@ -68,6 +69,7 @@ def numbers(kind: type) -> Any:
 @click.option(
     "--rates", default="", help="To choose from in place of each network's three; default leaves them to the product."
 )
+@click.option("--align", default="auto", show_default=True, help="What the kept widths of all rows are rounded to.")
 @click.option("--any-code", is_flag=True, help="Rows that an earlier version of the code has run count as well.")
 @click.option("--again", is_flag=True, help="Also rows that ended with an error.")
 @click.option("--jobs", default=1, show_default=True, help="Rows at a time.")
@@ -81,6 +83,7 @@ def main(
     work: Path,
     studies: tuple[str, ...],
     rates: str,
+    align: str,
     any_code: bool,
     again: bool,
     jobs: int,
@@ -89,7 +92,7 @@ def main(
     **selected: Any,
 ) -> None:
     known = {name: path for name, path in (("cifar10", data), ("mnist", mnist)) if path is not None}
-    files = Files(checkpoints, known, work)
+    files = Files(checkpoints, known, work, resolve_alignment(align))
     given = None if not rates else () if rates == "default" else tuple(float(rate) for rate in rates.split(","))
     comparison = Comparison(files, out, rates=given, any_code=any_code, again=again, jobs=jobs)
     for name in selected["networks"]:

@@ -30,7 +30,7 @@ __all__ = [
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("l0prune", "cli", "models")
-SGD_RATES = (0.01, 0.025, 0.06)
+SGD_RATES = (0.01, 0.03, 0.06)
 TUNING_SHARE, TUNING_LEAST, TUNING_MOST = 1 / 3, 0.3, 2.0
 
 
@@ -44,7 +44,7 @@ class Network:
         weights: File or folder among the checkpoints; "bundled" ships with the package.
         data: "cifar10", "mnist", "sst2" or "digits".
         options: Flags of `l0prune finetune` that all its rows have.
-        rates: Learning rates of the recovery to choose from.
+        rates: Peak learning rates to choose from.
         minutes: Of one core, an epoch takes about, as long as no row has been measured.
         tuned_at: The budget at which a method's rate is chosen, share of the MACs.
     """
@@ -98,7 +98,7 @@ NETWORKS = {
         "hf:{weights}",
         "minilm_sst2",
         "sst2",
-        ("--optimizer", "adamw", "--lr", "1e-4", "--batch-size", "32", *BF16),
+        ("--optimizer", "adamw", "--batch-size", "32", *BF16),
         rates=(5e-5, 1.5e-4, 4e-4),
         minutes=12.0,
     ),
@@ -115,7 +115,7 @@ class Case:
         macs: Share of the dense MACs that may be kept.
         epochs: Of the whole run, whatever the method does first.
         seed: Of order, augmentation and gates.
-        lr: Peak learning rate of the recovery; None is the product's own.
+        lr: Peak learning rate of the run; None is the product's own.
         held_out: Trained on nine tenths of the training data and scored on the tenth that is left, to choose `lr`.
     """
 
@@ -136,11 +136,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The content that a row depends on, as hashes, and the version of the code that ran it."""
+    """What a row depends on beside its case.
+
+    Attributes:
+        weights: Hash of the dense network's checkpoint.
+        data: Hash of the data's file.
+        options: Of its network.
+        align: What kept widths are rounded to.
+        code: Version of the code that ran it.
+    """
 
     weights: str
     data: str
     options: tuple[str, ...]
+    align: int
     code: str
 
 

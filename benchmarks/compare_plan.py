@@ -89,7 +89,8 @@ def _cases(block: Block, every: Sequence[str], best: Mapping[tuple[str, float, f
         known = (best or {}).get((block.network, macs, epochs))
         meant = {EVERY: tuple(every), BEST: (known,) if known else ()}.get(name, (name,))
         for method in meant:
-            yield Case(block.network, method, macs, epochs, seed)
+            if epochs or method != GATES:  # which have to be trained
+                yield Case(block.network, method, macs, epochs, seed)
 
 
 def best_baselines(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, float, float], str]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,13 @@ class Files:
         checkpoints: Folders that hold the dense networks.
         data: An npz file by the name of the data.
         work: Folder of the runs.
+        align: What kept widths are rounded to: the same for all rows, however busy the machine was when it was measured.
     """
 
     checkpoints: tuple[Path, ...]
     data: Mapping[str, Path]
     work: Path
+    align: int
 
     def weights_of(self, network: str) -> Path | None:
         """The checkpoint, or None where it is not there; that of a network that brings its own has its name alone."""
@@ -85,7 +88,7 @@ def inputs_of(case: Case, files: Files) -> Inputs:
     assert weights is not None
     assert data is not None
     dense = file_hash(weights) if weights.exists() else str(weights)
-    return Inputs(dense, file_hash(data), NETWORKS[case.network].options, code_version()["code"])
+    return Inputs(dense, file_hash(data), NETWORKS[case.network].options, files.align, code_version()["code"])
 
 
 def finetune_arguments(case: Case, files: Files, data: Path) -> list[str]:
@@ -100,11 +103,11 @@ def finetune_arguments(case: Case, files: Files, data: Path) -> list[str]:
     of_data = SST2 if about.data == "sst2" else f"npz:{data.absolute()}"
     where = str(weights) if weights == Path("bundled") else str(Path(str(weights)).absolute())
     from_file = [] if "{weights}" in about.spec else ["--weights", where]
-    rate = [] if case.lr is None else ["--recovery-lr", f"{case.lr:g}"]
+    rate = [] if case.lr is None else ["--lr", f"{case.lr:g}"]
     return [
         *(about.spec.format(weights=where), *from_file, "--data", of_data),
         *("--budget", f"macs={case.macs:g}", "--epochs", f"{case.epochs:g}", "--seed", str(case.seed)),
-        *("--method", case.method, *rate, *about.options),
+        *("--method", case.method, "--align", str(files.align), *rate, *about.options),
     ]
 
 
@@ -119,16 +122,20 @@ def split_data(source: Path, target: Path) -> None:
     parts = {name: array[kept] for name, array in train.items()}
     parts |= {name.removesuffix("_train") + "_test": array[held] for name, array in train.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{target.stem}.{os.getpid()}.npz")
+    draft = target.with_name(f"{target.stem}.draft.npz")
     np.savez(draft, **parts, **others)
     draft.replace(target)
+
+
+_WRITING = Lock()
 
 
 def held_out_file(source: Path, work: Path) -> Path:
     """The file of `split_data`, written where it is not there yet."""
     target = work / "held-out" / f"{source.stem}-{file_hash(source)}.npz"
-    if not target.is_file():
-        split_data(source, target)
+    with _WRITING:  # rows that run at the same time wait for one another
+        if not target.is_file():
+            split_data(source, target)
     return target
 
 

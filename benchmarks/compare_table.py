@@ -45,14 +45,18 @@ difference. The figures are those of the **last** epoch on the test data, never 
     python benchmarks/dense_networks.py --out DENSE ...     # the dense networks that nobody has published
     make bench-compare COMPARE_ARGS='--data CIFAR10.npz --checkpoints DENSE'   # hours; goes on where it was stopped
 
-*Rate* is the peak learning rate of the recovery. For each method, network and length it is chosen from three by runs a third as
-long (two epochs at most), at one budget, on nine tenths of the training data and scored on the tenth that is left. *At the
-freeze* means just after the cut, with the statistics of batch norms estimated anew. *MACs* are those of the network that was cut,
-a share of the dense ones, counted exactly. *ms* is the median in onnxruntime with batch 1 and one thread, measured in turn with
-the dense network, and the speed-up has its 95 % interval. *Minutes* are those of the processor for the whole of `l0prune
-finetune`: loading, scoring, gates, recovery, and a test after each epoch. Networks with `--precision bf16` among their flags were
-trained in mixed precision, which is about twice as fast; all are scored and timed in float32. Several seeds are given as mean
-(lowest - highest).
+- *Rate* is the peak learning rate of the run. For each method, network and length it is chosen from three by runs a third as long
+  (two epochs at most), at one budget, on nine tenths of the training data and scored on the tenth that is left.
+- *At the freeze* means just after the cut, with the statistics of batch norms estimated anew.
+- *MACs* are those of the network that was cut, a share of the dense ones, counted exactly. All rows of a network round widths
+  alike (`--align`).
+- *ms* is the median in onnxruntime with batch 1 and one thread, measured in turn with the dense network; the speed-up has its
+  95 % interval.
+- *Minutes* are those of the processor for the whole of `l0prune finetune`: loading, scoring, gates, recovery, and a test after
+  each epoch.
+
+Networks with `--precision bf16` among their flags were trained in mixed precision, which is about twice as fast; all are scored
+and timed in float32. Several seeds are given as mean (lowest - highest).
 
 Machine: {machine}. Versions: {versions}. Commits: {commits}.
 """
@@ -109,10 +113,11 @@ def summary(rows: Sequence[Record]) -> str:
 def settings_of(network: str, rows: Sequence[Record]) -> str:
     """What the dense network scores and how its rows were trained."""
     first = rows[0]
-    options = " ".join(first["inputs"]["options"])
+    aligned = ", ".join(distinct(str(r["inputs"]["align"]) for r in rows))
+    options = " ".join((*first["inputs"]["options"], f"--align {aligned}"))
     size = f"{first['macs_before'] / 1e6:.1f} million MACs, {first['params_before']:,} parameters"
-    flags = f" Flags of all its rows: `{options}`." if options else ""
-    return f"Dense {first['metric']} {first['dense']:.2f}, {size}.{flags} `{NETWORKS[network].weights}`."
+    weights = NETWORKS[network].weights
+    return f"`{weights}`: {first['metric']} {first['dense']:.2f}, {size}. Flags of all its rows: `{options}`."
 
 
 def side_by_side(rows: Sequence[Record]) -> list[str]:

@@ -30,7 +30,7 @@ from compare_table import render
 from results_file import read
 
 CASE = Case("resnet20", "gates", 0.5, 6.0, 0, 0.03)
-INPUTS = Inputs("dense", "data", ("--precision", "bf16"), "code")
+INPUTS = Inputs("dense", "data", ("--precision", "bf16"), 16, "code")
 
 
 def record_of(case: Case, final: float = 90.0, inputs: Inputs = INPUTS, **others) -> dict:
@@ -72,9 +72,9 @@ def test_rows_that_differ_in_anything_asked_have_different_keys(field, value):
     assert row_key(replace(CASE, **{field: value}), INPUTS) != row_key(CASE, INPUTS)
 
 
-@pytest.mark.parametrize("field", ["weights", "data", "code", "options"])
+@pytest.mark.parametrize("field", ["weights", "data", "options", "align", "code"])
 def test_rows_that_differ_in_what_they_depend_on_have_different_keys(field):
-    other = replace(INPUTS, **{field: ("--align", "1") if field == "options" else "other"})
+    other = replace(INPUTS, **{field: {"options": ("--no-distillation",), "align": 8}.get(field, "other")})
 
     assert row_key(CASE, other) != row_key(CASE, INPUTS)
 
@@ -93,7 +93,7 @@ def test_the_last_record_of_a_row_counts_and_the_code_only_if_it_is_asked_for():
 
 
 def test_the_page_shows_a_row_once_at_its_last_rate_and_trials_at_each():
-    stale = record_of(CASE, inputs=replace(INPUTS, options=("--align", "1")))
+    stale = record_of(CASE, inputs=replace(INPUTS, options=("--no-distillation",)))
     trials = [record_of(replace(CASE, lr=lr, held_out=True)) for lr in (0.01, 0.1)]
     rows_ = [record_of(replace(CASE, lr=lr), final) for lr, final in ((0.01, 1.0), (0.1, 2.0))]
 
@@ -148,6 +148,7 @@ def test_rows_can_be_selected_and_all_and_best_stand_for_methods():
     ]
     assert [c.method for c in every] == ["gates", "random"]
     assert rows(["criteria"], networks=["lenet5"]) == []
+    assert [c.method for c in rows(["criteria"], macs=[0.5], epochs=[0.0], methods=["gates", "fisher"])] == ["fisher"]
 
 
 def test_a_row_of_two_studies_stands_once(monkeypatch):
@@ -164,7 +165,7 @@ def test_the_best_baseline_is_the_best_criterion_of_the_first_seed():
 
 
 def test_a_row_is_typed_as_a_user_would():
-    files = Files((Path("dense"),), {}, Path("work"))
+    files = Files((Path("dense"),), {}, Path("work"), align=8)
 
     arguments = finetune_arguments(replace(CASE, network="digits"), files, Path("digits.npz"))
 
@@ -173,7 +174,8 @@ def test_a_row_is_typed_as_a_user_would():
     flags = dict(zip(arguments[5::2], arguments[6::2], strict=False))
     assert flags["--budget"] == "macs=0.5"
     assert flags["--method"] == "gates"
-    assert flags["--recovery-lr"] == "0.03"
+    assert flags["--lr"] == "0.03"
+    assert flags["--align"] == "8"
     assert str(Path.cwd()) not in typed(arguments)
     assert "--data npz:digits.npz" in typed(arguments)
 
@@ -196,12 +198,12 @@ def comparison(tmp_path, monkeypatch) -> compare.Comparison:
     """A comparison whose rows take no time: a score that depends on method and rate."""
     monkeypatch.setattr(compare, "inputs_of", lambda case, files: INPUTS)
     monkeypatch.setattr(compare, "run_row", scored)
-    return compare.Comparison(Files((), {}, tmp_path), tmp_path / "out.jsonl")
+    return compare.Comparison(Files((), {}, tmp_path, align=8), tmp_path / "out.jsonl")
 
 
 def scored(case: Case, files: Files, *, n_jobs: int) -> dict:
     """A row's record."""
-    return record_of(case, 90 - 100 * abs((case.lr or 0) - (0.025 if case.method == "gates" else 0.06)))
+    return record_of(case, 90 - 100 * abs((case.lr or 0) - (0.03 if case.method == "gates" else 0.06)))
 
 
 def test_rates_are_chosen_first_and_a_second_call_runs_nothing(comparison, capsys):
@@ -213,7 +215,7 @@ def test_rates_are_chosen_first_and_a_second_call_runs_nothing(comparison, capsy
 
     assert len(first) == 2 * 3 + 4
     assert {(r["case"]["method"], r["case"]["lr"]) for r in first if not r["case"]["held_out"]} == {
-        ("gates", 0.025),
+        ("gates", 0.03),
         ("taylor", 0.06),
     }
     assert read(comparison.out) == first
@@ -330,7 +332,17 @@ def test_a_page_without_results_says_so():
 
 
 def test_networks_whose_files_are_missing_are_left_out(tmp_path):
-    arguments = ["--only", "lenet5", "--list", "--work", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
+    arguments = [
+        "--only",
+        "lenet5",
+        "--list",
+        "--align",
+        "16",
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+    ]
 
     result = CliRunner().invoke(compare.main, arguments, catch_exceptions=False)
 
