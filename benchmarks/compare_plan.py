@@ -9,9 +9,10 @@ from typing import Any
 
 from compare_case import Case
 
-__all__ = ["BEST", "EVERY", "STEPS_100", "STUDIES", "Block", "best_baselines", "rows"]
+__all__ = ["BEST", "CHECK", "EVERY", "GATES", "STEPS_100", "STUDIES", "Block", "best_baselines", "rows"]
 
 GATES, BEST, EVERY = "gates", "best", "all"
+CHECK = "check"
 STEPS_100 = 0.2565  # epochs of CIFAR-10 in batches of 128
 
 
@@ -47,7 +48,7 @@ STUDIES: dict[str, tuple[Block, ...]] = {
         Block("minilm_sst2", FEW, epochs=(2.0,)),
     ),
     "lengths": tuple(Block(name, FEW, epochs=LENGTHS) for name in ("resnet20", "resnet20_1x1", "mobilenetv2_small")),
-    "check": (Block("digits", FEW, epochs=(4.0,)),),
+    CHECK: (Block("digits", FEW, epochs=(4.0,)),),
 }
 """The rows by what they are to show; "check" is the harness on the bundled network, in a minute or two."""
 

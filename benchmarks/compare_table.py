@@ -8,12 +8,16 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compare_case import NETWORKS, of_rows
-from compare_plan import GATES, STEPS_100, STUDIES
+from compare_case import NETWORKS, Case, of_rows
+from compare_plan import CHECK, GATES, STEPS_100, STUDIES, best_baselines
+from compare_plan import rows as rows_of
 from results_file import read
+
+from l0prune.criteria.registry import method_names
 
 __all__ = ["render"]
 
@@ -82,7 +86,7 @@ def render(records: Iterable[Record]) -> str:
             parts.append(f"## {about.title}\n\n{settings_of(network, own)}\n")
             parts += side_by_side(own)
             parts += published(network)
-    parts += [over_lengths(rows), minutes(rows), rates(trials), failures(every), all_rows(rows)]
+    parts += [over_lengths(rows), minutes(rows), rates(trials), failures(every), not_run(every), all_rows(rows)]
     return "\n".join(part for part in parts if part)
 
 
@@ -157,7 +161,7 @@ def published(network: str) -> list[str]:
     known = PUBLISHED.get(network, ())
     if not known:
         return []
-    head = ["| published | source | dense | pruned | MACs | epochs |", "|---|---|---|---|---|---|"]
+    head = ["| published | source | dense | pruned | MACs | epochs, where known |", "|---|---|---|---|---|---|"]
     lines = ["| " + " | ".join(cells) + " |" for cells in known]
     return ["\n".join([*head, *lines]) + "\n"]
 
@@ -223,6 +227,22 @@ def failures(records: Sequence[Record]) -> str:
         for c in [r["case"]]
     ]
     return "\n".join(["## Not possible\n", *lines]) + "\n"
+
+
+def not_run(records: Sequence[Record]) -> str:
+    """Rows that are planned and have no record."""
+    done = {Case(**{**r["case"], "lr": None}) for r in records}
+    best = best_baselines(records)
+    planned = rows_of([study for study in STUDIES if study != CHECK], every=method_names(), best=best)
+    missing = [{"case": asdict(case)} for case in planned if case not in done]
+    if not missing:
+        return ""
+    lines = ["## Planned, not run\n"]
+    for (network, epochs, macs), group in grouped(missing, "network", "epochs", "macs"):
+        methods = [f"{r['case']['method']} (seed {r['case']['seed']})" for r in group]
+        named = ", ".join(name.removesuffix(" (seed 0)") for name in methods)
+        lines.append(f"- {NETWORKS[network].title}, `macs={macs:g}`, {length(epochs)}: {named}")
+    return "\n".join(lines) + "\n"
 
 
 def all_rows(rows: Sequence[Record]) -> str:

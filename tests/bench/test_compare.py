@@ -327,8 +327,14 @@ def test_the_page_sets_methods_side_by_side_and_says_by_how_much_gates_are_ahead
     assert "88.00 |" not in page.split("## Every row")[1]  # held-out scores are no results
 
 
-def test_a_page_without_results_says_so():
-    assert "No rows yet." in render([])
+def test_a_page_says_which_rows_are_planned_and_not_run():
+    deeper = Case("resnet56", "gates", 0.5, 8.0, 0, 0.03)
+
+    without, with_one = render([]), render([record_of(deeper)])
+
+    assert "No rows yet." in without
+    assert "- ResNet-56, CIFAR-10, `macs=0.5`, 8 epochs: gates, magnitude\n" in without
+    assert "- ResNet-56, CIFAR-10, `macs=0.5`, 8 epochs: magnitude\n" in with_one
 
 
 def test_networks_whose_files_are_missing_are_left_out(tmp_path):
