@@ -75,6 +75,8 @@ def compact(options: ModelOptions) -> "Built | None":
     Raises:
         L0PruneError: as `l0prune.load`.
     """
+    if options.spec.startswith("hf:"):
+        return cut_hf(options)
     import l0prune
     from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
     from l0prune.sources.exported import plain_inputs
@@ -89,6 +91,27 @@ def compact(options: ModelOptions) -> "Built | None":
     model = l0prune.load(options.spec)
     record = surgery_of(model)
     return Built(model, plain_inputs((record.example_args, record.example_kwargs)), folder.preprocessing)
+
+
+def cut_hf(options: ModelOptions) -> "Built | None":
+    """The cut model in a folder of transformers, without its cache of keys and values; None where it is no such folder.
+
+    Raises:
+        L0PruneError: as `l0prune.hf.from_pretrained`.
+    """
+    from l0prune.sources.hf_folder import is_cut
+
+    directory = options.spec.removeprefix("hf:")
+    if not is_cut(directory):
+        return None
+    import l0prune
+    from l0prune.sources.libraries import Built, image_processing
+    from l0prune.surgery.record import call_of
+
+    model: Any = l0prune.hf.from_pretrained(directory, **{"use_cache": False, **options.model_args})
+    has_images = model.main_input_name == "pixel_values"
+    inputs = call_of(model).kwargs
+    return Built(model, inputs or None, image_processing(Path(directory), model.config) if has_images else None)
 
 
 def require_weights(options: ModelOptions) -> None:

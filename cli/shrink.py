@@ -36,22 +36,32 @@ ONE_PATH = (
     "align",
     help="Round kept widths again, to a multiple of N; auto picks what suits this CPU.  [default: as they were trained]",
 )
+@click.option(
+    "--hf",
+    "hf_folder",
+    type=FilePath(),
+    metavar="DIR",
+    help="Write a folder of transformers as well, which l0prune.hf.from_pretrained and hf:DIR read.",
+)
 @trust_option
 @threads_option
 @common_options
-def shrink_command(path: Path, align: str | int | None, trust: bool, as_json: bool) -> None:
+def shrink_command(path: Path, align: str | int | None, hf_folder: Path | None, trust: bool, as_json: bool) -> None:
     """Cut closed units out of a run's network; verify, save, export."""
     with working():
-        result = shrink_run(path, align=align, trust=trust)
+        result = shrink_run(path, align=align, hf_folder=hf_folder, trust=trust)
     show(result, as_json, lambda: print_shrunk(result))
 
 
-def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = False) -> dict[str, Any]:
+def shrink_run(
+    path: Path, *, align: str | int | None = None, hf_folder: Path | None = None, trust: bool = False
+) -> dict[str, Any]:
     """Write RUN/compact and RUN/onnx, all of it or nothing.
 
     Args:
         path: A finished run.
         align: Round the kept widths again; None keeps those that were trained.
+        hf_folder: Write a folder of transformers there as well.
         trust: Whether factories may run that only its run.json names.
 
     Returns:
@@ -62,6 +72,7 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         L0PruneError: if the run or its model cannot be brought back.
     """
     import l0prune
+    from l0prune.hf.saving import require_folder
     from l0prune.measuring.alignment import resolve_alignment
     from l0prune.surgery.shrink import surgery_of
 
@@ -74,6 +85,8 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         gated = gated_model(run, loaded)
         as_trained = (gated.gate_values() != 0).cpu().numpy()
         compact = l0prune.shrink(gated, align=step)
+        if hf_folder is not None:
+            require_folder(compact, hf_folder)
         without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx")
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
         l0prune.save(compact, run.directory.compact, preprocessing=loaded.preprocessing)
@@ -88,6 +101,8 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
     if cut_again or "cut_again" in trained:
         how = f"shrink --align {step}" if cut_again else None
         run.directory.set_status("finished", result=trained | {"cut_again": how})
+    if hf_folder is not None:
+        write_hf(compact, hf_folder, run, {} if cut_again else trained)
     if cut_again:
         note(f"--align {step} changed the network after its training: score it with `l0prune eval {quote(str(path))}`")
     before, after = (
@@ -112,8 +127,27 @@ def shrink_run(path: Path, *, align: str | int | None = None, trust: bool = Fals
         "bytes_after": sizes["compact"],
         "no_onnx_because": without_onnx,
         "onnx_holds_one_path": one_path,
-        "files": files_of(run),
+        "files": files_of(run) | ({} if hf_folder is None else {"hf": str(hf_folder)}),
     }
+
+
+def write_hf(compact: "nn.Module", folder: Path, run: OpenedRun, trained: dict[str, Any]) -> None:
+    """Write the compact model as a folder of transformers, with the tokenizer of the dense one and the scores of the run.
+
+    Raises:
+        L0PruneError: as `l0prune.hf.save_pretrained`.
+    """
+    import l0prune
+
+    spec = run.request.model.spec
+    source = spec.removeprefix("hf:") if spec.startswith("hf:") else None
+    keys = ("metric", "dense", "final")
+    scores = (
+        {trained["metric"]: {"dense": trained["dense"], "cut": trained["final"]}}
+        if trained.keys() >= set(keys)
+        else None
+    )
+    l0prune.hf.save_pretrained(compact, folder, source, scores=scores)
 
 
 def export(model: "nn.Module", loaded: "LoadedModel", path: Path) -> str | None:

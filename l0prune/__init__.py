@@ -42,14 +42,20 @@ _EXPORTS = {
     "verify": "l0prune.verification",
 }
 
+_PARTS = ("hf",)  # that are used by their own name, as in l0prune.hf.save_pretrained
+
 __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     module = _EXPORTS.get(name)
+    if name in _PARTS:
+        return import_module(f"l0prune.{name}")
     if module is None:
-        raise AttributeError(f"module 'l0prune' has no attribute {name!r}; public names: {', '.join(_EXPORTS)}")
+        raise AttributeError(
+            f"module 'l0prune' has no attribute {name!r}; public names: {', '.join((*_EXPORTS, *_PARTS))}"
+        )
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value
@@ -57,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Names for completion."""
-    return sorted(__all__)
+    return sorted((*__all__, *_PARTS))

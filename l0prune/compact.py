@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import CaptureError, CheckpointError, FileFormatError, L0PruneWarning, PlanMismatchError, first_line
-from l0prune.files import draft_folder
+from l0prune.files import replaced_folder
 from l0prune.model_call import ModelCall
 from l0prune.reading import reading
 from l0prune.sources.compact_folder import (
@@ -68,10 +67,7 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
     target = Path(directory)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
         raise FileFormatError(f"{target} exists and is not a compact model; choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with draft_folder(target) as folder:
-        draft = folder / "new"
-        draft.mkdir()
+    with replaced_folder(target) as draft:
         save_weights(compact, draft / WEIGHTS)
         (draft / PLAN).write_text(json.dumps(record.plan.to_json()))
         captured, refusal = _save_graph(compact, record, draft)
@@ -94,15 +90,6 @@ def save(compact: nn.Module, directory: str | Path, *, preprocessing: Preprocess
             library=None if library is None else library.to_json(),
         )
         (draft / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1))
-        old = folder / "old"
-        if os.path.lexists(target):
-            target.replace(old)
-        try:
-            draft.replace(target)
-        except OSError:
-            if os.path.lexists(old):
-                old.replace(target)
-            raise
     for complaint in _not_saved(compact, refusal, has_class=library is not None):
         warnings.warn(f"{target}: {complaint}", L0PruneWarning, stacklevel=2)
     return target

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["clear_abandoned", "draft_folder", "remove", "write_json", "write_whole"]
+__all__ = ["clear_abandoned", "draft_folder", "remove", "replaced_folder", "write_json", "write_whole"]
 
 TEMPORARY = ".l0prune-draft-"
 """How every temporary name begins. Its owner keeps a lock on it, which ends with the process, however that ends."""
@@ -57,6 +57,31 @@ def draft_folder(beside: Path) -> Iterator[Path]:
     """
     with _temporary(beside.parent, folder=True) as draft:
         yield draft
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `target` when the block ends; an error leaves the old one there.
+
+    Args:
+        target: Its own folder is made where there is none.
+
+    Raises:
+        OSError: it cannot be written, or take that place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(target) as folder:
+        draft, old = folder / "new", folder / "old"
+        draft.mkdir()
+        yield draft
+        if os.path.lexists(target):
+            target.replace(old)
+        try:
+            draft.replace(target)
+        except OSError:
+            if os.path.lexists(old):
+                old.replace(target)
+            raise
 
 
 def clear_abandoned(folder: Path) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "drop_auxiliary_heads_",
     "for_channels",
     "hub_code",
+    "image_processing",
     "optional",
     "quiet",
 ]
@@ -121,7 +122,7 @@ def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, 
             config.use_cache = False
         model = _load_hf(transformers, spec, path, config)
     if model.main_input_name == "pixel_values":
-        preprocessing = _image_processing(path, config)
+        preprocessing = image_processing(path, config)
         images = torch.randn(2, *preprocessing.input_shape, generator=torch.Generator().manual_seed(0))
         return Built(model, {"pixel_values": images}, preprocessing)
     return Built(model, _token_inputs(spec, model))
@@ -231,7 +232,8 @@ def _token_inputs(spec: str, model: Any) -> ExampleInputs:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _image_processing(path: Path, config: Any) -> Preprocessing:
+def image_processing(path: Path, config: Any) -> Preprocessing:
+    """How images become the input of a model in a folder of transformers."""
     file = path / "preprocessor_config.json"
     stated = read_json(file, "configuration of images", error=ModelSpecError) if file.is_file() else {}
     size = config.image_size

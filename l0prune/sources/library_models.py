@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
@@ -39,7 +39,7 @@ LARGEST = 1 << 24
 """Of whole numbers among the arguments: vocabularies, lengths and bases of rotary embeddings are smaller."""
 ALWAYS_FINE, A_TENSOR = 10_000, 100
 """Parameters, buffers and modules that may be made: so many, and so many more for each tensor of the weights."""
-_ORIGIN = "_l0prune_origin"
+_ORIGIN, _EMPTY = "_l0prune_origin", "_l0prune_empty"
 _LABELS = {"id2label", "label2id"}
 _OPENS = {"checkpoint_path", "cache_dir", "progress", "scriptable", "exportable", "no_jit"}
 """Arguments that are not of the model: what is opened, kept or compiled while it is built."""
@@ -82,17 +82,19 @@ class LibraryModel:
             raise FileFormatError(f"{source} was refused, and nothing in it was run: {wrong}; {remedy}")
         return read
 
-    def build(self, *, n_tensors: int) -> nn.Module:
+    def build(self, *, n_tensors: int, empty: bool = False) -> nn.Module:
         """The model with random weights, on the device that is current; random generators stay as they are.
 
         Args:
             n_tensors: Of its weights, by which it is seen that no more is built than they can be of.
+            empty: Leave its parameters on the meta device, without memory; its buffers have the values they are built with.
 
         Raises:
             ModelSpecError: the library is not installed, has no such model, or cannot build it.
         """
         spec = f"{self.kind}:{self.name}"
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _bounded(spec, n_tensors):
+        place = _parameters_on_meta() if empty else nullcontext()
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _bounded(spec, n_tensors), place:
             warnings.simplefilter("ignore")
             if self.kind == "timm":
                 return build_timm(self.name, copy.deepcopy(self.args), pretrained=False).model
@@ -260,6 +262,25 @@ def _bounded(spec: str, n_tensors: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter loses its memory when a module takes it; one that several modules take stays one."""
+    thread = threading.get_ident()
+
+    def emptied(module: nn.Module, name: str, parameter: Any) -> Any:
+        if threading.get_ident() != thread or parameter is None or parameter.is_meta:
+            return None
+        if not hasattr(parameter, _EMPTY):
+            setattr(parameter, _EMPTY, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
+        return getattr(parameter, _EMPTY)
+
+    handle = registration.register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _version(kind: str) -> str:

@@ -16,6 +16,7 @@ from l0prune.sources import libraries
 from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
 from l0prune.sources.exported import load_exported
 from l0prune.sources.factories import call_factory, describe
+from l0prune.sources.hf_folder import is_cut
 from l0prune.sources.libraries import Built, ExampleInputs, for_channels
 from l0prune.sources.library_models import remember_origin_
 from l0prune.sources.preprocessing import Preprocessing
@@ -154,6 +155,10 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
             raise ModelSpecError(f"{spec!r}: a compact model takes no model arguments, found {list(arguments)}.")
         return _compact_graph(CompactFolder.open(spec))
     kind, colon, name = spec.partition(":")
+    if kind == "hf" and is_cut(name):
+        raise ModelSpecError(
+            f"{spec!r} is a model that l0prune has cut: l0prune.hf.from_pretrained({name!r}) loads it."
+        )
     if colon and kind in LIBRARIES:
         built = LIBRARIES[kind](name, arguments, pretrained=pretrained)
         if kind != "hf":  # whose configuration says it

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from l0prune.flow.channel_flow import ChannelFlow
 
 __all__ = [
+    "allocated",
     "dense_model",
     "filled",
     "in_class",
@@ -44,13 +45,14 @@ _FORMS = [
 """What a user may have made of a model before it was pruned: its precision, and the auxiliary heads gone."""
 
 
-def dense_model(origin: LibraryModel, plan: SurgeryPlan, weights: Path) -> nn.Module:
+def dense_model(origin: LibraryModel, plan: SurgeryPlan, weights: Path, *, empty: bool = False) -> nn.Module:
     """The dense model that a plan was made for, with random weights. It is built without memory first, and looked at.
 
     Args:
         origin: The library's model.
         plan: The cut, with the fingerprint of the dense model.
         weights: The file of the cut model's weights; the dense model stands in some relation to them.
+        empty: Leave its parameters on the meta device: it is to be cut, and needs no memory before.
 
     Raises:
         ModelSpecError: the library is not there, or does not build the model.
@@ -68,7 +70,7 @@ def dense_model(origin: LibraryModel, plan: SurgeryPlan, weights: Path) -> nn.Mo
         )
     tensors = {id(tensor): tensor for tensor in named_tensors(sketch).values()}.values()
     require_bounded(sum(t.numel() * t.element_size() for t in tensors), weights.stat().st_size, weights)
-    built = _in_form(origin.build(n_tensors=n_tensors), *form)
+    built = _in_form(origin.build(n_tensors=n_tensors, empty=empty), *form)
     plan.check(built)
     return built.eval()
 
@@ -235,6 +237,19 @@ def filled(model: nn.Module, weights: Path) -> nn.Module:
 
     load_weights_(model, weights, precision=True)
     return model.eval()
+
+
+def allocated(model: nn.Module) -> nn.Module:
+    """The model with memory for those parameters that lie on the meta device, to be filled; shared ones stay shared."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in made:
+                    empty = torch.empty_like(parameter, device="cpu")
+                    made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+    return model
 
 
 def tolerance_of(model: nn.Module, call: ModelCall) -> float:

@@ -13,6 +13,7 @@ from l0prune.errors import ConfigError
 from l0prune.model_call import ModelCall
 from l0prune.sources.library_models import LibraryModel
 from l0prune.surgery.equivalence import Difference
+from l0prune.surgery.own_saving import warn_when_saved_
 from l0prune.surgery.plan import SurgeryPlan
 
 __all__ = ["Surgery", "call_of", "has_surgery", "remember_surgery_", "surgery_of"]
@@ -45,6 +46,8 @@ class Surgery:
         origins: Ways in which a library may have built the original dense model; `save` records one that works.
         integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, though it is
             unclear which: module and attribute -> value. Methods that use them may need them changed by hand.
+        budget: What was asked for, as on the command line; empty where nothing was, or for a model that was loaded.
+        costs: Metric -> cost of the original dense model and of the compact one, in its own unit; as far as it is known.
     """
 
     plan: SurgeryPlan
@@ -61,6 +64,8 @@ class Surgery:
     not_in_place_because: str = ""
     origins: tuple[LibraryModel, ...] = ()
     integers_left: dict[str, int] = field(default_factory=dict)
+    budget: str = ""
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def form(self) -> str:
@@ -81,6 +86,7 @@ def remember_surgery_(compact: nn.Module, record: Surgery) -> None:
     object.__setattr__(compact, _RECORD, record)
     if not hasattr(compact, _SHOWN) or isinstance(getattr(compact, _SHOWN), Surgery):
         object.__setattr__(compact, _SHOWN, record)
+    warn_when_saved_(compact)
 
 
 def has_surgery(model: nn.Module) -> bool:

@@ -124,11 +124,20 @@ def shrink(
         not_in_place_because=why_not.reason if plan.form == "graph" else "",
         origins=() if has_surgery(gated.model) else origins_of(gated.model),
         integers_left=left,
+        budget=str(gated.goal) if gated.goal.kind else "",
+        costs=_costs(gated, kept),
     )
     remember_surgery_(compact, _after(surgery_of(gated.model), record, gated) if has_surgery(gated.model) else record)
     gated.freeze(torch.from_numpy(values))
     gated.eval()
     return compact.eval()
+
+
+def _costs(gated: GatedModel, kept: Kept) -> dict[str, tuple[float, float]]:
+    """Metric -> cost of the gated network with all units, and with those that stay."""
+    dense = gated.costs.amounts()
+    compact = gated.costs.amounts(lambda metric: gated.costs(metric).hard(kept.units))
+    return {metric: (amount, compact[metric]) for metric, amount in dense.items()}
 
 
 def _after(before: Surgery, record: Surgery, gated: GatedModel) -> Surgery:
@@ -140,7 +149,12 @@ def _after(before: Surgery, record: Surgery, gated: GatedModel) -> Surgery:
     reason = ""
     if plan.form == "graph" or not replayed:
         reason = before.not_in_place_because or (_LOADED if is_graph else record.not_in_place_because)
-    return replace(record, plan=plan, replayed=replayed, not_in_place_because=reason, origins=before.origins)
+    costs = {
+        metric: (before.costs[metric][0], now) for metric, (_, now) in record.costs.items() if metric in before.costs
+    }
+    return replace(
+        record, plan=plan, replayed=replayed, not_in_place_because=reason, origins=before.origins, costs=costs
+    )
 
 
 def _warn_of_excess(gated: GatedModel, values: npt.NDArray[np.float64]) -> None:

@@ -42,6 +42,7 @@ ORDER = [
         "finetuning",
         "onnx",
         "compact",
+        "hf",
         "bench",
     ),
     *("verification", "study", "report", "cli"),
