@@ -202,3 +202,5 @@ def print_held_out(result: Mapping[str, Any]) -> None:
     cheaper = f"{found['next_cheaper']} does not" if found["next_cheaper"] else "nothing cheaper was tried"
     say(f"{result['budget']} keeps it at {score_text(found['score'], result)}{error}; {cheaper}{limit}.")
     say(f"The first table is of the {result['n_scored']} rows of test data that decided nothing.")
+    if found["doubts"]:
+        say(found["doubts"])

@@ -1,5 +1,6 @@
 """A search for the cheapest network that keeps a quality: run after run, decided on rows held out, scored once in the end."""
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -243,6 +244,27 @@ def raise_missed(plan: SearchPlan, tries: Sequence[Try], again: str) -> NoReturn
     )
 
 
+def doubts_of(plan: SearchPlan, score: float, final: float, errors: tuple[float | None, float | None]) -> str | None:
+    """What to say where the answer does worse on the test data than on the rows held out, by more than chance explains.
+
+    Args:
+        plan: Of the search.
+        score: Of the network on the rows held out.
+        final: On the test data that decided nothing.
+        errors: Standard errors of both.
+    """
+    quality, known = plan.search.quality, [error for error in errors if error is not None]
+    worse = quality.lost(final, dense=score)
+    if len(known) < 2 or quality.kept_by(final) or worse <= ERRORS_APART * math.hypot(*known):
+        return None
+    remedy = "" if plan.request.run.held_out == "test" else ", and search again with --held-out test"
+    return (
+        f"CAREFUL: the network has {plan.told(final)} on the test data, further from {plan.told(score)} on the rows held out than"
+        f" chance explains: the dense network may have been trained on these, or the test data are of another kind; ask for more"
+        f" than {quality}{remedy}"
+    )
+
+
 def conclude(
     run: "RunDirectory", plan: SearchPlan, tries: Sequence[Try], figures: Sequence[Mapping[str, Any]], chosen: int
 ) -> dict[str, Any]:
@@ -254,6 +276,7 @@ def conclude(
     dense = case.score(model)
     gated = gated_model(OpenedRun(best, request), plan.shared.case.loaded)
     final, error = case.score(gated), plan.shared.case.error(gated)
+    score, elsewhere = tries[chosen].score, case.error(gated)
     cheaper = next_cheaper(tries, tries[chosen])
     result = {
         **figures[chosen],
@@ -266,8 +289,9 @@ def conclude(
             "held_out": plan.request.run.held_out,
             "n": plan.n_held,
             "dense": plan.search.dense,
-            "score": tries[chosen].score,
+            "score": score,
             "error": error,
+            "doubts": doubts_of(plan, score, final, (error, elsewhere)),
             "next_cheaper": None if cheaper is None else f"macs={cheaper.keep:g}",
             "at_the_limit_of_runs": len(tries) == plan.request.run.quality_runs
             and plan.search.next_keep(tries) is not None,

@@ -144,6 +144,8 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
     ]
     if result.get("held_out"):
         notes.append(_held_out(result))
+        if result.get("quality", {}).get("doubts"):
+            notes.append(str(result["quality"]["doubts"]))
     if result.get("doubts"):
         notes.append(str(result["doubts"]))
     if result.get("cut_again"):

@@ -120,10 +120,13 @@ def test_rows_held_out_are_never_trained_on(tmp_path, monkeypatch):
 
 def test_the_test_data_do_not_decide(found, tmp_path):
     out = tmp_path / "run"
-    invoke(*SEARCH, "--data", "learned_task:wrong_tests", "--held-out", "train", "--out", out)
+    result = invoke(*SEARCH, "--data", "learned_task:wrong_tests", "--held-out", "train", "--out", out)
 
     assert result_of(out)["final"] < 50
     assert_same_network(found, out)
+    assert "CAREFUL: the network has" in result.stdout
+    assert "than chance explains" in result.stdout
+    assert result_of(found)["quality"]["doubts"] is None
 
 
 @pytest.mark.parametrize("after", ["the first run", "all runs", "a checkpoint"])
