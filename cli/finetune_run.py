@@ -251,7 +251,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "from_scratch": prepared.request.run.from_scratch,
         **about,
         "dense": prepared.dense_score,
-        "doubts": prepared.doubts,
+        "doubts": "\n".join(filter(None, (prepared.doubts, *result.doubts, fall(prepared, result)))) or None,
         "final": result.evaluation[about["metric"]],
         **{f"{metric}_before": amount for metric, amount in before.items()},
         **{f"{metric}_after": amount for metric, amount in after.items()},
@@ -261,3 +261,19 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
         "not_in_place_because": record.not_in_place_because,
         "integers_left": record.integers_left,
     }
+
+
+def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
+    """What it means that a network which knew more than chance knew no more than that before it was cut; None if it did."""
+    if prepared.doubts is not None or prepared.request.run.from_scratch:
+        return None
+    metric = prepared.case.task.metric.name
+    before = [milestone for milestone in result.history if milestone.when in ("warmup", "gate", "settle")]
+    if not before or prepared.case.doubts(before[-1].figures[metric]) is None:
+        return None
+    last = before[-1]
+    return (
+        f"CAREFUL: before the cut, at step {last.step}, {metric} was {last.figures[metric]:.2f}, no better than chance:"
+        " the gates, or a learning rate that is too high (--lr), have cost what the network knew, and what it knows in the end it"
+        " has learned after the cut"
+    )

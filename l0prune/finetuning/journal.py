@@ -30,6 +30,7 @@ class Journal:
 
     def __init__(self, plan: RunPlan, *, metrics: Path | None, progress: Progress) -> None:
         self.history: list[Milestone] = []
+        self.doubts: list[str] = []
         self._gated = plan.gated
         self._metrics = plan.goal.metrics
         self._histogram_every = plan.settings.histogram_every
@@ -65,6 +66,12 @@ class Journal:
     def say(self, text: str) -> None:
         """Show one line."""
         self._progress.message(text)
+
+    def doubt(self, text: str | None) -> None:
+        """Show what speaks against the run, if anything does, and keep it."""
+        if text is not None:
+            self.doubts.append(text)
+            self.say(text)
 
     def add(self, losses: Losses) -> None:
         """Take in one step."""
@@ -157,12 +164,14 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"n_lines": self._n_lines, "history": [milestone.to_json() for milestone in self.history]}
+        history = [milestone.to_json() for milestone in self.history]
+        return {"n_lines": self._n_lines, "history": history, "doubts": list(self.doubts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._n_lines = state["n_lines"]
         self.history = [Milestone(**entry) for entry in state["history"]]
+        self.doubts = list(state.get("doubts", ()))
 
 
 class StepTimer:

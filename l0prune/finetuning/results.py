@@ -53,6 +53,7 @@ class FinetuneResult:
         steps: Optimizer steps of the run.
         history: Evaluations in order; empty without `evaluate`.
         method: What chose the units: "gates", or the name of a criterion.
+        doubts: What speaks against the gate phase, in a sentence each.
     """
 
     compact: nn.Module
@@ -64,6 +65,7 @@ class FinetuneResult:
     steps: int
     history: tuple[Milestone, ...]
     method: str = GATES
+    doubts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """One line: what was asked for and reached."""
@@ -99,6 +101,7 @@ class FinetuneResult:
             "n_open": self.n_open,
             "steps": self.steps,
             "evaluation": self.evaluation,
+            "doubts": "\n".join(self.doubts) or None,
             "history": [milestone.to_json() for milestone in self.history],
         }
 

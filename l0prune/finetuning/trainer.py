@@ -19,6 +19,7 @@ from l0prune.criteria.sensitivity import measure_salience
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, Store
 from l0prune.finetuning.config import OPEN
+from l0prune.finetuning.doubts import too_few_steps, undecided_gates
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
@@ -155,6 +156,7 @@ class Trainer:
             steps=self.step,
             history=tuple(self._journal.history),
             method=self._settings.method,
+            doubts=tuple(self._journal.doubts),
         )
 
     @property
@@ -244,8 +246,8 @@ class Trainer:
             self._gated.freeze(torch.ones(self._gated.n_gates))
         if phase == GATE and self._gated.frozen:
             self._gated.unfreeze()
-        if phase == GATE and self.step == self._phases.warmup and self._settings.gate_start != OPEN:
-            self._place(self._settings.gate_start)
+        if phase == GATE and self.step == self._phases.warmup:
+            self._start_gates()
         if phase in (SETTLE, RECOVERY) and self._settling is None:
             self._decide()
         if phase == RECOVERY and self._compact is None:
@@ -258,6 +260,13 @@ class Trainer:
         late = self._phase in (SETTLE, RECOVERY)
         lr = self._settings.recovery_lr if late else self._settings.lr
         require_converging(tensors, step=self.step, option="recovery_lr" if late else "lr", lr=lr)
+
+    def _start_gates(self) -> None:
+        """Put the gates where they start; say so where that is too far for their steps."""
+        if self._settings.gate_start != OPEN:
+            self._place(self._settings.gate_start)
+        elif not self._plan.goal.cuts_as_trained:
+            self._journal.doubt(too_few_steps(self._gated, self._phases.gate, self._settings.gate_lr))
 
     def _place(self, name: str) -> None:
         """Put the gates where a criterion ranks them."""
@@ -276,6 +285,8 @@ class Trainer:
             self._gated.freeze(torch.ones(self._gated.n_gates))
             self._place(settings.method)
         self._expected_cost = float(self._gated.expected_cost().detach())
+        if settings.trains_gates and settings.gate_start == OPEN and not goal.cuts_as_trained:
+            self._journal.doubt(undecided_gates(self._gated, self._phases.gate))
         salience = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
         self._runtime.average_(salience)
         self._require_converging({"salience of the gates": salience})

@@ -147,7 +147,7 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
         if result.get("quality", {}).get("doubts"):
             notes.append(str(result["quality"]["doubts"]))
     if result.get("doubts"):
-        notes.append(str(result["doubts"]))
+        notes += str(result["doubts"]).splitlines()
     if result.get("cut_again"):
         notes.append(
             f"After its training the network was cut again, with {result['cut_again']}: file, latencies, widths and speedup"

@@ -99,6 +99,21 @@ def test_a_network_whose_weights_are_frozen_is_cut_and_left_at_that():
         assert not any(parameter.requires_grad for parameter in result.compact.parameters())
 
 
+@pytest.mark.parametrize("before_step", [8, 14])
+@pytest.mark.parametrize("name", ["magnitude", "fisher"])
+def test_gates_that_start_from_ranks_are_placed_once_also_in_a_run_that_is_resumed(tmp_path, name, before_step):
+    config = replace(QUICK, gate_start=name)
+    whole = run(config=config, out=tmp_path / "whole", evaluate=accuracy)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(batches=Stopping(before_step), config=config, out=tmp_path / "run", evaluate=accuracy)
+    resumed = run(config=config, out=tmp_path / "run", resume=True, evaluate=accuracy)
+
+    assert_same_state(resumed.compact.state_dict(), whole.compact.state_dict())
+    assert_same_state(resumed.gated.gates.state_dict(), whole.gated.gates.state_dict())
+    assert untimed(tmp_path / "run" / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
+
+
 class EverySecond(Criterion):
     """Units with an odd number are worth nothing."""
 
