@@ -198,8 +198,9 @@ def print_held_out(result: Mapping[str, Any]) -> None:
     header = ("", "MACs kept", metric_text(result), "")
     print_table(console(), title, header, [("dense", "1.000", score_text(found["dense"], result), ""), *rows])
     error = "" if found["error"] is None else f", with a standard error of {found['error']:.2g}"
-    limit = "; more runs (--quality-runs) would look between them" if found["at_the_limit_of_runs"] else ""
     cheaper = f"{found['next_cheaper']} does not" if found["next_cheaper"] else "nothing cheaper was tried"
+    where = "between them" if found["next_cheaper"] else "below it"
+    limit = f"; more runs (--quality-runs) would look {where}" if found["at_the_limit_of_runs"] else ""
     say(f"{result['budget']} keeps it at {score_text(found['score'], result)}{error}; {cheaper}{limit}.")
     say(f"The first table is of the {result['n_scored']} rows of test data that decided nothing.")
     if found["doubts"]:
