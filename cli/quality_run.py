@@ -165,7 +165,7 @@ def look_over(request: FinetuneRequest) -> SearchPlan:
     where = f"{plan.n_held} rows held out of the {PLACES[place]} data"
     if not quality.kept_by(dense):
         raise ConfigError(
-            f"{quality} cannot be kept: the dense network itself has {plan.told(dense)}{known} on {where}; ask for less"
+            f"{quality} cannot be kept: the dense network itself has {plan.told(dense)}{known} on {where}; set a bound that it keeps"
         )
     note(f"{quality} is decided on {where}, on which the dense network has {plan.told(dense)}{known}")
     return plan
@@ -239,7 +239,7 @@ def raise_missed(plan: SearchPlan, tries: Sequence[Try], again: str) -> NoReturn
     closest = min(tries, key=lambda tried: quality.lost(tried.score, dense=plan.search.dense))
     raise QualityMissedError(
         f"{quality} is kept by none of {len(tries)} networks; macs={closest.keep:g} comes closest with"
-        f" {plan.told(closest.score)}: train longer (--epochs), ask for less, or allow more runs, with"
+        f" {plan.told(closest.score)}: train longer (--epochs), loosen the bound, or allow more runs, with"
         f" `{again} --quality-runs {2 * len(tries)}`"
     )
 
