@@ -109,6 +109,9 @@ bench-mnist: $(INSTALLED) ## LeNets as in the L0 papers; docs/mnist.md (hours, g
 bench-compare: $(INSTALLED_MODELS) ## gates against every criterion: docs/benchmarks.md (hours, goes on where it stopped): make bench-compare COMPARE_ARGS='--data CIFAR10.npz --checkpoints DIR'
 	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
 
+bench-closed-form: $(INSTALLED_MODELS) ## networks cut without training, beside onnxsim: make bench-closed-form CLOSED_FORM_ARGS='--cifar10 CIFAR10.npz --resnet20 FILE'
+	$(BIN)/python benchmarks/closed_form.py $(CLOSED_FORM_ARGS)
+
 clean: ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-run
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,10 +55,12 @@ class Case:
             DataError: they do not.
             ConfigError: there is no such task.
         """
-        from l0prune.tasks.registry import default_task, load_task
+        from l0prune.tasks.registry import UNLABELLED, default_task, is_factory, load_task
         from l0prune.tasks.teaching import frozen_copy
 
         spec = task or default_task(data)
+        if not data.labelled and spec != UNLABELLED and not is_factory(spec):
+            raise DataError(f"{data.name} has no targets, which task {spec!r} needs: give them, or --task {UNLABELLED}")
         fitted = load_task(spec, **task_args).for_data(loaded, data)
         return cls(loaded, data, fitted, spec, frozen_copy(loaded.model) if fitted.compares else None)
 

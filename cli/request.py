@@ -206,7 +206,7 @@ class FinetuneRequest:
         training = self.training
         if self.run.droprate_init:
             if training.gate_start not in (None, OPEN) or not training.trains_gates:
-                other = "--gate-start" if training.trains_gates else f"--method {training.method}"
+                other = "--gate-start" if training.trains_gates else f"--method {training.chosen_by}"
                 why = "says as well where gates start" if training.trains_gates else "trains no gates"
                 raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
             training = replace(training, gate_start=OPEN)

@@ -1,17 +1,45 @@
-"""`l0prune shrink`: cut a finished run's network, verify it, save it, export dense and compact to ONNX."""
+"""`l0prune shrink`: cut a finished run's network, or a model that is not trained any more; verify, save, export to ONNX."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.flags import FilePath, common_options, flag_of, threads_option
+from l0prune.cli.finetune_run import begin
+from l0prune.cli.flags import (
+    FilePath,
+    GroupedCommand,
+    GroupedOption,
+    common_options,
+    flag,
+    flag_of,
+    flags_of,
+    given,
+    threads_option,
+)
 from l0prune.cli.loading import OpenedRun, dense_model, gated_model, open_finished
-from l0prune.cli.output import console, cost_rows, note, print_table, ratio, say, say_what_was_lost, show, size, working
+from l0prune.cli.output import (
+    console,
+    cost_rows,
+    metric_text,
+    note,
+    print_table,
+    ratio,
+    say,
+    say_what_was_lost,
+    score_text,
+    show,
+    size,
+    working,
+)
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove, write_json
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.options import MOST_USED, RUN, Rule, options_of, require_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +47,7 @@ if TYPE_CHECKING:
     from l0prune.sources.model_spec import LoadedModel
     from l0prune.sources.preprocessing import Preprocessing
 
-__all__ = ["shrink_command", "shrink_run"]
+__all__ = ["shrink_command", "shrink_model", "shrink_run"]
 
 FORMS = ("dense", "compact")
 PREPROCESSING = "preprocessing.json"
@@ -29,12 +57,47 @@ ONE_PATH = (
 )
 
 
-@click.command("shrink")
-@click.argument("path", metavar="RUN", type=FilePath())
+OF_RUN = ("data", "task", "task_args", "budget", "batch_size", "ignore", "device")
+OF_TRAINING = ("method", "calibration_samples", "seed")
+"""What can be said of a model that is shrunk at once."""
+OF_MODEL = (*(name for name in options_of(ModelOptions) if name != "spec"), *OF_RUN, *OF_TRAINING, "overwrite")
+RULES = (
+    *(
+        Rule(
+            name,
+            f"{{{name}}} is for a model that is shrunk at once, which {{out}} says: it is missing",
+            unless=("out",),
+        )
+        for name in OF_MODEL
+    ),
+    Rule("data", "{out} shrinks a model at once, and {data} is missing", unless=("data", "run")),
+    Rule("budget", "{out} shrinks a model at once, and {budget} is missing", unless=("budget", "run")),
+    Rule("trust", "{trust} is for a run: what you type runs without it", unless=("run",)),
+)
+FIGURES = (
+    *("model", "metric", "unit", "higher_is_better", "dense", "final", "doubts", "method"),
+    *("budget", "budget_met", "hard_costs"),
+)
+"""Of what the run of a model comes to, what is shown beside the cut."""
+
+
+@click.command("shrink", cls=GroupedCommand)
+@click.argument("spec", metavar="RUN|MODEL")
+@flags_of(ModelOptions)
+@flags_of(RunOptions, only=OF_RUN)
+@flags_of(FinetuneConfig, only=OF_TRAINING)
+@click.option(
+    "--out",
+    type=FilePath(),
+    cls=GroupedOption,
+    group=MOST_USED,
+    help="Shrink a model at once, without training, and write it to this directory.",
+)
+@click.option("--overwrite", is_flag=True, cls=GroupedOption, group=RUN, help="Replace what is in --out.")
 @flag_of(
     FinetuneConfig,
     "align",
-    help="Round kept widths again, to a multiple of N; auto picks what suits this CPU.  [default: as they were trained]",
+    help="Round kept widths again, to a multiple of N; auto picks what suits this CPU.  [default: as trained; auto with --out]",
 )
 @click.option(
     "--hf",
@@ -46,11 +109,69 @@ ONE_PATH = (
 @trust_option
 @threads_option
 @common_options
-def shrink_command(path: Path, align: str | int | None, hf_folder: Path | None, trust: bool, as_json: bool) -> None:
-    """Cut closed units out of a run's network; verify, save, export."""
+def shrink_command(
+    spec: str,
+    out: Path | None,
+    overwrite: bool,
+    align: str | int | None,
+    hf_folder: Path | None,
+    trust: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Cut closed units out of a run's network; verify, save, export.
+
+    With --out, shrink a MODEL without training it: a criterion chooses what fits the --budget, and the layers recover in
+    closed form on some hundred inputs of --data, which needs no labels.
+    """
+    typed = given(options)
+    flags = {"overwrite": overwrite, "trust": trust, "run": out is None}
+    require_kept(
+        RULES,
+        typed | given({"out": out}) | {name: True for name, value in flags.items() if value},
+        flag,
+        click.UsageError,
+    )
     with working():
-        result = shrink_run(path, align=align, hf_folder=hf_folder, trust=trust)
+        if out is None:
+            result = shrink_run(_run_folder(spec), align=align, hf_folder=hf_folder, trust=trust)
+        else:
+            typed |= given({"spec": spec, "align": align})
+            result = shrink_model(out, typed, argv=sys.argv, overwrite=overwrite, hf_folder=hf_folder)
     show(result, as_json, lambda: print_shrunk(result))
+
+
+def _run_folder(spec: str) -> Path:
+    path: Path = FilePath().convert(spec, None, None)
+    return path
+
+
+def shrink_model(
+    out: Path,
+    typed: Mapping[str, Any],
+    *,
+    argv: Sequence[str],
+    overwrite: bool = False,
+    hf_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Write a run in which nothing is trained to `out`, with its compact network and ONNX files.
+
+    Args:
+        out: Directory of the run.
+        typed: Options of `finetune` by name.
+        argv: The command line, for the record.
+        overwrite: Replace a run that is there.
+        hf_folder: As `shrink_run` takes it.
+
+    Returns:
+        As `shrink_run`, with what the dense and the compact network score.
+
+    Raises:
+        L0PruneError: as `begin` and `shrink_run`.
+    """
+    asked = {"augment": False, **typed, "epochs": 0.0}
+    figures = begin(out, FinetuneRequest.asked(asked), argv=argv, overwrite=overwrite) or {}
+    return shrink_run(out, hf_folder=hf_folder) | {name: figures[name] for name in FIGURES if name in figures}
 
 
 def shrink_run(
@@ -215,10 +336,14 @@ def count_parameters(model: "nn.Module") -> int:
 def print_shrunk(result: dict[str, Any]) -> None:
     """Costs before and after, and where the files are."""
     rows = cost_rows(result)
+    if "dense" in result:
+        dense, final = (score_text(result[when], result) for when in ("dense", "final"))
+        rows.insert(0, (metric_text(result), dense, final, ""))
     if result["bytes_before"] is not None:
         before, after = result["bytes_before"], result["bytes_after"]
         rows.append(("ONNX bytes", size(before), size(after), ratio(after, before)))
-    print_table(console(), result["run"], ("", "dense", "compact", "ratio"), rows)
+    title = ", ".join([result["model"], result["budget"], result["method"]]) if "dense" in result else result["run"]
+    print_table(console(), title, ("", "dense", "compact", "ratio"), rows)
     say(
         f"Verified: compact and gated outputs differ by at most {result['max_rel_diff']:.1e} of the largest; "
         f"form {result['form']}."

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from l0prune.gated.model import GatedModel
-from l0prune.model_call import evaluation_mode
+from l0prune.model_call import evaluation_mode, output_tensors
 
-__all__ = ["measure_salience", "sum_of_effects"]
+__all__ = ["measure_salience", "projected_outputs", "sum_of_effects"]
 
 
 def sum_of_effects(
@@ -75,3 +75,28 @@ def measure_salience(
     Source: Molchanov et al. (2019), arXiv:1906.10771, equation 8 with gates as the parameters; see also their section 3.2.
     """
     return sum_of_effects(gated, batches, objective, torch.square)
+
+
+def projected_outputs(
+    call: Callable[[Any, Any], Any], generator: torch.Generator, inputs: Any, targets: Any = None
+) -> Tensor:
+    """All outputs in one number, each with a random sign and by its size: an objective where nobody knows a better one.
+
+    The squares of its gradients are, in expectation, how much the outputs move in squares: that needs no targets, and says
+    something at a network that is compared only with itself.
+
+    Args:
+        call: (inputs, targets) to the outputs.
+        generator: Of the signs.
+        inputs: Of a batch.
+        targets: Of the batch.
+
+    Source: Hutchinson (1989), trace estimation by random signs, of the Gauss-Newton matrix.
+    """
+    parts = []
+    for output in output_tensors(call(inputs, targets)):
+        if output.is_floating_point():
+            signs = 2.0 * torch.randint(2, output.shape, generator=generator) - 1
+            size = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
+            parts.append((output * signs.to(output)).sum() / size)
+    return torch.stack(parts).sum() if parts else torch.zeros(())

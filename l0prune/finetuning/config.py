@@ -22,6 +22,8 @@ OPTIMIZERS = {
 }
 """What each starts from where no numbers are given."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
+UNTRAINED = "magnitude"
+"""The criterion that chooses where nothing is trained."""
 OPEN = "open"
 """The start of gates that nobody has ranked: all where the distribution has those of trained networks begin."""
 
@@ -57,12 +59,16 @@ class FinetuneConfig(Options):
     """
 
     epochs: float = _most_used(
-        6.0, "Passes over the training data, recovery included; fractions are allowed.", within="(0, inf)"
+        6.0,
+        "Passes over the training data, recovery included; fractions are allowed. With 0 nothing is trained: a criterion chooses,"
+        " and layers recover in closed form.",
+        within="[0, inf)",
     )
-    method: str = _most_used(
-        TRAINED_GATES,
+    method: str | None = _most_used(
+        None,
         f"What chooses the units that stay: {TRAINED_GATES}, which are trained with the weights, or a criterion that scores the"
         f" units of the trained network: {', '.join(criterion_names())}.",
+        shown=f"{TRAINED_GATES}; {UNTRAINED} where nothing is trained",
         metavar="NAME",
     )
     warmup_fraction: float = _phases(
@@ -182,6 +188,17 @@ class FinetuneConfig(Options):
     recalibration_batches: int = _gates(
         20, "Batches that re-estimate the statistics of batch norms after the cut; 0 leaves them.", within="[0, inf)"
     )
+    closed_form: bool | None = _phases(
+        None,
+        "When the network is cut, give layers that lose inputs the weights that come closest to the dense layers' outputs, by"
+        " least squares.",
+        shown="where nothing is trained",
+    )
+    calibration_samples: int = _phases(
+        512,
+        "Inputs that this takes; the values that both networks compute of them are held in memory, one layer at a time.",
+        within="[8, inf)",
+    )
     salience_batches: int = _gates(
         20,
         "Batches that measure, before the freeze, how much the loss depends on each gate, which decides what `align` takes;"
@@ -252,8 +269,13 @@ class FinetuneConfig(Options):
 
     def _check_method(self) -> None:
         """See that method and start of the gates exist, and that what is asked for acts beside them."""
-        if self.method not in method_names():
+        if self.method not in (None, *method_names()):
             raise ConfigError(f"method={self.method!r} is unknown: choose one of {', '.join(method_names())}")
+        if self.method == TRAINED_GATES and not self.epochs:
+            raise ConfigError(
+                f"epochs=0 trains no gates, so method={TRAINED_GATES} cannot choose: give one of"
+                f" {', '.join(criterion_names())}"
+            )
         if self.gate_start not in (None, OPEN, *criterion_names()):
             names = ", ".join((OPEN, *criterion_names()))
             raise ConfigError(f"gate_start={self.gate_start!r} is unknown: choose one of {names}")
@@ -261,17 +283,24 @@ class FinetuneConfig(Options):
             return
         if self.gate_lr is not None or self.gate_start not in (None, OPEN):
             name = "gate_start" if self.gate_lr is None else "gate_lr"
-            raise ConfigError(f"method={self.method} trains no gates, so {name} has no effect: leave one of them out")
+            raise ConfigError(
+                f"method={self.chosen_by} trains no gates, so {name} has no effect: leave one of them out"
+            )
         if self.settle_epochs or self.settle_fraction:
             raise ConfigError(
-                f"under method={self.method} the chosen units close within gate_epochs, one after another: give these, and leave"
-                " out settle_epochs and settle_fraction"
+                f"under method={self.chosen_by} the chosen units close within gate_epochs, one after another: give these, and"
+                " leave out settle_epochs and settle_fraction"
             )
 
     @property
     def trains_gates(self) -> bool:
         """Whether gates are trained, instead of being closed by a criterion."""
-        return self.method == TRAINED_GATES
+        return self.chosen_by == TRAINED_GATES
+
+    @property
+    def chosen_by(self) -> str:
+        """What chooses the units: the method that was asked for, or else what the length of the run leaves."""
+        return self.method or (TRAINED_GATES if self.epochs else UNTRAINED)
 
     def resolved(self, *, penalised: bool) -> Settings:
         """What these options come to, all numbers written out.
@@ -286,13 +315,15 @@ class FinetuneConfig(Options):
 
         if penalised and not self.trains_gates:
             raise ConfigError(
-                f"method={self.method} closes as many units as a budget asks for, and a penalty is a price for gates that are"
+                f"method={self.chosen_by} closes as many units as a budget asks for, and a penalty is a price for gates that are"
                 f" trained: give a budget, or method={TRAINED_GATES}"
             )
         warmup, gate, settle, _ = self._lengths(penalised=penalised)
         align = (1 if penalised else "auto") if self.align is None else self.align
         written_out = {
             **{name: value for name, value in OPTIMIZERS[self.optimizer].items() if getattr(self, name) is None},
+            "method": self.chosen_by,
+            "closed_form": self.epochs == 0 if self.closed_form is None else self.closed_form,
             "warmup_epochs": warmup,
             "gate_epochs": gate if self.trains_gates else settle,
             "settle_epochs": settle if self.trains_gates else 0.0,
@@ -327,6 +358,8 @@ class Settings(FinetuneConfig):
     """What the options of a run come to: what was left open is written out, under the same names."""
 
     if TYPE_CHECKING:
+        method: str
+        closed_form: bool
         lr: float
         recovery_lr: float
         weight_decay: float

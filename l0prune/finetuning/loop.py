@@ -181,7 +181,7 @@ def _teacher(plan: RunPlan, given: nn.Module | Literal[False] | None, runtime: R
     """The network that is given, or the dense one as it is now."""
     model = frozen_copy(given if isinstance(given, nn.Module) else plan.gated.model)
     runtime.take_(model)
-    return Teacher(model, by_features=given is None and plan.settings.feature_distillation > 0)
+    return Teacher(model, by_features=given is None and plan.settings.feature_distillation > 0, is_dense=given is None)
 
 
 def _one_task(loss: Loss | None, task: Task | str | None) -> Task:

@@ -19,6 +19,7 @@ __all__ = [
     "count_batches",
     "count_samples",
     "first_rows",
+    "first_samples",
     "rows",
     "set_epoch",
     "shapes",
@@ -162,6 +163,16 @@ def share(inputs: Any, targets: Any, task: Task, *, rank: int, n_processes: int)
     if min(weights) <= 0:
         return inputs, targets, 1.0
     return *parts[rank], weights[rank] * n_processes / sum(weights)
+
+
+def first_samples(examples: Iterable[tuple[Any, Any]], task: Task, n_samples: int) -> Iterator[tuple[Any, Any]]:
+    """Batches of (inputs, targets) until they hold a number of entries; the last one is cut to that."""
+    for inputs, targets in examples:
+        n_rows = task.n_rows(inputs, targets)
+        yield rows(inputs, targets, task, 0, n_samples) if n_rows > n_samples else (inputs, targets)
+        n_samples -= n_rows
+        if n_samples <= 0:
+            return
 
 
 def rows(inputs: Any, targets: Any, task: Task, first: int, last: int) -> tuple[Any, Any]:

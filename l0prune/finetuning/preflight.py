@@ -97,6 +97,10 @@ def settings_for(plan: RunPlan, config: FinetuneConfig) -> Settings:
                 " leave one of them out"
             )
         settings = replace(settings, gate_start=OPEN)
+    if settings.closed_form and gated.flow.refusal:
+        if config.closed_form:
+            raise ConfigError(f"closed_form needs the graph of the model, and {gated.flow.refusal}: leave it out")
+        settings = replace(settings, closed_form=False)
     for name in {settings.gate_start, settings.method} & set(criterion_names()):
         criterion = load_criterion(name)
         if criterion.needs_examples and (plan.task.in_training_only or not settings.salience_batches):

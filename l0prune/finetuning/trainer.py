@@ -10,12 +10,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from l0prune.criteria.criterion import Evidence, score
 from l0prune.criteria.ranking import place_
 from l0prune.criteria.registry import load_criterion
-from l0prune.criteria.sensitivity import measure_salience
+from l0prune.criteria.sensitivity import measure_salience, projected_outputs
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, Store
 from l0prune.finetuning.config import OPEN
@@ -23,7 +24,7 @@ from l0prune.finetuning.doubts import too_few_steps, undecided_gates
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
-from l0prune.finetuning.passes import begin_pass, share, steps
+from l0prune.finetuning.passes import begin_pass, first_samples, share, steps
 from l0prune.finetuning.preflight import RunPlan, require_converging
 from l0prune.finetuning.results import Evaluate, FinetuneResult, figures_of
 from l0prune.finetuning.runtime import Runtime, send_home
@@ -31,6 +32,7 @@ from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP
 from l0prune.finetuning.stage import Stage
 from l0prune.gated.decision import choose_open
 from l0prune.model_call import evaluation_mode
+from l0prune.surgery.compensation import compensate_
 from l0prune.surgery.shrink import absorb_, shrink
 
 __all__ = ["Trainer"]
@@ -45,10 +47,12 @@ class Teacher:
     Attributes:
         model: Teaches by its outputs; on the device.
         by_features: Whether its blocks teach as well; then it is the dense network itself.
+        is_dense: Whether it is the dense network itself.
     """
 
     model: nn.Module
     by_features: bool
+    is_dense: bool = False
 
 
 class Trainer:
@@ -288,6 +292,10 @@ class Trainer:
         if settings.trains_gates and settings.gate_start == OPEN and not goal.cuts_as_trained:
             self._journal.doubt(undecided_gates(self._gated, self._phases.gate))
         salience = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
+        if not bool(salience.any()):  # a network that is only compared with itself
+            signs = torch.Generator().manual_seed(settings.seed)
+            told = partial(projected_outputs, partial(self._plan.task.call, self._gated), signs)
+            salience = measure_salience(self._gated, self._scored_examples(), told)
         self._runtime.average_(salience)
         self._require_converging({"salience of the gates": salience})
         salience = salience.cpu()
@@ -310,14 +318,29 @@ class Trainer:
         if self._phase == SETTLE:
             self._require_converging(self._gated.state_dict())
         self._gated.freeze(self._settled.end)
+        if self._settings.closed_form:
+            self._compensate()
         self._cut()
-        if self._settings.recalibration_batches:
+        if self._settings.recalibration_batches and not self._settings.closed_form:
             calls = (
                 partial(self._plan.task.call, inputs=inputs, targets=targets) for inputs, targets in self._examples()
             )
             recalibrate_(self._compacted, islice(calls, self._settings.recalibration_batches))
             self._runtime.average_buffers_(self._compacted)
         self._judge("freeze")
+
+    def _compensate(self) -> None:
+        """Fit layers that lose inputs to the dense network's, in closed form; on the CPU, where graphs are captured."""
+        task, teacher = self._plan.task, self._teacher
+        dense = teacher.model if teacher is not None and teacher.is_dense else None
+        examples = first_samples(self._examples(), task, self._settings.calibration_samples)
+        at_home = (pytree.tree_map_only(Tensor, Tensor.cpu, example) for example in examples)
+        calls = (partial(task.call, inputs=inputs, targets=targets) for inputs, targets in at_home)
+        send_home(self._gated)
+        done = compensate_(self._gated, calls, teacher=dense, seed=self._settings.seed)
+        self._gated.to(self._runtime.device)
+        self._runtime.broadcast_(self._gated)
+        self._journal.say(f"closed form: {done}")
 
     def _cut(self) -> None:
         """The compact network of the frozen gates, on the device, with an optimizer of its own."""

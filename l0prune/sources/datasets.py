@@ -24,6 +24,7 @@ READERS = {
     "cifar10": readers.read_cifar10,
     "folder": readers.read_folder,
 }
+_LEAST_WITHOUT_TEST = 16
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 FORMS = "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory"
 
@@ -41,6 +42,7 @@ class DataSource:
         n_classes: Number of classes, where that is known.
         class_names: What the classes are called, in the order of their numbers, where that is known.
         name: The specification the data came from.
+        labelled: Whether the targets say anything; without any they are zeros.
 
     Raises:
         DataError: if an array is empty, of another type or rank, or the labels do not fit.
@@ -53,6 +55,7 @@ class DataSource:
     n_classes: int | None = None
     class_names: tuple[str, ...] = ()
     name: str = "data"
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -75,8 +78,8 @@ def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSo
     """Load a data set.
 
     Args:
-        spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test), `mnist:DIR` (idx files, gzipped or not),
-            `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow), or
+        spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test; or x_train alone), `mnist:DIR` (idx files,
+            gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow), or
             `package.module:factory` (returns a DataSource, the four arrays in order, or a dict of them).
         image_size: (height, width) to bring the pictures of a `folder:` to; needed where they differ in size.
 
@@ -112,6 +115,8 @@ def count(inputs: Inputs) -> int:
 
 
 def _from_arrays(arrays: Mapping[str, Any], spec: str) -> DataSource:
+    if readers.is_without_targets(arrays):
+        return _without_targets(arrays, spec)
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"
@@ -122,6 +127,32 @@ def _from_arrays(arrays: Mapping[str, Any], spec: str) -> DataSource:
         class_names=tuple(arrays.get("class_names", ())),
         name=spec,
     )
+
+
+def _without_targets(arrays: Mapping[str, Any], spec: str) -> DataSource:
+    """Inputs alone; where none are for testing, the last tenth is, one at least."""
+    train, test = arrays["x_train"], arrays.get("x_test")
+    if test is None:
+        n = _entries(train)
+        if n < _LEAST_WITHOUT_TEST:
+            raise DataError(
+                f"{spec}: x_train has {n} entries and there is no x_test; expected {_LEAST_WITHOUT_TEST} at least, the last"
+                " tenth of which is for testing."
+            )
+        n_test = max(1, n // 10)
+        train, test = _part(train, slice(None, -n_test)), _part(train, slice(-n_test, None))
+    y_train, y_test = (np.zeros(_entries(x), np.int64) for x in (train, test))
+    return DataSource(train, y_train, test, y_test, name=spec, labelled=False)
+
+
+def _entries(inputs: Any) -> int:
+    """Number of entries, of what may be no inputs at all: zero then."""
+    array = next(iter(inputs.values()), None) if isinstance(inputs, Mapping) else inputs
+    return len(array) if isinstance(array, np.ndarray) and array.ndim else 0
+
+
+def _part(inputs: Any, rows: slice) -> Any:
+    return {key: array[rows] for key, array in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
 
 
 def _from_factory(spec: str) -> DataSource:

@@ -5,7 +5,7 @@ import math
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_npz(path: Path) -> Arrays:
         bounded_archive(path, path.stat().st_size, path, error=DataError).close()
         with np.load(path, allow_pickle=False) as file:
             wanted = [name for name in NAMES if name in file.files]
-            if not set(NAMES[:4]) <= set(wanted):
+            if not set(NAMES[:4]) <= set(wanted) and not is_without_targets(wanted):
                 missing = [name for name in NAMES[:4] if name not in wanted]
                 raise DataError(f"{path}: no {', '.join(missing)}; found {', '.join(file.files) or 'nothing'}.")
             _check_claims(path, wanted)
@@ -58,6 +58,12 @@ def read_npz(path: Path) -> Arrays:
         if "n_classes" in arrays:
             arrays["n_classes"] = int(arrays["n_classes"])
     return arrays
+
+
+def is_without_targets(names: Iterable[str]) -> bool:
+    """Whether arrays of these names are inputs alone."""
+    found = set(names)
+    return "x_train" in found and not {"y_train", "y_test"} & found
 
 
 def _check_claims(path: Path, names: list[str]) -> None:

@@ -134,19 +134,24 @@ def layer_of(node: Node) -> Layer | None:
     weight, bias = used.weight, used.bias
     if not (isinstance(used.activation, Node) and _is_held(weight) and (bias is None or _is_held(bias))):
         return None
-    n_dims = weight.meta["val"].dim()
-    if used.channel == -1:
-        if n_dims != 2:
-            return None
-        return Layer(node, used.activation, weight, bias, used.dim % 2, used.out % 2, -1)  # type: ignore[operator]
-    general = op_name(node.target).rstrip("_") in ("convolution", "_convolution")
-    transposed = argument_of(node, "transposed") if general else "transpose" in op_name(node.target)
-    groups = argument_of(node, "groups")
-    if not isinstance(groups, int) or used.activation.meta["val"].dim() != n_dims:
+    shape = weight.meta["val"].shape
+    if any(node.kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):  # of addmm
         return None
-    dim = 0 if transposed else 1
-    return Layer(node, used.activation, weight, bias, dim, 1 - dim, 1, groups, transposed)
+    if used.channel == -1:
+        if len(shape) != 2:
+            return None
+        layer = Layer(node, used.activation, weight, bias, used.dim % 2, used.out % 2, -1)  # type: ignore[operator]
+    else:
+        general = op_name(node.target).rstrip("_") in ("convolution", "_convolution")
+        transposed = argument_of(node, "transposed") if general else "transpose" in op_name(node.target)
+        groups = argument_of(node, "groups")
+        if not isinstance(groups, int) or used.activation.meta["val"].dim() != len(shape):
+            return None
+        dim = 0 if transposed else 1
+        layer = Layer(node, used.activation, weight, bias, dim, 1 - dim, 1, groups, transposed)
+    n_outputs = shape[layer.out] * (layer.groups if layer.transposed else 1)
+    return layer if bias is None or bias.meta["val"].shape == (n_outputs,) else None
 
 
 def _is_held(node: Any) -> bool:
-    return isinstance(node, Node) and node.op == "get_attr"
+    return isinstance(node, Node) and node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)

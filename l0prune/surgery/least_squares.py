@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,14 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """The sums over the rows of both."""
-        return Moments(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Moments(
+            self.n + other.n,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
 
     def centred(self) -> Moments:
         """The same about the means of these rows: what a fit with a free shift sees."""

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from l0prune.sources.datasets import DataSource
     from l0prune.tasks.task import Task
 
-__all__ = ["default_task", "is_factory", "load_task", "task_names"]
+__all__ = ["UNLABELLED", "default_task", "is_factory", "load_task", "task_names"]
 
 FACTORY = "package.module:factory"
+UNLABELLED = "match"
+"""The task that needs no targets."""
 
 
 def task_names() -> tuple[str, ...]:
@@ -66,9 +68,13 @@ def load_task(spec: str, **arguments: Any) -> Task:
 def default_task(data: DataSource) -> str:
     """What data is for, where nobody says: a whole number for each entry is its class, other targets are numbers.
 
+    Without targets, a network gives what the dense network gives.
+
     Raises:
         DataError: it cannot be told.
     """
+    if not data.labelled:
+        return UNLABELLED
     is_whole = data.y_train.dtype.kind == "i"
     if is_whole and data.y_train.ndim == 1:
         return "classification"

@@ -267,7 +267,7 @@ def test_one_rule_speaks_to_python_and_to_the_command_line(values, typed, in_pyt
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        (["--epochs", "0"], "'--epochs': 0.0 is out of range: give a value in (0, inf)"),
+        (["--epochs", "-1"], "'--epochs': -1.0 is out of range: give a value in [0, inf)"),
         (["--epochs", "nan"], "'--epochs': nan is out of range"),
         (["--seed", "1.5"], "'--seed': '1.5' is not a whole number"),
         (["--seed", "9223372036854775808"], "'--seed': 9223372036854775808: expected int"),

@@ -31,7 +31,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_options():
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("epochs", 0, r"epochs=0 is out of range: give a value in \(0, inf\)"),
+        ("epochs", -1, r"epochs=-1 is out of range: give a value in \[0, inf\)"),
         ("epochs", "six", r"epochs='six': expected float"),
         ("epochs", math.nan, "epochs=nan is out of range"),
         ("warmup_fraction", 1.0, r"in \[0, 1\)"),

@@ -296,7 +296,7 @@ def test_a_factory_returns_data_in_three_forms(tmp_path, monkeypatch):
 
     for form in ("source", "four", "named"):
         assert load_data(f"{name}:{form}").y_test.tolist() == [0, 1, 2]
-    assert "no y_train, x_test, y_test; found x_train" in message(f"{name}:short")
+    assert "x_train has 3 entries and there is no x_test; expected 16 at least" in message(f"{name}:short")
     assert "returned a int" in message(f"{name}:number")
     assert "ZeroDivisionError" in message(f"{name}:fails")
 
@@ -325,3 +325,25 @@ def test_numbers_beyond_the_type_they_are_kept_in_are_refused(replaced, words):
         DataSource(**(arrays | replaced))
 
     assert words in str(caught.value)
+
+
+def test_inputs_may_come_without_targets_and_the_last_tenth_is_for_testing(tmp_path):
+    x = np.arange(40, dtype=np.float32).reshape(20, 2)
+    np.savez(tmp_path / "inputs.npz", x_train=x)
+    np.savez(tmp_path / "both.npz", x_train=x, x_test=x[:3])
+
+    held_out, given = (load_data(f"npz:{tmp_path / name}") for name in ("inputs.npz", "both.npz"))
+
+    assert not held_out.labelled
+    assert (held_out.x_train == x[:18]).all()
+    assert (held_out.x_test == x[18:]).all()
+    assert len(held_out.y_train) == 18
+    assert (given.x_train == x).all()
+    assert (given.x_test == x[:3]).all()
+
+
+def test_half_of_the_targets_is_not_enough(tmp_path):
+    np.savez(tmp_path / "some.npz", x_train=np.zeros((20, 2), np.float32), y_test=np.arange(3))
+
+    with pytest.raises(DataError, match=r"some.npz: no y_train, x_test; found x_train, y_test"):
+        load_data(f"npz:{tmp_path / 'some.npz'}")

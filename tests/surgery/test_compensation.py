@@ -232,7 +232,7 @@ def test_networks_that_run_at_one_batch_size_only_are_fitted_in_batches_of_that(
 
 
 def test_a_seed_gives_the_same_weights_again_and_another_seed_others(monkeypatch):
-    monkeypatch.setattr("l0prune.surgery.compensation.LEAST_ROWS", 64)
+    monkeypatch.setattr("l0prune.surgery.fitting.LEAST_ROWS", 64)
     found = []
     for seed in (0, 0, 1):
         net, gated = blocks_with_closed_units()
