@@ -24,6 +24,7 @@ from l0prune.errors import ConfigError, QualityMissedError
 from l0prune.files import draft_folder, remove, write_whole
 from l0prune.quality.bound import Quality
 from l0prune.quality.search import Search, Try, cheapest_kept, next_cheaper
+from l0prune.reading import reading
 
 if TYPE_CHECKING:
     from l0prune.run_directory import RunDirectory
@@ -165,7 +166,8 @@ def look_over(request: FinetuneRequest) -> SearchPlan:
     where = f"{plan.n_held} rows held out of the {PLACES[place]} data"
     if not quality.kept_by(dense):
         raise ConfigError(
-            f"{quality} cannot be kept: the dense network itself has {plan.told(dense)}{known} on {where}; set a bound that it keeps"
+            f"{quality} cannot be kept: the dense network itself has {plan.told(dense)}{known} on {where}; set a bound"
+            " that it keeps"
         )
     note(f"{quality} is decided on {where}, on which the dense network has {plan.told(dense)}{known}")
     return plan
@@ -215,10 +217,13 @@ def follow(run: "RunDirectory", plan: SearchPlan) -> dict[str, Any]:
             plan.weights.restore_(plan.shared.case.loaded.model)
             directory = directory_of(run, request)
             found = train_or_resume(directory, plan.shared.prepare(request), argv=argv, part_of=again)
-            tries.append(Try(keep, found["final"]))
+            with reading(
+                directory.record_path, "description of a finished run", remedy="remove its folder, and resume"
+            ):
+                tries.append(Try(keep, float(found["final"])))
             figures.append(found)
-            kept = "is kept" if quality.kept_by(found["final"]) else "is not kept"
-            note(f"{request.run.budget}: {metric} {plan.told(found['final'])} on the rows held out, {quality} {kept}")
+            kept = "is kept" if quality.kept_by(tries[-1].score) else "is not kept"
+            note(f"{request.run.budget}: {metric} {plan.told(tries[-1].score)} on the rows held out, {quality} {kept}")
         best = cheapest_kept(quality, tries)
         if best is None:
             raise_missed(plan, tries, again)

@@ -19,6 +19,7 @@ from l0prune.cli.request import FinetuneRequest
 from l0prune.cli.shrink import shrink_run
 from l0prune.cli.trust import remember
 from l0prune.errors import ConfigError, RunDirectoryError
+from l0prune.reading import reading
 
 if TYPE_CHECKING:
     from l0prune.bench.report import BenchReport
@@ -160,7 +161,8 @@ def run_points(
             if not sweep.run(name).compact.exists():
                 shrink_run(sweep.run(name).path, trust=trust)
         report = bench_points(sweep, tuple(points), trust=trust) if bench else None
-        result = result_of(shared, figures, report)
+        with reading(sweep.path, "sweep with finished runs", remedy="start the sweep again", folder=True):
+            result = result_of(shared, figures, report)
         draw(sweep, result)
         sweep.set_status("finished", result=result)
     return result

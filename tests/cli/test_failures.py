@@ -108,7 +108,19 @@ def test_help_lists_the_commands_in_the_order_of_use():
 
     assert result.exit_code == 0
     listed = [line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["inspect", "verify", "finetune", "shrink", "bench", "eval", "report", "plot", "study", "demo"]
+    assert listed == [
+        "inspect",
+        "verify",
+        "finetune",
+        "sweep",
+        "shrink",
+        "bench",
+        "eval",
+        "report",
+        "plot",
+        "study",
+        "demo",
+    ]
 
 
 def runnable(group, *path):
