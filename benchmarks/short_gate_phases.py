@@ -25,6 +25,7 @@ from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_distribution, gate_names
 
 BUDGET = l0prune.Budget("macs", 0.5)
+BY_GRADIENT = l0prune.GateOptimizerConfig(by_evidence=False)
 RECOVERY_STEPS = 60
 
 
@@ -49,7 +50,9 @@ def outcome(name: str, steps: int, seed: int, *, held: bool) -> tuple[float, flo
     model, flow, x, y = learned_task()
     model = copy.deepcopy(model)
     with mock.patch.object(type(gate_distribution(name)), "held_below", math.inf if held else 0):
-        gated = l0prune.inject(model, flow, gate=name, budget=BUDGET, steps=steps, seed=seed).train()
+        gated = l0prune.inject(
+            model, flow, gate=name, budget=BUDGET, steps=steps, seed=seed, gate_optimizer=BY_GRADIENT
+        ).train()
         optimizer = torch.optim.Adam(gated.parameters(), lr=1e-3)
         for _ in range(steps):
             optimizer.zero_grad()

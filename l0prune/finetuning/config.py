@@ -16,9 +16,9 @@ __all__ = ["OPEN", "OPTIMIZERS", "FinetuneConfig", "Settings", "alignment"]
 
 
 OPTIMIZERS = {
-    "sgd": {"lr": 0.02, "recovery_lr": 0.03, "weight_decay": 1e-4},
+    "sgd": {"lr": 0.03, "recovery_lr": 0.03, "weight_decay": 1e-4},
     "adam": {"lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0},
-    "adamw": {"lr": 3e-4, "recovery_lr": 1e-3, "weight_decay": 0.02},
+    "adamw": {"lr": 5e-4, "recovery_lr": 1e-3, "weight_decay": 0.02},
 }
 """What each starts from where no numbers are given."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
@@ -107,19 +107,30 @@ class FinetuneConfig(Options):
         choices=tuple(OPTIMIZERS),
     )
     lr: float | None = _of_optimizer(
-        "Peak learning rate of the weights while the gates are learned.", "lr", within="(0, inf)", group=MOST_USED
+        "Peak learning rate of the weights, of the whole run unless `recovery_lr` is given.",
+        "lr",
+        within="(0, inf)",
+        group=MOST_USED,
     )
-    recovery_lr: float | None = _of_optimizer(
-        "Peak learning rate of settling and recovery, which share one schedule.", "recovery_lr", within="(0, inf)"
+    recovery_lr: float | None = _weights(
+        None,
+        "Peak learning rate of settling and recovery, in a schedule of their own; without it one ramp and cosine spans the run.",
+        within="(0, inf)",
+        shown="one schedule for the run; with a penalty "
+        + ", ".join(f"{numbers['recovery_lr']:g} {optimizer}" for optimizer, numbers in OPTIMIZERS.items()),
     )
     lr_ramp: float = _weights(
         0.05, "Share of each stretch of training in which its learning rate rises.", within="[0, 1)", flag=None
     )
-    gate_lr_end: float = _weights(
-        0.0, "Share of `lr` that is left when the gates are learned; 1 keeps it constant.", within="[0, 1]"
+    gate_lr_end: float | None = _weights(
+        None,
+        "Share of `lr` that is left when the gates are learned, before settling and recovery begin a schedule of their own; 1"
+        " keeps it constant.",
+        within="[0, 1]",
+        shown="one schedule for the run; with a penalty 0",
     )
     recovery_lr_end: float = _weights(
-        0.0, "Share of `recovery_lr` that is left at the end.", within="[0, 1]", flag=None
+        0.0, "Share of the peak learning rate that is left at the end.", within="[0, 1]", flag=None
     )
     lr_drops: tuple[float, ...] = _weights(
         (),
@@ -143,8 +154,15 @@ class FinetuneConfig(Options):
         "Largest norm of the gradient as a multiple of the median of the last 50; 0 sets no limit.",
         within="0 or [1, inf)",
     )
+    gate_training: str | None = _gates(
+        None,
+        "What moves the gates: evidence, which puts each where the worth of its unit to the loss stands against its share of the"
+        " cost; or their own gradient.",
+        choices=("evidence", "gradient"),
+        shown="evidence; gradient with a penalty or a gate_lr",
+    )
     gate_lr: float | None = _gates(
-        None, "Learning rate of the gates.", within="(0, inf)", shown="by the number of steps"
+        None, "Learning rate of gates that follow their gradient.", within="(0, inf)", shown="by the number of steps"
     )
     gate_start: str | None = _gates(
         None,
@@ -162,7 +180,7 @@ class FinetuneConfig(Options):
         4.0, "Temperature that softens the outputs of teacher and student.", within="(0, inf)"
     )
     feature_distillation: float = _teaching(
-        5.0,
+        60.0,
         "Weight of the loss that teaches each block of the cut network by the features of the channels it kept; 0 teaches by"
         " outputs alone. The teacher has to be the dense network itself.",
         within="[0, inf)",
@@ -279,10 +297,13 @@ class FinetuneConfig(Options):
         if self.gate_start not in (None, OPEN, *criterion_names()):
             names = ", ".join((OPEN, *criterion_names()))
             raise ConfigError(f"gate_start={self.gate_start!r} is unknown: choose one of {names}")
+        if self.gate_training == "evidence" and self.gate_lr is not None:
+            raise ConfigError("gate_training=evidence places gates without a learning rate: leave out gate_lr")
         if self.trains_gates:
             return
-        if self.gate_lr is not None or self.gate_start not in (None, OPEN):
-            name = "gate_start" if self.gate_lr is None else "gate_lr"
+        acting = {"gate_lr": self.gate_lr, "gate_start": None if self.gate_start == OPEN else self.gate_start}
+        name = next((name for name, value in acting.items() if value is not None), None)
+        if name is not None:
             raise ConfigError(
                 f"method={self.chosen_by} trains no gates, so {name} has no effect: leave one of them out"
             )
@@ -318,16 +339,26 @@ class FinetuneConfig(Options):
                 f"method={self.chosen_by} closes as many units as a budget asks for, and a penalty is a price for gates that are"
                 f" trained: give a budget, or method={TRAINED_GATES}"
             )
+        if penalised and self.gate_training == "evidence":
+            raise ConfigError(
+                "gate_training=evidence finds the price that a budget leaves, and a penalty fixes it: leave out one of them"
+            )
+        by_gradient = penalised or self.gate_lr is not None
         warmup, gate, settle, _ = self._lengths(penalised=penalised)
         align = (1 if penalised else "auto") if self.align is None else self.align
+        usual = OPTIMIZERS[self.optimizer]
+        restarts = penalised or self.recovery_lr is not None or self.gate_lr_end is not None or bool(self.lr_drops)
         written_out = {
-            **{name: value for name, value in OPTIMIZERS[self.optimizer].items() if getattr(self, name) is None},
+            **{name: usual[name] for name in ("lr", "weight_decay") if getattr(self, name) is None},
+            "recovery_lr": (self.recovery_lr or usual["recovery_lr"]) if restarts else None,
+            "gate_lr_end": (self.gate_lr_end or 0.0) if restarts else None,
             "method": self.chosen_by,
             "closed_form": self.epochs == 0 if self.closed_form is None else self.closed_form,
             "warmup_epochs": warmup,
             "gate_epochs": gate if self.trains_gates else settle,
             "settle_epochs": settle if self.trains_gates else 0.0,
             "gate_start": self.gate_start or OPEN,
+            "gate_training": self.gate_training or ("gradient" if by_gradient else "evidence"),
             "warmup_fraction": 0.0,
             "gate_fraction": None,
             "settle_fraction": 0.0,
@@ -361,13 +392,13 @@ class Settings(FinetuneConfig):
         method: str
         closed_form: bool
         lr: float
-        recovery_lr: float
         weight_decay: float
         warmup_epochs: float
         gate_epochs: float
         settle_epochs: float
         gate_decision: str
         gate_start: str
+        gate_training: str
         align: int
 
     @property

@@ -14,7 +14,8 @@ _APART = 0.1
 _UNDECIDED = (0.05, 0.95)
 """Between these probabilities of being open, a gate is undecided."""
 _REMEDY = (
-    "give them more steps (gate_epochs), start them from a criterion (gate_start=magnitude), or let one choose (method)"
+    "give them more steps (gate_epochs), place them by evidence (gate_training), start them from a criterion"
+    " (gate_start=magnitude), or let one choose (method)"
 )
 
 

@@ -138,9 +138,8 @@ def train(
             task = try_out(plan, runtime, is_taught=is_taught, rehearse=not continuing)
             plan = replace(plan, task=task)
             taught_by = _teacher(plan, teacher, runtime) if is_taught else None
-            gated.set_goal(
-                plan.goal, max(1, plan.phases.gate), gate_optimizer=GateOptimizerConfig(lr=plan.settings.gate_lr)
-            )
+            moved = GateOptimizerConfig(lr=plan.settings.gate_lr, by_evidence=plan.settings.gate_training == "evidence")
+            gated.set_goal(plan.goal, max(1, plan.phases.gate), gate_optimizer=moved)
             runtime.broadcast_(gated)
             runtime.take_(gated.train())
             metrics = directory / "metrics.jsonl" if directory is not None and runtime.is_main else None

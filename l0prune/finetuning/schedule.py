@@ -75,22 +75,20 @@ class Phases:
         return step % self.steps_per_epoch == 0 or step == self.total
 
     def learning_rate(self, step: int, config: Settings) -> float:
-        """Learning rate of the step after `step` finished ones: one cosine to the freeze, a second one after it.
+        """Learning rate of the step after `step` finished ones: one ramp and cosine over the run.
 
-        With `lr_drops` it goes down in steps to the freeze instead.
+        With a `recovery_lr` there is one to the freeze and a second one after it; with `lr_drops` it goes down in steps to the
+        freeze instead.
         """
-        if step < self.freeze_at and config.lr_drops:
-            n_drops = sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.lr_drops)
-            return config.lr * config.lr_drop_factor**n_drops
-        if step < self.freeze_at:
-            return learning_rate(step, self.freeze_at, peak=config.lr, ramp=config.lr_ramp, end=config.gate_lr_end)
-        return learning_rate(
-            step - self.freeze_at,
-            self.settle + self.recovery,
-            peak=config.recovery_lr,
-            ramp=config.lr_ramp,
-            end=config.recovery_lr_end,
-        )
+        peak, start, length, end = config.lr, 0, self.total, config.recovery_lr_end
+        if config.recovery_lr is not None and step < self.freeze_at:
+            if config.lr_drops:
+                n_drops = sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.lr_drops)
+                return config.lr * config.lr_drop_factor**n_drops
+            length, end = self.freeze_at, config.gate_lr_end or 0.0
+        elif config.recovery_lr is not None:
+            peak, start, length = config.recovery_lr, self.freeze_at, self.settle + self.recovery
+        return learning_rate(step - start, length, peak=peak, ramp=config.lr_ramp, end=end)
 
 
 def plan_phases(config: Settings, steps_per_epoch: int) -> Phases:

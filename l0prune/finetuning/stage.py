@@ -197,7 +197,7 @@ class LossWindow:
         total = torch.stack([loss.total for loss in losses]).double()
         if not bool(torch.isfinite(total).all()):
             first = int((~torch.isfinite(total)).nonzero()[0])
-            rate = "recovery_lr" if phase in ("settle", "recovery") else "lr"
+            rate = "lr" if phase in ("warmup", "gate") else "lr or recovery_lr"
             raise TrainingError(
                 f"the loss is {float(total[first])} at step {last_step - len(losses) + first + 1} ({phase} phase,"
                 f" learning rate {lr:.3g}): lower {rate}, set grad_clip=1,"

@@ -262,15 +262,17 @@ class Trainer:
     def _require_converging(self, tensors: Mapping[str, Any]) -> None:
         """See that there are numbers in what a phase has trained."""
         late = self._phase in (SETTLE, RECOVERY)
-        lr = self._settings.recovery_lr if late else self._settings.lr
-        require_converging(tensors, step=self.step, option="recovery_lr" if late else "lr", lr=lr)
+        settings = self._settings
+        option = "recovery_lr" if late and settings.recovery_lr is not None else "lr"
+        require_converging(tensors, step=self.step, option=option, lr=getattr(settings, option))
 
     def _start_gates(self) -> None:
         """Put the gates where they start; say so where that is too far for their steps."""
         if self._settings.gate_start != OPEN:
             self._place(self._settings.gate_start)
-        elif not self._plan.goal.cuts_as_trained:
+        elif self._settings.gate_training == "gradient" and not self._plan.goal.cuts_as_trained:
             self._journal.doubt(too_few_steps(self._gated, self._phases.gate, self._settings.gate_lr))
+        self._gather_evidence()
 
     def _place(self, name: str) -> None:
         """Put the gates where a criterion ranks them."""
@@ -279,6 +281,15 @@ class Trainer:
         scores = score(criterion, self._gated, evidence)
         self._runtime.average_(scores)
         place_(self._gated, criterion, scores)
+
+    def _gather_evidence(self) -> None:
+        """See what the loss depends on before the first gate moves."""
+        squares = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
+        self._runtime.average_(squares)
+        n_batches = min(self._settings.salience_batches, self._phases.steps_per_epoch)
+        if n_batches and not self._plan.task.in_training_only:
+            squares = squares / (n_batches * self._runtime.scaler.get_scale() ** 2)
+            self._gated.observe(squares, n_batches)
 
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""

@@ -321,6 +321,15 @@ class GatedModel(nn.Module):
         """
         self._gate_training.step()
 
+    def observe(self, squares: Tensor, count: float = 1.0) -> None:
+        """Take in evidence of what units are worth, gathered before the first `step()`.
+
+        Args:
+            squares: Means over batches of (z dL/dz)^2, shape `(n_gates,)`.
+            count: Number of the batches, > 0.
+        """
+        self._gate_training.observe(squares, count)
+
     def training_state(self) -> dict[str, Any]:
         """Optimizer, multiplier and noise of the gates, as tensors and plain numbers, to resume exactly."""
         return self._gate_training.state_dict()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
+from l0prune.gated.evidence import EvidenceMover
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig, hold_
 from l0prune.goals.goal import Goal, Pursuit
@@ -52,7 +53,11 @@ class GateTraining:
         self.pursuit: Pursuit = goal.pursuit(costs, self._steps)
         self._gates = gates
         self._done = 0
-        self._optimizer = (optimizer or GateOptimizerConfig()).build(gates.trained, self._steps)
+        config = optimizer or GateOptimizerConfig()
+        self._optimizer = config.build(gates.trained, self._steps)
+        places = config.places and bool(self.pursuit.constraints)
+        self._evidence = EvidenceMover(gates, self.pursuit, config) if places else None
+        gates.watched = places
         self.advance()
 
     def penalty(self) -> Tensor:
@@ -75,6 +80,14 @@ class GateTraining:
         """
         self._require_goal()
         log_alpha = self._gates.log_alpha
+        effects = self._gates.take_effects()
+        if self._evidence is not None and effects is not None and not self._gates.frozen:
+            log_alpha.grad = None
+            prices = self._evidence.step(effects)
+            self._done += 1
+            self.pursuit.step(self._gates, prices=prices)
+            self.advance()
+            return
         if self._gates.frozen or log_alpha.grad is None:
             log_alpha.grad = None
             return
@@ -90,10 +103,21 @@ class GateTraining:
         if self._steps < self._gates.distribution.held_below:
             self._hold()
 
+    def observe(self, squares: Tensor, count: float) -> None:
+        """Take in evidence that was gathered before the first step; nothing where gates follow their gradient.
+
+        Args:
+            squares: Means of (z dL/dz)^2 over batches, shape `(n_gates,)`.
+            count: Number of the batches.
+        """
+        if self._evidence is not None:
+            self._evidence.observe(squares, count)
+
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, multiplier, position and noise, as tensors and plain numbers, to resume exactly."""
         return {
             "optimizer": self._optimizer.state_dict(),
+            "evidence": None if self._evidence is None else self._evidence.state_dict(),
             "constraint": self.pursuit.state_dict(),
             "steps": self._done,
             "noise": self._gates.get_rng_state(),
@@ -102,6 +126,10 @@ class GateTraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._optimizer.load_state_dict(state["optimizer"])
+        if state.get("evidence") is None:  # the gates of this state follow their gradient
+            self._evidence, self._gates.watched = None, False
+        elif self._evidence is not None:
+            self._evidence.load_state_dict(state["evidence"])
         if state["constraint"] is not None:
             self.pursuit.load_state_dict(state["constraint"])
         self._done = state["steps"]

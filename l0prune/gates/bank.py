@@ -88,6 +88,9 @@ class GateBank(nn.Module):
         self.register_buffer("is_frozen", torch.zeros(()))
         self._read: tuple[Tensor, int] | None = None
         self._frozen = False
+        self.watched = False
+        """Whether samples are to keep what they do to the loss, for `take_effects`."""
+        self._probe: Tensor | None = None
 
     @property
     def n_gates(self) -> int:
@@ -139,13 +142,17 @@ class GateBank(nn.Module):
 
     def unscale_gradient_(self, scale: float) -> bool:
         """Bring the gradient back to its own scale; drop it, and return False, where it overflowed."""
-        if scale == 1.0 or self.log_alpha.grad is None:
+        held = [self.log_alpha] if self._probe is None else [self.log_alpha, self._probe]
+        gradients = [tensor.grad for tensor in held if tensor.grad is not None]
+        if scale == 1.0 or not gradients:
             return True
-        self.log_alpha.grad /= scale
-        if not bool(torch.isfinite(self.log_alpha.grad).all()):
-            self.log_alpha.grad = None
-            return False
-        return True
+        for gradient in gradients:
+            gradient.div_(scale)
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            return True
+        for tensor in held:
+            tensor.grad = None
+        return False
 
     @torch.no_grad()
     def place_(self, locations: Tensor) -> None:
@@ -188,7 +195,21 @@ class GateBank(nn.Module):
         """
         if self.frozen:
             return self._fixed()
-        return self._present.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
+        drawn = self._present.rsample(self.log_alpha, generator=self._generator if generator is None else generator)
+        return (
+            drawn * self._unit_probe(drawn) if self.watched and generator is None and torch.is_grad_enabled() else drawn
+        )
+
+    def take_effects(self) -> Tensor | None:
+        """Z dL/dz of the samples since the last call, shape `(n_gates,)`; None if there was no backward pass through any."""
+        probe, self._probe = self._probe, None
+        return None if probe is None else probe.grad
+
+    def _unit_probe(self, like: Tensor) -> Tensor:
+        """Ones whose gradient is z dL/dz, summed over all samples that they multiply."""
+        if self._probe is None or self._probe.device != like.device or self._probe.dtype != like.dtype:
+            self._probe = torch.ones_like(like, requires_grad=True)
+        return self._probe
 
     def values(self, *, estimator: str | None = None) -> Tensor:
         """Test-time value of every gate, shape `(n_gates,)`, in [0, 1]; the frozen values once frozen.
@@ -207,8 +228,14 @@ class GateBank(nn.Module):
         """`sample()` in training mode, `values()` in evaluation mode."""
         return self.sample() if self.training else self.values()
 
-    def open_probability(self) -> Tensor:
-        """`prob_open` of every gate, shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen."""
+    def open_probability(self, locations: Tensor | None = None) -> Tensor:
+        """`prob_open` of every gate, shape `(n_gates,)`, differentiable in `log_alpha`; 0 or 1 once frozen.
+
+        Args:
+            locations: Others than `log_alpha`, shape `(n_gates,)`.
+        """
+        if locations is not None:
+            return self._present.prob_open(locations)
         if self.frozen:
             return (self._fixed() != 0).to(self.log_alpha.dtype)
         return self._present.prob_open(self.log_alpha)

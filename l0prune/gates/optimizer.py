@@ -19,11 +19,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class GateOptimizerConfig:
-    """Settings of the gates' optimizer: Adam without weight decay and without a schedule.
+    """Settings of what moves the gates.
+
+    Under a budget they are placed by evidence (`gated/evidence.py`); under a penalty, or where `lr` is given, they follow their
+    gradient, by Adam without weight decay and without a schedule.
 
     Attributes:
         lr: learning rate of the locations, > 0; None lets `learning_rate` choose.
         betas: Adam's two decay rates, each in [0, 1).
+        by_evidence: whether gates under a budget are placed by evidence; None does so where no `lr` is given.
+        memory: steps that the running mean of the evidence is taken over, >= 1.
+        sharpness: how fast the log-odds of being open grow with the logarithm of worth over cost, > 0.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -31,6 +37,14 @@ class GateOptimizerConfig:
 
     lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
+    by_evidence: bool | None = None
+    memory: float = 20.0
+    sharpness: float = 4.0
+
+    @property
+    def places(self) -> bool:
+        """Whether gates under a budget are placed by evidence."""
+        return self.lr is None if self.by_evidence is None else self.by_evidence
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -40,6 +54,10 @@ class GateOptimizerConfig:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"gate betas are {self.betas!r}; expected two numbers in [0, 1)")
+        if not self.memory >= 1:
+            raise ConfigError(f"memory of the evidence is {self.memory!r}; expected a number of steps, 1 or more")
+        if not self.sharpness > 0:
+            raise ConfigError(f"sharpness of the gates is {self.sharpness!r}; expected a positive number")
 
     def learning_rate(self, steps: int) -> float:
         """`lr`, or else 60 / steps in [0.002, 0.05]: a gate can cross its range a few times without a random walk.

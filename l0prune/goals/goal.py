@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -111,8 +111,20 @@ class Pursuit:
         """What goes to the objective, scalar, differentiable in the probabilities of being open, shape `(n_gates,)`."""
         return is_open.new_zeros(())
 
-    def step(self, gates: GateBank) -> None:
-        """After the gates have moved."""
+    def marginal(self, is_open: Tensor) -> Tensor:
+        """What opening each gate adds to each cost that is bounded, where the probabilities of being open are these.
+
+        Returns:
+            Shape `(n_bounds, n_gates)`, >= 0, as fractions of dense.
+        """
+        return is_open.new_zeros((0, *is_open.shape))
+
+    def over(self, is_open: Tensor) -> list[float]:
+        """How far each cost that is bounded is above its present target; negative under it."""
+        return []
+
+    def step(self, gates: GateBank, *, prices: Sequence[float] | None = None) -> None:
+        """After the gates have moved; where they were placed by prices, with the price of each cost that is bounded."""
 
     def affordable(self, scores: FloatArray) -> int:
         """How many gates, highest score first, may be open now."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from l0prune.cost.cost import Cost
@@ -119,16 +120,21 @@ class Constraint:
         """
         return self.multiplier * (expected_cost - self.target)
 
-    def step(self, expected_cost: float, hard_cost: float) -> None:
+    def step(self, expected_cost: float, hard_cost: float, *, price: float | None = None) -> None:
         """Move target and multiplier on by one step; call it after the gates have moved.
 
         Args:
             expected_cost: expected cost of the gates, fraction of dense.
             hard_cost: cost after thresholding, fraction of dense; kept for reports, not acted on.
+            price: takes the multiplier's place where the gates were placed by it.
         """
         if self._step == 0:
             self._initial_cost = expected_cost
         self._step += 1
+        self.expected_cost, self.hard_cost = float(expected_cost), float(hard_cost)
+        if price is not None:
+            self.multiplier = price
+            return
         violation = expected_cost - self.target
         if self._step == 1:
             self._violation = violation
@@ -141,7 +147,6 @@ class Constraint:
         if ahead >= -self.config.slack:
             boost = min(self.config.gain * ahead, math.log(_LARGEST_BOOST))
             self.multiplier = math.exp(min(self._log_level + boost, math.log(_LARGEST_LEVEL)))
-        self.expected_cost, self.hard_cost = float(expected_cost), float(hard_cost)
 
     def state_dict(self) -> dict[str, float]:
         """Everything that changes from step to step, as plain numbers; with it the next steps repeat exactly."""
@@ -182,13 +187,25 @@ class ConstrainedPursuit(Pursuit):
         penalties = [pair[0].penalty(cost) for pair, cost in zip(self._pairs, costs, strict=True)]
         return sum(penalties[1:], penalties[0])
 
-    def step(self, gates: GateBank) -> None:
-        """Let the multipliers follow the costs the gates have now."""
-        if not self._expected:
+    def marginal(self, is_open: Tensor) -> Tensor:
+        """What opening each gate adds to each cost, shape `(n_bounds, n_gates)`."""
+        with torch.enable_grad():
+            leaf = is_open.detach().clone().requires_grad_()
+            slopes = [torch.autograd.grad(cost.expected(leaf), leaf)[0] for _, cost in self._pairs]
+        return torch.stack(slopes)
+
+    def over(self, is_open: Tensor) -> list[float]:
+        """How far each cost is above its present target; negative under it."""
+        return [float(cost.expected(is_open)) - constraint.target for constraint, cost in self._pairs]
+
+    def step(self, gates: GateBank, *, prices: Sequence[float] | None = None) -> None:
+        """Let the multipliers follow the costs the gates have now, or be the prices that placed them."""
+        if prices is not None or not self._expected:
             self.penalty(gates.open_probability().detach())
         is_open = gates.values().detach() != 0
-        for (constraint, cost), expected in zip(self._pairs, self._expected, strict=True):
-            constraint.step(expected, cost.hard(is_open))
+        given = [None] * len(self._pairs) if prices is None else prices
+        for (constraint, cost), expected, price in zip(self._pairs, self._expected, given, strict=True):
+            constraint.step(expected, cost.hard(is_open), price=price)
         self._expected = []
 
     def affordable(self, scores: FloatArray) -> int:

@@ -8,7 +8,7 @@ from finetuning_case import QUICK, Stopping, gated_net, run
 
 from l0prune.finetuning.doubts import too_few_steps, undecided_gates
 
-SHORT = replace(QUICK, epochs=3, warmup_epochs=0, gate_epochs=1, settle_epochs=0)
+SHORT = replace(QUICK, gate_training="gradient", epochs=3, warmup_epochs=0, gate_epochs=1, settle_epochs=0)
 
 
 class Told:
@@ -87,6 +87,13 @@ def test_a_resumed_run_remembers_its_doubts(tmp_path):
     assert not [message for message in told.messages if message.startswith("CAREFUL")]
 
 
-@pytest.mark.parametrize("options", [{"gate_start": "magnitude"}, {"method": "magnitude", "gate_epochs": None}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gate_start": "magnitude"},
+        {"gate_training": None},
+        {"method": "magnitude", "gate_epochs": None, "gate_training": None},
+    ],
+)
 def test_a_choice_that_a_criterion_has_made_is_not_doubted(options):
     assert run(config=replace(SHORT, **options)).doubts == ()

@@ -172,6 +172,10 @@ def test_each_option_runs_and_learns(change):
     assert result.evaluation["accuracy"] > 0.8
 
 
+AS_BEFORE = {"gate_lr": 0.3, "lr": 0.02, "recovery_lr": 0.03}
+"""Gates that follow their gradient, and a warm restart after the freeze."""
+
+
 def sharp_net() -> nn.Module:
     """Trained, without norms, and so sure of itself that the first gradients are hundreds of times the usual."""
     torch.manual_seed(0)
@@ -192,7 +196,10 @@ def sharp_net() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("changes", "learns"), [({}, True), ({"grad_clip": 0.0, "grad_spike": 0.0}, False)])
+@pytest.mark.parametrize(
+    ("changes", "learns"),
+    [({}, True), (AS_BEFORE, True), ({**AS_BEFORE, "grad_clip": 0.0, "grad_spike": 0.0}, False)],
+)
 def test_the_defaults_do_not_ruin_a_network_without_norms(changes, learns):
     model = sharp_net()
     gated = l0prune.inject(model, l0prune.trace(model, (torch.randn(2, 3, 6, 6),)))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_in_models import traced
+from test_in_models import BY_GRADIENT, traced
 
 import l0prune
 from l0prune.gated import training
@@ -59,7 +59,9 @@ def test_a_short_phase_ends_at_its_budget(name):
     """Free, most families ended 0.1 to 0.5 under it."""
     model, flow, x, y = traced()
     steps = 60
-    gated = l0prune.inject(model, flow, gate=name, budget=l0prune.Budget("macs", 0.5), steps=steps).train()
+    gated = l0prune.inject(
+        model, flow, gate=name, budget=l0prune.Budget("macs", 0.5), steps=steps, gate_optimizer=BY_GRADIENT
+    ).train()
 
     for _ in range(steps):
         (torch.nn.functional.cross_entropy(gated(x), y) + gated.penalty()).backward()
@@ -75,7 +77,9 @@ def test_a_short_phase_ends_at_its_budget(name):
 
 def test_gates_that_begin_under_the_budget_are_not_lifted_to_it():
     model, flow, x, y = traced()
-    gated = l0prune.inject(model, flow, gate="concrete", budget=l0prune.Budget("macs", 0.9), steps=20).train()
+    gated = l0prune.inject(
+        model, flow, gate="concrete", budget=l0prune.Budget("macs", 0.9), steps=20, gate_optimizer=BY_GRADIENT
+    ).train()
     with torch.no_grad():
         gated.gates.log_alpha.fill_(0.0)
 
@@ -92,7 +96,9 @@ def test_hard_concrete_gates_are_free_in_phases_of_300_steps_and_more(monkeypatc
     model, flow, x, y = traced()
 
     def locations() -> torch.Tensor:
-        gated = l0prune.inject(model, flow, budget=l0prune.Budget("macs", 0.5), steps=300, seed=2).train()
+        gated = l0prune.inject(
+            model, flow, budget=l0prune.Budget("macs", 0.5), steps=300, seed=2, gate_optimizer=BY_GRADIENT
+        ).train()
         for _ in range(30):
             (torch.nn.functional.cross_entropy(gated(x), y) + gated.penalty()).backward()
             gated.step()

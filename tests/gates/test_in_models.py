@@ -13,9 +13,11 @@ from l0prune.gates.bank import GateBank
 from l0prune.gates.families.continuous_sparsification import ContinuousSparsification
 from l0prune.gates.families.exact_k import ExactK
 from l0prune.gates.families.mdr_power import MdrPower
+from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_names
 
 STEPS = 200
+BY_EVIDENCE, BY_GRADIENT = GateOptimizerConfig(by_evidence=True), GateOptimizerConfig(by_evidence=False)
 
 
 @cache
@@ -34,11 +36,11 @@ def traced():
     return model, l0prune.trace(model.eval(), x[:2]), x, y
 
 
-def trained(name, steps=STEPS):
+def trained(name, steps=STEPS, **settings):
     """A gated copy after a plain training loop under a budget of half of the MACs."""
     model, flow, x, y = traced()
     gated = l0prune.inject(
-        copy.deepcopy(model), flow, gate=name, budget=l0prune.Budget("macs", 0.5), steps=STEPS, seed=1
+        copy.deepcopy(model), flow, gate=name, budget=l0prune.Budget("macs", 0.5), steps=STEPS, seed=1, **settings
     ).train()
     optimizer = torch.optim.Adam(gated.parameters(), lr=1e-3)
     for _ in range(steps):
@@ -49,9 +51,10 @@ def trained(name, steps=STEPS):
     return gated
 
 
+@pytest.mark.parametrize("settings", [BY_EVIDENCE, BY_GRADIENT], ids=["evidence", "gradient"])
 @pytest.mark.parametrize("name", gate_names())
-def test_each_gate_is_trained_to_a_budget_frozen_and_cut(name):
-    gated, x = trained(name), traced()[2]
+def test_each_gate_is_trained_to_a_budget_frozen_and_cut(name, settings):
+    gated, x = trained(name, gate_optimizer=settings), traced()[2]
 
     assert 0.3 < float(gated.expected_cost("macs").detach()) < 0.55
     assert 0.3 < gated.hard_cost("macs") < 0.65
@@ -108,7 +111,10 @@ def test_without_a_budget_gates_that_need_one_stay_open():
 def test_annealed_gates_harden_over_the_gate_phase():
     ambiguous = [
         float(((z > 0.1) & (z < 0.9)).double().mean())
-        for z in (trained("continuous-sparsification", steps=n).gates.sample() for n in (150, STEPS))
+        for z in (
+            trained("continuous-sparsification", steps=n, gate_optimizer=BY_GRADIENT).gates.sample()
+            for n in (150, STEPS)
+        )
     ]
     assert ambiguous[1] < ambiguous[0] / 2
 
