@@ -106,7 +106,7 @@ def summary(rows: Sequence[Record]) -> str:
             f"| {best} | {ahead:+.2f} |"
         )
     if not lines:
-        return "No rows yet.\n"
+        return "" if rows else "No rows yet.\n"
     head = [
         "| network | MACs | epochs | gates | best criterion | which | gates ahead by |",
         "|---|---|---|---|---|---|---|",

@@ -333,6 +333,7 @@ def test_a_page_says_which_rows_are_planned_and_not_run():
     without, with_one = render([]), render([record_of(deeper)])
 
     assert "No rows yet." in without
+    assert "No rows yet." not in with_one
     assert "- ResNet-56, CIFAR-10, `macs=0.5`, 8 epochs: gates, magnitude\n" in without
     assert "- ResNet-56, CIFAR-10, `macs=0.5`, 8 epochs: magnitude\n" in with_one
 
