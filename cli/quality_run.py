@@ -315,6 +315,7 @@ def conclude(
         shutil.copytree(best.checkpoint, draft / run.checkpoint.name)
         remove(run.checkpoint)
         (draft / run.checkpoint.name).replace(run.checkpoint)
-    write_whole(run.metrics, best.metrics.read_bytes())
+    if best.metrics.exists():  # nothing is written down where nothing is trained
+        write_whole(run.metrics, best.metrics.read_bytes())
     run.set_status("finished", result=result, config={"budget": request.run.budget})
     return result

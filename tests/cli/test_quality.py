@@ -129,6 +129,13 @@ def test_the_test_data_do_not_decide(found, tmp_path):
     assert result_of(found)["quality"]["doubts"] is None
 
 
+def test_networks_that_are_not_trained_are_searched_through_as_well(tmp_path):
+    command = ["finetune", "learned_task:trained", *DATA, "--align", "1", "--epochs", "0", "--batch-size", "32"]
+    invoke(*command, "--quality", "accuracy>=60", "--quality-runs", "2", "--out", tmp_path / "run")
+
+    invoke("shrink", tmp_path / "run")
+
+
 @pytest.mark.parametrize("after", ["the first run", "all runs", "a checkpoint"])
 def test_a_search_that_was_stopped_goes_on_to_the_same_answer(found, tmp_path, monkeypatch, after):
     from l0prune.cli import quality_run
