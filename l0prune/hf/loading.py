@@ -39,6 +39,7 @@ def from_pretrained(directory: str | Path, **config: Any) -> nn.Module:
         The model in evaluation mode, on the CPU, in the precision of its file. It can be trained, pruned again, and saved.
 
     Raises:
+        ConfigError: the configuration has no such entry, or it cannot be changed.
         ModelSpecError: transformers is not installed, or does not build the model.
         FileFormatError: a file is missing, damaged, of an unknown version, or asks for code.
         CheckpointError: the weights do not fit.

@@ -83,8 +83,9 @@ def register() -> None:
         def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
             self.remove_quantization_config(model)
             for module in model.modules():
-                if hasattr(vars(module).get("config"), "_is_quantized"):
-                    del module.config._is_quantized
+                config: Any = vars(module).get("config")
+                if hasattr(config, "_is_quantized"):
+                    del config._is_quantized
             _rebuild_buffers_(model, self.folder)
             remember_surgery_(model, record_of(self.folder))
 

@@ -90,8 +90,9 @@ def save_pretrained(
     with replaced_folder(target) as draft:
         save_weights(compact, draft / WEIGHTS)
         write_whole(draft / PLAN, json.dumps(record.plan.to_json()))
-        if getattr(compact, "generation_config", None) is not None:
-            compact.generation_config.save_pretrained(draft)
+        settings: Any = getattr(compact, "generation_config", None)
+        if settings is not None:
+            settings.save_pretrained(draft)
         folder = _written(compact, record, draft, target)
         names = write_companions(draft, tokenizer, pooling=pooling)
         if onnx:
@@ -116,6 +117,10 @@ def require_folder(compact: nn.Module, target: Path) -> None:
     record, name = surgery_of(compact), type(compact).__name__
     if target.exists() and not (target.is_dir() and (is_cut(target) or not any(target.iterdir()))):
         raise FileFormatError(f"{target} exists and is not a folder of a cut model; choose another one")
+    if (target / ".git").exists():
+        raise FileFormatError(
+            f"{target} is a clone of a repository, which would be gone; write elsewhere, and copy the files"
+        )
     if record.form == "graph":
         because = record.not_in_place_because
         raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l0prune.errors import FileFormatError
+from l0prune.errors import ConfigError, FileFormatError
 from l0prune.plain_data import FileKind
 from l0prune.reading import is_file, read_json, reading
 from l0prune.sources.library_models import LibraryModel
@@ -38,6 +38,9 @@ SECTION, METHOD = "quantization_config", "l0prune"
 KIND, REMEDY = "folder of a cut model", "write it again with l0prune.hf.save_pretrained"
 FILE = FileKind("l0prune.hf", 1, "a cut model's section", REMEDY)
 _SHARDS = "model.safetensors.index.json"
+_CHOICES = {"attn_implementation", "output_attentions", "output_hidden_states", "use_cache"}
+"""Entries that may be given, though the file need not have them."""
+_DECIDED = {"architectures", "dtype", "model_type", "torch_dtype", SECTION}
 _ELSEWHERE = ("_name_or_path", "_commit_hash")
 _DTYPES = {
     str(d).removeprefix("torch."): d for d in (torch.int64, torch.int32, torch.bool, torch.float32, torch.float64)
@@ -52,17 +55,17 @@ class ExampleTensor:
     Attributes:
         dtype: Its type, as in "int64".
         shape: Its sizes.
-        values: Its numbers, row by row; None for noise.
+        values: Its numbers, row by row, with spaces between; None for noise.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    values: list[int] | None = None
+    values: str | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> ExampleTensor:
         """What stands for a tensor."""
-        exact = None if tensor.is_floating_point() else [int(value) for value in tensor.flatten()]
+        exact = None if tensor.is_floating_point() else " ".join(str(int(value)) for value in tensor.flatten())
         name = str(tensor.dtype).removeprefix("torch.")
         return cls(name if name in _DTYPES else "float32", tuple(tensor.shape), exact)
 
@@ -73,12 +76,16 @@ class ExampleTensor:
             FileFormatError: there is none of this description.
         """
         count = math.prod(self.shape)
-        fits = self.values is None or len(self.values) == count
+        numbers = None if self.values is None else self.values.split()
+        fits = numbers is None or len(numbers) == count
         if self.dtype not in _DTYPES or not fits or min(self.shape, default=0) < 0 or count > _MOST_NUMBERS:
             raise FileFormatError(f"{where} describes no tensor; {REMEDY}")
         dtype = _DTYPES[self.dtype]
-        if self.values is not None:
-            return torch.tensor(self.values, dtype=dtype).view(self.shape)
+        if numbers is not None:
+            try:
+                return torch.tensor([int(number) for number in numbers], dtype=dtype).view(self.shape)
+            except (ValueError, RuntimeError, OverflowError) as error:
+                raise FileFormatError(f"{where} holds what is no number of its type; {REMEDY}") from error
         if not dtype.is_floating_point:
             raise FileFormatError(f"{where} is {self.dtype} without values; {REMEDY}")
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
@@ -166,6 +173,7 @@ class CutFolder:
 
         Raises:
             FileFormatError: a file is missing, damaged or of an unknown version, or asks for more than a model.
+            ConfigError: a change is none of an entry that can be changed.
         """
         with reading(path, KIND, remedy=REMEDY, folder=True):
             return cls._open(Path(path), dict(changes or {}))
@@ -175,6 +183,11 @@ class CutFolder:
         config = read_json(path / CONFIG, "configuration of transformers", remedy=REMEDY)
         if not isinstance(config, dict) or not _names_l0prune(config.get(SECTION)):
             raise FileFormatError(f"{path / CONFIG} says nothing of a cut: load the folder with transformers itself")
+        fixed = [key for key in changes if key in _DECIDED or key not in {*config, *_CHOICES}]
+        if fixed:
+            raise ConfigError(
+                f"{fixed[0]!r} is no entry of {path / CONFIG} that can be changed; move and convert the model once it is loaded"
+            )
         where = f"{path / CONFIG}, {SECTION}"
         section = CutSection.from_json(config[SECTION], where)
         args = {key: value for key, value in config.items() if key not in (SECTION, *_ELSEWHERE)} | changes

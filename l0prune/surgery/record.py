@@ -46,7 +46,7 @@ class Surgery:
         origins: Ways in which a library may have built the original dense model; `save` records one that works.
         integers_left: Integers of modules that no forward pass reads and that may stand for a width that was cut, though it is
             unclear which: module and attribute -> value. Methods that use them may need them changed by hand.
-        budget: What was asked for, as on the command line; empty where nothing was, or for a model that was loaded.
+        budget: What was asked for, as on the command line, of each cut in turn; empty where nothing was, or it is not known.
         costs: Metric -> cost of the original dense model and of the compact one, in its own unit; as far as it is known.
     """
 

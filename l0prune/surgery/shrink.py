@@ -153,7 +153,13 @@ def _after(before: Surgery, record: Surgery, gated: GatedModel) -> Surgery:
         metric: (before.costs[metric][0], now) for metric, (_, now) in record.costs.items() if metric in before.costs
     }
     return replace(
-        record, plan=plan, replayed=replayed, not_in_place_because=reason, origins=before.origins, costs=costs
+        record,
+        plan=plan,
+        replayed=replayed,
+        not_in_place_because=reason,
+        origins=before.origins,
+        budget=f"{before.budget or 'a cut'}, then {record.budget or 'a cut'}",
+        costs=costs,
     )
 
 

@@ -74,6 +74,9 @@ def test_it_is_pruned_and_saved_again(folder, tmp_path):
     assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in loaded.parameters())
     assert (logits(again) - logits(twice)).abs().max() < EXACT
     assert again.surgery.plan.fingerprint == loaded.surgery.plan.fingerprint
+    assert again.surgery.costs["macs"][0] == loaded.surgery.costs["macs"][0]
+    assert again.surgery.costs["macs"][1] < loaded.surgery.costs["macs"][1]
+    assert again.surgery.budget == "a cut, then a cut"
 
 
 def test_the_users_changes_of_the_configuration_stay(folder, tmp_path):
@@ -86,6 +89,12 @@ def test_the_users_changes_of_the_configuration_stay(folder, tmp_path):
 
     assert again.config.id2label == {0: "bad/poor", 1: "fair", 2: "good"}
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("change", [{"dtype": torch.bfloat16}, {"device_map": "auto"}, {"model_type": "gpt2"}])
+def test_what_is_no_entry_that_can_change_is_refused(folder, change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))!r} is no entry .* that can be changed"):
+        l0prune.hf.from_pretrained(folder, **change)
 
 
 def test_the_onnx_file_has_the_names_of_optimum_and_takes_token_types(compact, folder):
@@ -158,6 +167,10 @@ def test_only_folders_of_its_kind_are_replaced(compact, folder, tmp_path):
     assert [file.name for file in mine.iterdir()] == ["thesis.tex"]
 
     old = shutil.copytree(folder, tmp_path / "old")
+    (old / ".git").mkdir()
+    with pytest.raises(FileFormatError, match="a clone of a repository"):
+        l0prune.hf.save_pretrained(compact, old)
+    (old / ".git").rmdir()
     l0prune.hf.save_pretrained(compact, old, onnx=False)
     assert not (old / "onnx").exists()
 
@@ -194,8 +207,16 @@ REFUSED = {
         "describes no tensor",
     ),
     "an input with too few values": (
-        {"section": {"inputs": {"input_ids": {"dtype": "int64", "shape": [2, 3], "values": [1]}}}},
+        {"section": {"inputs": {"input_ids": {"dtype": "int64", "shape": [2, 3], "values": "1"}}}},
         "describes no tensor",
+    ),
+    "an input with words": (
+        {"section": {"inputs": {"input_ids": {"dtype": "int64", "shape": [2], "values": "1 two"}}}},
+        "no number of its type",
+    ),
+    "an input with a number beyond its type": (
+        {"section": {"inputs": {"input_ids": {"dtype": "int64", "shape": [1], "values": "9" * 40}}}},
+        "no number of its type",
     ),
     "an input of no type": ({"section": {"inputs": {"x": {"dtype": "object", "shape": [1]}}}}, "describes no tensor"),
 }
