@@ -30,7 +30,7 @@ __all__ = [
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("l0prune", "cli", "models")
-SGD_RATES = (0.01, 0.03, 0.06)
+SGD_RATES = (0.01, 0.02, 0.04)
 TUNING_SHARE, TUNING_LEAST, TUNING_MOST = 1 / 3, 0.3, 2.0
 
 

@@ -203,7 +203,7 @@ def comparison(tmp_path, monkeypatch) -> compare.Comparison:
 
 def scored(case: Case, files: Files, *, n_jobs: int) -> dict:
     """A row's record."""
-    return record_of(case, 90 - 100 * abs((case.lr or 0) - (0.03 if case.method == "gates" else 0.06)))
+    return record_of(case, 90 - 100 * abs((case.lr or 0) - (0.02 if case.method == "gates" else 0.04)))
 
 
 def test_rates_are_chosen_first_and_a_second_call_runs_nothing(comparison, capsys):
@@ -215,8 +215,8 @@ def test_rates_are_chosen_first_and_a_second_call_runs_nothing(comparison, capsy
 
     assert len(first) == 2 * 3 + 4
     assert {(r["case"]["method"], r["case"]["lr"]) for r in first if not r["case"]["held_out"]} == {
-        ("gates", 0.03),
-        ("taylor", 0.06),
+        ("gates", 0.02),
+        ("taylor", 0.04),
     }
     assert read(comparison.out) == first
     assert capsys.readouterr().out.count("0 of") == 2
