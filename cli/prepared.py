@@ -86,10 +86,11 @@ class Shared:
 
         case = self.case
         droprate = read_by_layer(request.run.droprate_init) if request.run.droprate_init else None
-        request = request.resolved(augment=case.augments, task=case.task_spec)
+        augment = case.augments if request.run.augment is None else request.run.augment
         batches = case.train_batches(
-            batch_size=request.run.batch_size, augment=bool(request.run.augment), seed=request.settings.seed
+            batch_size=request.run.batch_size, augment=bool(augment), seed=request.settings.seed
         )
+        request = request.resolved(augment=augment, task=case.task_spec, steps_per_epoch=len(batches))
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)
         goal = goal_of(request.run).over_samples(lambda: len(case.data.y_train))
         plan = preflight(gated, batches, task=case.task, goal=goal, config=request.training)

@@ -198,7 +198,18 @@ class FinetuneRequest:
 
     @property
     def settings(self) -> Settings:
+        """How it is trained, all numbers written out but for what follows from the number of batches.
+
+        Raises:
+            ConfigError: options of how it is trained do not go with those of the run.
+        """
+        return self.settings_for(None)
+
+    def settings_for(self, steps_per_epoch: int | None) -> Settings:
         """How it is trained, all numbers written out.
+
+        Args:
+            steps_per_epoch: Batches in one pass over the data, where they are known.
 
         Raises:
             ConfigError: options of how it is trained do not go with those of the run.
@@ -210,17 +221,19 @@ class FinetuneRequest:
                 why = "says as well where gates start" if training.trains_gates else "trains no gates"
                 raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
             training = replace(training, gate_start=OPEN)
-        return training.resolved(penalised=bool(self.run.penalty))
+        return training.resolved(penalised=bool(self.run.penalty), steps_per_epoch=steps_per_epoch)
 
-    def resolved(self, *, augment: bool, task: str | None) -> "FinetuneRequest":
+    def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int) -> "FinetuneRequest":
         """The same with every default written out.
 
         Args:
+            steps_per_epoch: Batches in one pass over the data.
             augment: What to do where the user did not say.
             task: What the network is for, as the data says where the user did not.
         """
         augment = augment if self.run.augment is None else self.run.augment
-        return replace(self, run=replace(self.run, augment=augment, task=task), training=self.settings)
+        run = replace(self.run, augment=augment, task=task)
+        return replace(self, run=run, training=self.settings_for(steps_per_epoch))
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""

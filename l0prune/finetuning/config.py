@@ -22,6 +22,8 @@ OPTIMIZERS = {
 }
 """What each starts from where no numbers are given."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
+FULL_GATE_STEPS = 700
+"""Steps of a run from which on the gate phase has its full share; in shorter ones the cut network needs the steps more."""
 UNTRAINED = "magnitude"
 """The criterion that chooses where nothing is trained."""
 OPEN = "open"
@@ -79,7 +81,8 @@ class FinetuneConfig(Options):
         "Share of `epochs` that learns the gates; `gate_epochs` overrides it.",
         within="(0, 1]",
         flag=None,
-        shown=f"{BUDGET_GATE_FRACTION:g}; with a penalty {PENALTY_GATE_FRACTION:g} of what the warm-up leaves",
+        shown=f"{BUDGET_GATE_FRACTION:g}, less in runs under {FULL_GATE_STEPS} steps; with a penalty"
+        f" {PENALTY_GATE_FRACTION:g} of what the warm-up leaves",
     )
     settle_fraction: float = _phases(
         0.0, "Share of `epochs` spent settling; `settle_epochs` overrides it.", within="[0, 1)", flag=None
@@ -92,7 +95,8 @@ class FinetuneConfig(Options):
         "Epochs that learn the gates together with the weights (part of `epochs`); recovery takes the rest. Under another"
         " `method` the chosen units close in them, one after another, those with the lowest scores first.",
         within="[0, inf)",
-        shown=f"{BUDGET_GATE_FRACTION:g} of the run, {PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
+        shown=f"{BUDGET_GATE_FRACTION:g} of the run, less under {FULL_GATE_STEPS} steps, "
+        f"{PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
     )
     settle_epochs: float | None = _phases(
         None,
@@ -323,11 +327,12 @@ class FinetuneConfig(Options):
         """What chooses the units: the method that was asked for, or else what the length of the run leaves."""
         return self.method or (TRAINED_GATES if self.epochs else UNTRAINED)
 
-    def resolved(self, *, penalised: bool) -> Settings:
+    def resolved(self, *, penalised: bool, steps_per_epoch: int | None = None) -> Settings:
         """What these options come to, all numbers written out.
 
         Args:
             penalised: Whether open gates have a fixed price, instead of a budget for all.
+            steps_per_epoch: Batches in one pass over the data, >= 1; None leaves out what follows from the number of steps.
 
         Raises:
             ConfigError: a criterion is to choose, and there is no budget that says how many units.
@@ -344,7 +349,7 @@ class FinetuneConfig(Options):
                 "gate_training=evidence finds the price that a budget leaves, and a penalty fixes it: leave out one of them"
             )
         by_gradient = penalised or self.gate_lr is not None
-        warmup, gate, settle, _ = self._lengths(penalised=penalised)
+        warmup, gate, settle, _ = self._lengths(penalised=penalised, steps_per_epoch=steps_per_epoch)
         align = (1 if penalised else "auto") if self.align is None else self.align
         usual = OPTIMIZERS[self.optimizer]
         restarts = penalised or self.recovery_lr is not None or self.gate_lr_end is not None or bool(self.lr_drops)
@@ -367,7 +372,7 @@ class FinetuneConfig(Options):
         }
         return Settings(**{**vars(self), **written_out})
 
-    def _lengths(self, *, penalised: bool) -> tuple[float, float, float, float]:
+    def _lengths(self, *, penalised: bool, steps_per_epoch: int | None = None) -> tuple[float, float, float, float]:
         """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling.
 
         Under a criterion there is no gate phase, and the epochs that are given for it are spent settling.
@@ -376,7 +381,12 @@ class FinetuneConfig(Options):
         if not self.trains_gates:
             closing = (self.gate_fraction or 0.0) * self.epochs if self.gate_epochs is None else self.gate_epochs
             return warmup, 0.0, closing, max(0.0, self.epochs - warmup - closing)
-        usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs) if penalised else BUDGET_GATE_FRACTION
+        usual = BUDGET_GATE_FRACTION
+        if penalised:
+            usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs)
+        elif steps_per_epoch is not None and self.gate_training != "gradient" and self.gate_lr is None:
+            n_steps = max(1.0, self.epochs * steps_per_epoch)
+            usual = max(usual * min(1.0, (n_steps / FULL_GATE_STEPS) ** 0.7), min(1.0, 1.0 / n_steps))
         share = usual if self.gate_fraction is None else self.gate_fraction
         gate = share * self.epochs if self.gate_epochs is None else self.gate_epochs
         rest = max(0.0, self.epochs - warmup - gate)

@@ -113,4 +113,5 @@ def test_what_a_run_was_asked_for_is_written_down_as_ever(older):
     assert now["model"] == began.model
     assert now["data"] == began.data
     epochs = {"lr_drops": [float(epoch) for epoch in filter(None, began.config["lr_drops"].split(","))]}  # text once
-    assert now["config"] == now["config"] | began.config | epochs
+    unused = {} if began.config["distillation"] else {"feature_distillation": now["config"]["feature_distillation"]}
+    assert now["config"] == now["config"] | began.config | epochs | unused

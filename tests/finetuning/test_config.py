@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -189,3 +190,15 @@ def test_the_learning_rate_falls_in_steps_to_the_freeze_and_then_as_ever():
     assert rates[:40] == pytest.approx([1.0] * 10 + [0.1] * 15 + [0.01] * 15)
     as_ever = resolved(epochs=6, gate_epochs=4, lr=1.0, recovery_lr=0.5)
     assert rates[40:] == [phases.learning_rate(step, as_ever) for step in range(40, 60)]
+
+
+@pytest.mark.parametrize(("n_steps", "gate_steps"), [(10, 1), (100, 5), (350, 43), (700, 140), (7000, 1400)])
+def test_short_runs_spend_less_of_their_steps_on_the_gates(n_steps, gate_steps):
+    config = FinetuneConfig(epochs=n_steps / 50, align=1)
+
+    settings = config.resolved(penalised=False, steps_per_epoch=50)
+
+    assert plan_phases(settings, 50).gate == gate_steps
+    assert replace(config, gate_fraction=0.3).resolved(
+        penalised=False, steps_per_epoch=50
+    ).gate_epochs == pytest.approx(0.3 * config.epochs)
