@@ -25,7 +25,6 @@ from typing import Any
 
 import click
 import numpy as np
-import onnxruntime
 import results_file
 import torch
 from safetensors.torch import load_file
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 
 import l0prune
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.measuring.session import onnxruntime  # type: ignore[attr-defined]
 from l0prune.onnx.export import export_onnx
 from l0prune.sources.datasets import load_data
 from l0prune.sources.model_spec import load_model

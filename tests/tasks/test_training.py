@@ -15,7 +15,14 @@ from l0prune.errors import ConfigError
 from l0prune.tasks.of_loss import Lesson, LossTask
 
 CONFIG = l0prune.FinetuneConfig(
-    epochs=6, gate_epochs=3, optimizer="adam", lr=0.01, recovery_lr=0.01, align=1, log_every=50
+    epochs=6,
+    gate_epochs=3,
+    optimizer="adam",
+    lr=0.01,
+    recovery_lr=0.01,
+    feature_distillation=5.0,  # most networks here know nothing that they could teach
+    align=1,
+    log_every=50,
 )
 
 
