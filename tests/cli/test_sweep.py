@@ -75,7 +75,9 @@ def test_a_point_of_a_sweep_takes_the_commands_of_a_run(sweep):
     invoke("shrink", sweep / "macs=0.4")
 
 
-@pytest.mark.parametrize("after", ["the first run", "training", "a checkpoint"])
+@pytest.mark.parametrize(
+    "after", ["a checkpoint", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("the first run", "training"))]
+)
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(sweep, tmp_path, monkeypatch, after):
     from l0prune.cli import sweep_run
     from l0prune.finetuning.trainer import Trainer
@@ -109,6 +111,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(sweep, tmp_path, mo
     assert found == expected
 
 
+@pytest.mark.slow
 def test_all_networks_are_measured_in_turn(tmp_path):
     result = json.loads(invoke(*SWEEP[:-1], "--out", tmp_path / "sweep", "--json").stdout)
 
