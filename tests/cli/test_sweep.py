@@ -76,7 +76,8 @@ def test_a_point_of_a_sweep_takes_the_commands_of_a_run(sweep):
 
 
 @pytest.mark.parametrize(
-    "after", ["a checkpoint", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("the first run", "training"))]
+    "after",
+    ["a checkpoint", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("the first run", "training"))],
 )
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(sweep, tmp_path, monkeypatch, after):
     from l0prune.cli import sweep_run
