@@ -348,7 +348,6 @@ class FinetuneConfig(Options):
             raise ConfigError(
                 "gate_training=evidence finds the price that a budget leaves, and a penalty fixes it: leave out one of them"
             )
-        by_gradient = penalised or self.gate_lr is not None
         warmup, gate, settle, _ = self._lengths(penalised=penalised, steps_per_epoch=steps_per_epoch)
         align = (1 if penalised else "auto") if self.align is None else self.align
         usual = OPTIMIZERS[self.optimizer]
@@ -363,7 +362,7 @@ class FinetuneConfig(Options):
             "gate_epochs": gate if self.trains_gates else settle,
             "settle_epochs": settle if self.trains_gates else 0.0,
             "gate_start": self.gate_start or OPEN,
-            "gate_training": self.gate_training or ("gradient" if by_gradient else "evidence"),
+            "gate_training": self._moved_by(penalised=penalised),
             "warmup_fraction": 0.0,
             "gate_fraction": None,
             "settle_fraction": 0.0,
@@ -371,6 +370,10 @@ class FinetuneConfig(Options):
             "align": resolve_alignment(align),
         }
         return Settings(**{**vars(self), **written_out})
+
+    def _moved_by(self, *, penalised: bool) -> str:
+        """What moves the gates, as `gate_training` names it."""
+        return self.gate_training or ("gradient" if penalised or self.gate_lr is not None else "evidence")
 
     def _lengths(self, *, penalised: bool, steps_per_epoch: int | None = None) -> tuple[float, float, float, float]:
         """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling.
@@ -384,7 +387,7 @@ class FinetuneConfig(Options):
         usual = BUDGET_GATE_FRACTION
         if penalised:
             usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs)
-        elif steps_per_epoch is not None and self.gate_training != "gradient" and self.gate_lr is None:
+        elif steps_per_epoch is not None and self._moved_by(penalised=False) == "evidence":
             n_steps = max(1.0, self.epochs * steps_per_epoch)
             usual = max(usual * min(1.0, (n_steps / FULL_GATE_STEPS) ** 0.7), min(1.0, 1.0 / n_steps))
         share = usual if self.gate_fraction is None else self.gate_fraction

@@ -272,7 +272,8 @@ class Trainer:
             self._place(self._settings.gate_start)
         elif self._settings.gate_training == "gradient" and not self._plan.goal.cuts_as_trained:
             self._journal.doubt(too_few_steps(self._gated, self._phases.gate, self._settings.gate_lr))
-        self._gather_evidence()
+        if self._settings.gate_training == "evidence":
+            self._gather_evidence()
 
     def _place(self, name: str) -> None:
         """Put the gates where a criterion ranks them."""

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from l0prune.gates.bank import GateBank
-from l0prune.gates.optimizer import GateOptimizerConfig
+from l0prune.gates.optimizer import GateOptimizerConfig, average_over_processes_
 from l0prune.goals.goal import Pursuit
 
 __all__ = ["EvidenceMover"]
@@ -37,7 +36,7 @@ class EvidenceMover:
     because a step was noisy; and what the network loses is measured while its weights adapt to what it has lost already.
 
     Args:
-        gates: What is moved; their effects are watched from now on.
+        gates: What is moved.
         pursuit: Targets of the step, and what a gate adds to the costs.
         config: Memory and sharpness.
 
@@ -53,7 +52,6 @@ class EvidenceMover:
         self._weights = torch.full((n_bounds,), 1 / max(1, n_bounds), dtype=torch.float64)
         self._worth = torch.zeros(gates.n_gates, dtype=torch.float64)
         self._seen = torch.zeros(gates.n_gates, dtype=torch.float64)
-        gates.watched = True
 
     def observe(self, squares: Tensor, count: float = 1.0) -> None:
         """Take in squared effects.
@@ -77,9 +75,7 @@ class EvidenceMover:
         Returns:
             The price of each cost that is bounded.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(effects)
-            effects /= dist.get_world_size()
+        average_over_processes_(effects)
         self.observe(effects.square())
         return self._place()
 

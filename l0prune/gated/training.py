@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
 from l0prune.gated.evidence import EvidenceMover
 from l0prune.gates.bank import GateBank
-from l0prune.gates.optimizer import GateOptimizerConfig, hold_
+from l0prune.gates.optimizer import GateOptimizerConfig, average_over_processes_, hold_
 from l0prune.goals.goal import Goal, Pursuit
 
 __all__ = ["GateTraining"]
@@ -91,9 +90,7 @@ class GateTraining:
         if self._gates.frozen or log_alpha.grad is None:
             log_alpha.grad = None
             return
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(log_alpha.grad)
-            log_alpha.grad /= dist.get_world_size()
+        average_over_processes_(log_alpha.grad)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._gates.clamp_()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from l0prune.errors import ConfigError
@@ -13,6 +14,7 @@ from l0prune.gates.bank import GateBank
 
 __all__ = [
     "GateOptimizerConfig",
+    "average_over_processes_",
     "hold_",
 ]
 
@@ -76,6 +78,13 @@ class GateOptimizerConfig:
     def build(self, parameters: Iterable[Tensor], steps: int) -> torch.optim.Adam:
         """The optimizer over `parameters` for a phase of `steps` steps."""
         return torch.optim.Adam(parameters, lr=self.learning_rate(steps), betas=self.betas, weight_decay=0.0)
+
+
+def average_over_processes_(values: Tensor) -> None:
+    """Replace values by their mean over the processes of a run, in place; alone they stay as they are."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
 
 
 _HALVINGS = 16

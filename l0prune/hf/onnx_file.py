@@ -38,7 +38,7 @@ def write_onnx(compact: nn.Module, path: Path, names: Sequence[str] | None) -> N
     path.parent.mkdir()
     try:
         export_onnx(_NamedOutputs(compact, inputs), inputs, path)
-    except Exception:
+    except Exception:  # whatever stops the export leaves no empty folder, and is raised again
         path.parent.rmdir()
         raise
 
