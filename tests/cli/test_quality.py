@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from finetuning_case import untimed
+from finetuning_case import stop_at, untimed
 from learned_task import arrays
 from safetensors.torch import load_file
 
@@ -141,16 +141,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_answer(found, tmp_path, m
     from l0prune.cli import quality_run
     from l0prune.finetuning.trainer import Trainer
 
-    out, calls = tmp_path / "run", []
-
-    def stop_at(n, original):
-        def stopping(*args, **kwargs):
-            calls.append(n)
-            if len(calls) == n:
-                raise KeyboardInterrupt
-            return original(*args, **kwargs)
-
-        return stopping
+    out = tmp_path / "run"
 
     with monkeypatch.context() as patch:
         if after == "the first run":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from finetuning_case import untimed
+from finetuning_case import stop_at, untimed
 from safetensors.torch import load_file
 
 from l0prune.cli.main import cli
@@ -83,16 +83,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_result(sweep, tmp_path, mo
     from l0prune.cli import sweep_run
     from l0prune.finetuning.trainer import Trainer
 
-    out, calls = tmp_path / "sweep", []
-
-    def stop_at(n, original):
-        def stopping(*args, **kwargs):
-            calls.append(n)
-            if len(calls) == n:
-                raise KeyboardInterrupt
-            return original(*args, **kwargs)
-
-        return stopping
+    out = tmp_path / "sweep"
 
     with monkeypatch.context() as patch:
         if after == "the first run":

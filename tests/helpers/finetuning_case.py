@@ -1,6 +1,7 @@
 """A small network, data it can learn in a second, and a run: shared by the tests of fine-tuning and their subprocesses."""
 
 import copy
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -137,3 +138,15 @@ def assert_same_state(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+
+
+def stop_at(n, original):
+    """A function that is interrupted as by Ctrl-C at its n-th call, and else does what the original does."""
+    calls = itertools.count(1)
+
+    def stopping(*args, **kwargs):
+        if next(calls) == n:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    return stopping
