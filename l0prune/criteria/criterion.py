@@ -45,6 +45,9 @@ class Criterion(ABC):
     within_widths: ClassVar[bool] = False
     """Whether scores can be compared only with those of the same width, so that all widths lose the same share."""
 
+    per_cost: ClassVar[bool] = False
+    """Whether a score is set against what the unit costs: of two that the network would miss alike, the cheaper one stays."""
+
     needs_examples: ClassVar[bool] = False
     """Whether it has to see data."""
 

@@ -40,14 +40,20 @@ def quantiles(scores: npt.ArrayLike, widths: npt.ArrayLike | None = None) -> npt
     return np.asarray((rank + 0.5) / sizes[group] if len(values) else values)
 
 
-def place_(gated: GatedModel, criterion: Criterion, scores: Tensor) -> None:
+def place_(gated: GatedModel, criterion: Criterion, scores: Tensor, *, costs: Tensor | None = None) -> None:
     """Put the gates at the locations that a criterion's scores give them.
 
     Args:
         gated: Its gates move, around where the distribution has gates of trained networks start; nothing else changes.
         criterion: Says what its scores are compared with.
         scores: From `score`, shape `(n_gates,)`.
+        costs: What each unit adds to the cost of the whole network, >= 0, shape `(n_gates,)`, for a criterion whose scores are
+            set against it; units that cost nothing rank first. None counts all alike.
     """
+    values = scores.double().cpu()
+    if criterion.per_cost and costs is not None:
+        values = values / costs.to(values)
+        values = torch.where(values.isnan(), torch.inf, values)  # nothing for nothing
     widths = gated.flow.gate_group if criterion.within_widths else None
-    share = torch.from_numpy(quantiles(scores.cpu().numpy(), widths))
+    share = torch.from_numpy(quantiles(values.numpy(), widths))
     gated.place_gates_(gated.gates.distribution.initial_log_alpha + SPREAD * (share - 0.5))

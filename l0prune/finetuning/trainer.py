@@ -281,7 +281,8 @@ class Trainer:
         evidence = Evidence(self._scored_examples(), self._stage.objective, self._settings.seed)
         scores = score(criterion, self._gated, evidence)
         self._runtime.average_(scores)
-        place_(self._gated, criterion, scores)
+        added = self._plan.goal.pursuit(self._gated.costs, 1).marginal(torch.ones(self._gated.n_gates))
+        place_(self._gated, criterion, scores, costs=added.mean(0) if len(added) else None)
 
     def _gather_evidence(self) -> None:
         """See what the loss depends on before the first gate moves."""

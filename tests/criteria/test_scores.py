@@ -207,6 +207,20 @@ def test_all_widths_lose_the_same_share_of_their_units(name, keep):
     assert all(abs(share - np.mean(shares)) <= 1.5 / size for share, size in zip(shares, sizes))
 
 
+def test_of_units_that_are_missed_alike_the_cheaper_one_stays_where_a_criterion_counts_costs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 5)).eval()
+    gated = l0prune.inject(net, l0prune.trace(net, torch.randn(2, 8)))
+    scores, costs = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 0.0])
+
+    ranks = {}
+    for name in ("fisher", "taylor"):
+        place_(gated, load_criterion(name), scores, costs=costs)
+        ranks[name] = gated.gates.locations.argsort(descending=True).tolist()
+
+    assert ranks == {"fisher": [2, 1, 0], "taylor": [0, 1, 2]}  # what costs nothing stays
+
+
 @pytest.mark.parametrize("gate", ["hard-concrete", "concrete", "exact-k", "mdr-power"])
 def test_gates_are_placed_around_where_their_distribution_starts(gate):
     net = gated_net().model

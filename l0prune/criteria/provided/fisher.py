@@ -14,12 +14,13 @@ __all__ = ["Fisher"]
 
 
 class Fisher(Criterion):
-    """The sum over batches of (z dL/dz)^2: the diagonal of the empirical Fisher matrix of the gates.
+    """The sum over batches of (z dL/dz)^2, the diagonal of the empirical Fisher matrix of the gates, for what the unit costs.
 
-    Source: Theis et al. (2018), arXiv:1801.05787, section 2.1; Molchanov et al. (2019), arXiv:1906.10771, equation 8.
+    Source: Theis et al. (2018), arXiv:1801.05787, section 2; Molchanov et al. (2019), arXiv:1906.10771, equation 8.
     """
 
     name: ClassVar[str] = "fisher"
+    per_cost: ClassVar[bool] = True
     needs_examples: ClassVar[bool] = True
 
     def scores(self, gated: GatedModel, evidence: Evidence) -> Tensor:
