@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_MODELS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps timm
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt transformers pyyaml
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt transformers pyyaml lightning
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps torchvision
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	cp tests/helpers/torchvision_beside_cpu_torch.py $$site && \

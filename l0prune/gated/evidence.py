@@ -66,6 +66,11 @@ class EvidenceMover:
         weight = (count / self._seen.clamp_max(self._config.memory).clamp_min(count)) * seen
         self._worth = self._worth.lerp(torch.where(seen, squares, self._worth), weight)
 
+    @property
+    def worth(self) -> Tensor | None:
+        """Running means of (z dL/dz)^2, shape `(n_gates,)`, float64; None before anything was seen."""
+        return self._worth.clone() if bool(self._seen.any()) else None
+
     def step(self, effects: Tensor) -> list[float]:
         """Take in the effects of a step, and move the gates to where the target wants them.
 

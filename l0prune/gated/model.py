@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gated.calling import SHARED, CalledLikeItsModel
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.open_norms import MaskedNorms
 from l0prune.gated.substitution import Substitution
@@ -117,6 +118,13 @@ class GatedModel(nn.Module):
         self._n_consumed = sum(self._lengths[: len(flow.consumers)])
         self._places = places_of(model, {consumer.parameter for consumer in flow.consumers})
         self._origin = Origin(model, gates.locations)
+        self._dense: tuple[nn.Module, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """What trainers ask of the model itself."""
+        if name in SHARED and "model" in self.__dict__.get("_modules", {}):
+            return getattr(self.model, name)
+        return super().__getattr__(name)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin as a copy."""
@@ -167,12 +175,15 @@ class GatedModel(nn.Module):
             set_mode(part, training=mode)
         return self
 
+    @CalledLikeItsModel
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model with gated weights.
+        """Call the model with gated weights, or the compact one that stands in for it.
 
         Raises:
             TraceError: the model takes another path than when it was traced; or new gates would be drawn in a backward pass.
         """
+        if self._dense:
+            return self.model(*args, **kwargs)
         if self.training and not self.frozen and in_backward_pass():
             raise TraceError(
                 "the gated model is called in a backward pass, as a checkpoint around it does, and would draw other gates than"
@@ -215,6 +226,18 @@ class GatedModel(nn.Module):
             shape[consumer.dim] = -1
             weights[consumer.parameter] = weight * piece.to(weight.dtype).view(shape)
         return weights
+
+    def stand_for_(self, compact: nn.Module | None) -> None:
+        """Hold a network that was cut from this one in place of the model, so that its weights are called, trained and saved.
+
+        Args:
+            compact: The network; None takes the model back.
+        """
+        if compact is not None:
+            self._dense = self._dense or (self.model,)  # in a tuple it is no part of this module
+            self.model = compact
+        elif self._dense:
+            self.model, self._dense = self._dense[0], ()
 
     @property
     def starts_open(self) -> bool:
@@ -329,6 +352,11 @@ class GatedModel(nn.Module):
             count: Number of the batches, > 0.
         """
         self._gate_training.observe(squares, count)
+
+    @property
+    def worth(self) -> Tensor | None:
+        """What each unit was seen to be worth to the loss, shape `(n_gates,)`; None where gates follow their gradient."""
+        return self._gate_training.worth
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer, multiplier and noise of the gates, as tensors and plain numbers, to resume exactly."""

@@ -110,6 +110,11 @@ class GateTraining:
         if self._evidence is not None:
             self._evidence.observe(squares, count)
 
+    @property
+    def worth(self) -> Tensor | None:
+        """What each unit was seen to be worth to the loss, shape `(n_gates,)`; None where nothing was seen."""
+        return None if self._evidence is None else self._evidence.worth
+
     def state_dict(self) -> dict[str, Any]:
         """Optimizer, multiplier, position and noise, as tensors and plain numbers, to resume exactly."""
         return {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError
@@ -141,14 +142,15 @@ class GateBank(nn.Module):
         return [self.log_alpha]
 
     def unscale_gradient_(self, scale: float) -> bool:
-        """Bring the gradient back to its own scale; drop it, and return False, where it overflowed."""
+        """Bring the gradient back to its own scale; drop it, and return False, where it overflowed in any process."""
         held = [self.log_alpha] if self._probe is None else [self.log_alpha, self._probe]
         gradients = [tensor.grad for tensor in held if tensor.grad is not None]
         if scale == 1.0 or not gradients:
             return True
         for gradient in gradients:
             gradient.div_(scale)
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        is_finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients]).all()
+        if _true_everywhere(is_finite):
             return True
         for tensor in held:
             tensor.grad = None
@@ -310,3 +312,11 @@ class GateBank(nn.Module):
             held.data = after
             held.grad = None if gradient is None else gradient.to(after)
         return self
+
+
+def _true_everywhere(flag: Tensor) -> bool:
+    """Whether a flag is set in all processes of a run, so that they agree on what they do next."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)

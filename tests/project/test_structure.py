@@ -43,6 +43,7 @@ ORDER = [
         "onnx",
         "compact",
         "hf",
+        "integrations",
         "bench",
     ),
     *("verification", "study", "report", "cli"),
