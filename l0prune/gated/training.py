@@ -49,10 +49,10 @@ class GateTraining:
             )
         self._steps = steps or 1
         self.goal = goal
-        self.pursuit: Pursuit = goal.pursuit(costs, self._steps)
+        config = optimizer or GateOptimizerConfig()
+        self.pursuit: Pursuit = goal.pursuit(costs, self._steps, placed=config.places)
         self._gates = gates
         self._done = 0
-        config = optimizer or GateOptimizerConfig()
         self._optimizer = config.build(gates.trained, self._steps)
         places = config.places and bool(self.pursuit.constraints)
         self._evidence = EvidenceMover(gates, self.pursuit, config) if places else None

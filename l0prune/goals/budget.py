@@ -163,10 +163,10 @@ class Budgets(Goal):
         """
         require_feasible(self.bounds(costs), costs.flow.dimensions)
 
-    def pursuit(self, costs: Costs, steps: int) -> ConstrainedPursuit:
+    def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> ConstrainedPursuit:
         """A multiplier for each, over a gate phase of so many steps."""
         return ConstrainedPursuit(
-            [(bound.budget.metric, bound.cost, bound.keep) for bound in self.bounds(costs)], steps
+            [(bound.budget.metric, bound.cost, bound.keep) for bound in self.bounds(costs)], steps, placed=placed
         )
 
     def choose_open(

@@ -53,8 +53,8 @@ class Goal:
             ConfigError: the gates cannot be trained towards it, or it names what the network has not.
         """
 
-    def pursuit(self, costs: Costs, steps: int) -> Pursuit:
-        """The goal as it is pursued over a gate phase of so many steps."""
+    def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> Pursuit:
+        """The goal as it is pursued over a gate phase of so many steps, by gates that are placed or that follow a gradient."""
         return Pursuit()
 
     def over_samples(self, count: Callable[[], int]) -> Goal:

@@ -16,7 +16,7 @@ from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import FloatArray, Pursuit
 from l0prune.options import Options, documented, option
 
-__all__ = ["ConstrainedPursuit", "Constraint", "ConstraintConfig"]
+__all__ = ["PLACED", "ConstrainedPursuit", "Constraint", "ConstraintConfig"]
 
 _SMALLEST_LEVEL, _LARGEST_LEVEL = 1e-3, 1e6
 _LARGEST_BOOST = 100.0
@@ -35,6 +35,9 @@ class ConstraintConfig(Options):
     smoothness: float = option(
         0.5, "Shape of the ramp: 0 is linear, 1 is a cosine, between them their blend.", within="[0, 1]"
     )
+    steepness: float = option(
+        1.0, "Power by which the ramp is steep at first and flat in the end; 1 leaves its shape.", within="[1, inf)"
+    )
     initial_multiplier: float = option(5.0, "Where the multiplier's level starts.", within="(0, inf)")
     gain: float = option(100.0, "How fast the logarithm of the multiplier grows with the violation.", within="[0, inf)")
     lookahead: float = option(20.0, "Steps by which the violation is extrapolated along its trend.", within="[0, inf)")
@@ -46,6 +49,11 @@ class ConstraintConfig(Options):
     slack: float = option(
         0.01, "The multiplier is zero where the extrapolated cost is this far under the target.", within="(0, inf)"
     )
+
+
+PLACED = ConstraintConfig(ramp=0.9, smoothness=0.0, steepness=3.0)
+"""For gates that are placed where their target is, which need no time to follow it: most units, which are missed little, close
+early, and those that matter one by one, so that the weights adapt to each. Zhu, Gupta (2017), arXiv:1710.01878, equation 1."""
 
 
 class Constraint:
@@ -100,7 +108,7 @@ class Constraint:
         time = self._step / ramp_steps
         cosine = (1 - math.cos(math.pi * time)) / 2
         progress = self.config.smoothness * cosine + (1 - self.config.smoothness) * time
-        return self._initial_cost + (self.keep - self._initial_cost) * progress
+        return self.keep + (self._initial_cost - self.keep) * (1 - progress) ** self.config.steepness
 
     @property
     def presses(self) -> bool:
@@ -173,10 +181,12 @@ class ConstrainedPursuit(Pursuit):
     Args:
         bounds: Metric, cost and the fraction of it to keep, of each budget.
         steps: Steps of the gate phase, >= 1.
+        placed: Whether the gates are placed where their target is, instead of following it.
     """
 
-    def __init__(self, bounds: Sequence[tuple[str, Cost, float]], steps: int) -> None:
-        self.constraints = {metric: Constraint(keep, steps) for metric, _, keep in bounds}
+    def __init__(self, bounds: Sequence[tuple[str, Cost, float]], steps: int, *, placed: bool = False) -> None:
+        config = PLACED if placed else None
+        self.constraints = {metric: Constraint(keep, steps, config) for metric, _, keep in bounds}
         self._pairs = [(self.constraints[metric], cost) for metric, cost, _ in bounds]
         self._expected: list[float] = []
 

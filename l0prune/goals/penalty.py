@@ -107,7 +107,7 @@ class Penalty(Goal):
             )
         self.prices(costs.flow)
 
-    def pursuit(self, costs: Costs, steps: int) -> Pursuit:
+    def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> Pursuit:
         """The prices of this network's gates."""
         return _Prices(torch.from_numpy(self.prices(costs.flow)))
 

@@ -14,7 +14,7 @@ from l0prune.errors import ConfigError
 from l0prune.flow.costs import CostTerm, Side
 from l0prune.gates.bank import GateBank
 from l0prune.gates.registry import gate_distribution
-from l0prune.goals.lagrangian import ConstrainedPursuit, Constraint, ConstraintConfig
+from l0prune.goals.lagrangian import PLACED, ConstrainedPursuit, Constraint, ConstraintConfig
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "constraint_simulation.py"
 
@@ -27,6 +27,14 @@ def run(constraint, costs):
         targets.append(constraint.target)
         multipliers.append(constraint.multiplier)
     return np.array(targets), np.array(multipliers)
+
+
+def test_the_target_of_gates_that_are_placed_falls_by_a_cubic_law():
+    steps = 100
+    targets, _ = run(Constraint(0.4, steps, PLACED), np.full(steps, 1.0))
+
+    left = (1 - np.arange(1, steps + 1) / (0.9 * steps)).clip(0)
+    assert targets == pytest.approx(0.4 + 0.6 * left**3)
 
 
 def test_target_goes_down_from_the_initial_cost_to_the_budget_and_stays():
@@ -111,6 +119,7 @@ def test_impossible_constraints_are_refused(keep, steps):
     [
         ("ramp", 1.5),
         ("smoothness", -0.1),
+        ("steepness", 0.5),
         ("gain", -1.0),
         ("lookahead", float("nan")),
         ("initial_multiplier", 0.0),
