@@ -59,7 +59,7 @@ def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool)
 def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Trace a model and say what was found, as plain data."""
     import l0prune
-    from l0prune.cost.kinds import Costs, metric_names
+    from l0prune.cost.kinds import Costs
     from l0prune.cost.widths import Floor
 
     loaded = load(model)
@@ -74,7 +74,7 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
         "n_widths": len(set(flow.gate_group.tolist())),
         **costs.amounts(),
         "prunable_fraction": flow.prunable_fraction,
-        "smallest_reachable": {m: Floor.of(costs(m), flow.dimensions).fraction for m in metric_names()},
+        "smallest_reachable": {m: Floor.of(costs(m), flow.dimensions).fraction for m in costs.names},
         "pinned": flow.pinned,
         "unknown_ops": flow.unknown_ops,
         "layers": [row.to_json() for row in layer_rows(flow, costs)],
@@ -83,8 +83,6 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
 
 def layer_rows(flow: "ChannelFlow", costs: "Costs") -> list[LayerRow]:
     """One row for each module that owns a parameter, in the order of the model; then what else costs anything."""
-    from l0prune.cost.kinds import metric_names
-
     weights: dict[str, str] = {}
     for name in flow.tensors:
         if name in flow.parameters:
@@ -92,12 +90,12 @@ def layer_rows(flow: "ChannelFlow", costs: "Costs") -> list[LayerRow]:
             if module not in weights or len(flow.sizes[name]) > len(flow.sizes[weights[module]]):
                 weights[module] = name
     spent: dict[str, dict[str, float]] = {module: {} for module in weights}
-    for metric in metric_names():
+    for metric in costs.names:
         for name, cost in zip(costs(metric).layers, costs(metric).dense_layers.tolist(), strict=True):
             layer = spent.setdefault(name.rpartition(".")[0] if name in flow.sizes else name, {})
             layer[metric] = layer.get(metric, 0.0) + cost
     return [
-        layer_row(flow, layer, weights.get(layer), {metric: found.get(metric, 0.0) for metric in metric_names()})
+        layer_row(flow, layer, weights.get(layer), {metric: found.get(metric, 0.0) for metric in costs.names})
         for layer, found in spent.items()
     ]
 
@@ -121,7 +119,7 @@ def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
     from l0prune.cost.kinds import metric_named, metric_names, rounded_up
 
-    out, metrics = console(), metric_names()
+    out, metrics = console(), [name for name in metric_names() if name in result]
     shown = [layer for layer in result["layers"] if layer[metrics[0]] or layer["inputs"] is not None]
     rows = [
         (

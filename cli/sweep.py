@@ -91,7 +91,7 @@ def print_sweep(out: Path, result: "SweepResult") -> None:
     """One line a network."""
     from l0prune.cost.kinds import metric_named, metric_names
 
-    metrics = [metric_named(name) for name in metric_names()]
+    metrics = [metric_named(name) for name in metric_names() if name in result.dense.amounts]
     titles = [title for metric in metrics for title in (metric.title, "kept")]
     header = ("", metric_text(result.to_json()), *titles, "p50 ms", "speedup", "95 % interval")
     print_table(console(), result.model, header, [row_of(point, result) for point in (result.dense, *result.points)])
@@ -107,7 +107,7 @@ def row_of(point: "SweepPoint", result: "SweepResult") -> tuple[str, ...]:
     from l0prune.cost.kinds import metric_named, metric_names
 
     costs: list[str] = []
-    for name in metric_names():
+    for name in filter(result.dense.amounts.__contains__, metric_names()):
         costs += (metric_named(name).short_text(point.amounts[name]), f"{point.shares[name]:.3f}")
     speedup = point.speedup
     return (

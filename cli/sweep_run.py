@@ -217,7 +217,7 @@ def point_of(
     from l0prune.sweep_directory import Interval, SweepPoint
 
     speedup = None if report is None else report.speedup.get(name)
-    amounts = {metric: float(figures[f"{metric}_{when}"]) for metric in metric_names()}
+    amounts = {metric: float(figures[f"{metric}_{when}"]) for metric in metric_names() if f"{metric}_{when}" in figures}
     return SweepPoint(
         name=name,
         score=score,

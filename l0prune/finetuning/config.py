@@ -232,7 +232,7 @@ class FinetuneConfig(Options):
         "Round kept widths to a multiple of this number, except one that fills the budget; auto picks what onnxruntime"
         " runs best on this CPU, measured once.",
         group=GATES,
-        shown="auto; 1 with a penalty",
+        shown="auto; 1 with a penalty or a budget of latency, which knows what widths cost",
     )
     seed: int = _run(0, "Seed of everything random; batches passed in Python keep their own order.", within="[0, inf)")
     mixed_precision: str = _run(
@@ -327,11 +327,12 @@ class FinetuneConfig(Options):
         """What chooses the units: the method that was asked for, or else what the length of the run leaves."""
         return self.method or (TRAINED_GATES if self.epochs else UNTRAINED)
 
-    def resolved(self, *, penalised: bool, steps_per_epoch: int | None = None) -> Settings:
+    def resolved(self, *, penalised: bool, knows_widths: bool = False, steps_per_epoch: int | None = None) -> Settings:
         """What these options come to, all numbers written out.
 
         Args:
             penalised: Whether open gates have a fixed price, instead of a budget for all.
+            knows_widths: Whether a budget is measured (`Goal.knows_widths`), so that widths are rounded only on request.
             steps_per_epoch: Batches in one pass over the data, >= 1; None leaves out what follows from the number of steps.
 
         Raises:
@@ -349,7 +350,7 @@ class FinetuneConfig(Options):
                 "gate_training=evidence finds the price that a budget leaves, and a penalty fixes it: leave out one of them"
             )
         warmup, gate, settle, _ = self._lengths(penalised=penalised, steps_per_epoch=steps_per_epoch)
-        align = (1 if penalised else "auto") if self.align is None else self.align
+        align = (1 if penalised or knows_widths else "auto") if self.align is None else self.align
         usual = OPTIMIZERS[self.optimizer]
         restarts = penalised or self.recovery_lr is not None or self.gate_lr_end is not None or bool(self.lr_drops)
         written_out = {

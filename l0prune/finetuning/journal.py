@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 
-from l0prune.cost.kinds import metric_names
 from l0prune.finetuning.metrics import LayerHistograms, MetricsLog, MetricsRecord, histogram
 from l0prune.finetuning.preflight import RunPlan
 from l0prune.finetuning.results import Milestone
@@ -113,8 +112,8 @@ class Journal:
             pursued = {name: (keep, 0.0) for name, keep in self._bounds.items()}
         self._n_lines += 1
         counted = phase in (WARMUP, GATE) and (self._n_lines - 1) % self._histogram_every == 0
-        expected = {name: float(gated.expected_cost(name).detach()) for name in metric_names()}
-        hard = {name: gated.hard_cost(name) for name in metric_names()}
+        expected = {name: float(gated.expected_cost(name).detach()) for name in gated.costs.names}
+        hard = {name: gated.hard_cost(name) for name in gated.costs.names}
         target, multiplier = pursued.get(self._metrics[0], (None, None))
         record = MetricsRecord(
             step=step,

@@ -71,7 +71,9 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
         DataError: the batches are empty.
         CheckpointError: weights are not finite.
     """
-    settings = config.resolved(penalised=goal.cuts_as_trained, steps_per_epoch=count_batches(batches))
+    settings = config.resolved(
+        penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
+    )
     phases = plan_phases(settings, count_batches(batches))
     goal = goal.over_samples(lambda: count_samples(batches, task))
     plan = RunPlan(gated, batches, task, goal, settings, phases)

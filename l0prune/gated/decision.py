@@ -62,7 +62,8 @@ def values_to_cut(gated: GatedModel, align: int | str | None) -> Tensor:
     """
     require_alignment(align)
     values = gated.gate_values().to("cpu", gated.gates.frozen_values.dtype)
-    leaves_widths = gated.n_gates == 0 or (align == "auto" and (gated.frozen or gated.goal.cuts_as_trained))
+    knows = gated.frozen or gated.goal.cuts_as_trained or gated.goal.knows_widths
+    leaves_widths = gated.n_gates == 0 or (align == "auto" and knows)
     step = 1 if leaves_widths else resolve_alignment(align)
     if not gated.frozen:
         is_open = choose_open(gated, gated.goal, align=step)

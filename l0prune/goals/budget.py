@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from l0prune.cost.cost import Cost
@@ -14,6 +15,7 @@ from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import BoolArray, FloatArray, Goal
 from l0prune.goals.lagrangian import ConstrainedPursuit
 from l0prune.goals.selection import require_feasible, select_open
+from l0prune.latency.profile import Profile
 
 __all__ = ["Bound", "Budget", "Budgets", "one_goal"]
 
@@ -23,21 +25,28 @@ class Budget:
     """An upper bound on a cost of the compact model.
 
     Attributes:
-        metric: "macs" (multiply-accumulates at batch 1), "params", or another registered metric.
+        metric: "macs" (multiply-accumulates at batch 1), "params", "latency" (in onnxruntime, by a profile), or another
+            registered metric.
         keep: A share of the dense model's cost, in (0, 1], or an amount: a number above 1, or one with a unit such as "20M".
         absolute: Whether `keep` is an amount; only needed for amounts of 1 or less.
+        profile: What was measured of the network, or the file of it, for a metric that has to be measured ("latency").
 
     Raises:
-        ConfigError: for another metric, or a `keep` that is neither.
+        ConfigError: for another metric, a `keep` that is neither, or a profile for a metric that needs none.
     """
 
     metric: str
     keep: float
     absolute: bool
+    profile: Profile | None = field(compare=False, repr=False)
 
-    def __init__(self, metric: str, keep: float | str, *, absolute: bool = False) -> None:
+    def __init__(
+        self, metric: str, keep: float | str, *, absolute: bool = False, profile: Profile | Path | str | None = None
+    ) -> None:
         """Check what is given, and read an amount."""
         known = metric_named(metric)
+        if profile is not None and known.cost is not None:
+            raise ConfigError(f"budget {metric}={keep} needs no profile: {known.title} are counted, not measured")
         given = known.amount(keep) if isinstance(keep, str) else keep
         value = given if isinstance(given, (int, float)) and not isinstance(given, bool) else math.nan
         fits = 0 < value < math.inf
@@ -47,8 +56,15 @@ class Budget:
                 f"budget {metric}={keep}: the share to keep must be in (0, 1], such as {metric}=0.5 for half of the dense"
                 f" cost; an amount of {known.title} needs a unit ({', '.join(filter(None, known.units))})"
             )
-        for name, field in (("metric", metric), ("keep", float(value)), ("absolute", absolute)):
-            object.__setattr__(self, name, field)
+        read = Profile.load(profile) if isinstance(profile, (Path, str)) else profile
+        for name, attribute in (("metric", metric), ("keep", float(value)), ("absolute", absolute), ("profile", read)):
+            object.__setattr__(self, name, attribute)
+
+    def by(self, profile: Profile | None) -> Budget:
+        """The same, measured by a profile where its metric has to be and it has none yet."""
+        if profile is None or self.profile is not None or metric_named(self.metric).cost is not None:
+            return self
+        return Budget(self.metric, self.keep, absolute=self.absolute, profile=profile)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -138,6 +154,10 @@ class Budgets(Goal):
         """
         return cls(tuple(Budget.parse(part) for part in text.split(",")))
 
+    def by(self, profile: Profile | None) -> Budgets:
+        """The same, those measured by a profile that have to be and have none yet."""
+        return Budgets(tuple(budget.by(profile) for budget in self.budgets))
+
     def __iter__(self) -> Iterator[Budget]:
         """One after another."""
         return iter(self.budgets)
@@ -153,7 +173,7 @@ class Budgets(Goal):
 
     def bounds(self, costs: Costs) -> tuple[Bound, ...]:
         """What the compact network must not cost more than."""
-        return tuple(Bound(budget, costs(budget.metric)) for budget in self.budgets)
+        return tuple(Bound(budget, costs(budget.metric, budget.profile)) for budget in self.budgets)
 
     def check(self, costs: Costs, gates: GateBank) -> None:
         """See that closing gates can meet all of them.
@@ -179,6 +199,11 @@ class Budgets(Goal):
         """
         flow = costs.flow
         return select_open(scores, self.bounds(costs), flow.dimensions, flow.gate_group, align=align, salience=salience)
+
+    @property
+    def knows_widths(self) -> bool:
+        """Whether a bound is measured: widths that the runtime likes are cheap in it, so that none has to be rounded."""
+        return any(metric_named(budget.metric).cost is None for budget in self.budgets)
 
 
 def one_goal(budget: Budget | Sequence[Budget] | Budgets | None, penalty: Goal | None) -> Goal:

@@ -37,6 +37,11 @@ class Goal:
     n_samples: int | None = None
 
     @property
+    def knows_widths(self) -> bool:
+        """Whether what it costs to keep a width is known so well that kept widths need no rounding."""
+        return False
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """What costs are counted in, the one of `hard_cost` first."""
         return ("macs",)

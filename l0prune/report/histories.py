@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0prune.cost.kinds import metric_names
+from l0prune.cost.kinds import metric_named, metric_names
 from l0prune.errors import RunDirectoryError
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.schedule import GATE, WARMUP
@@ -22,8 +22,9 @@ _OLDER = {"expected": "expected_cost", "hard": "hard_cost", "target": "target", 
 
 
 def cost_columns() -> tuple[str, ...]:
-    """What metrics.jsonl says of costs, whatever a run is held to: the expected and the hard one of every metric."""
-    return tuple(f"{kind}_{metric}" for metric in metric_names() for kind in ("expected", "hard"))
+    """What metrics.jsonl says of costs, whatever a run is held to: the expected and the hard one of what can be counted."""
+    counted = [name for name in metric_names() if metric_named(name).cost is not None]
+    return tuple(f"{kind}_{metric}" for metric in counted for kind in ("expected", "hard"))
 
 
 @dataclass(frozen=True)

@@ -210,5 +210,5 @@ def test_several_budgets_are_read_together_and_written_back():
 
 
 def test_unknown_budget_metric_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="metric 'latency' is not available; use one of: macs, params"):
-        Budget.parse("latency=0.5")
+    with pytest.raises(ConfigError, match="metric 'energy' is not available; use one of: macs, params, latency"):
+        Budget.parse("energy=0.5")

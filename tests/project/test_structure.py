@@ -33,6 +33,7 @@ ORDER = [
         "flow",
         "gates",
         "cost",
+        "latency",
         "goals",
         "gated",
         "criteria",

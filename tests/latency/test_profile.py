@@ -1,0 +1,69 @@
+"""The file of a profile: written, read, checked."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import l0prune
+from l0prune.errors import ConfigError, FileFormatError
+from l0prune.latency.profile import Profile
+from tests.helpers.profile_example import branching_net, hand_made_profile
+
+
+@pytest.fixture(scope="module")
+def profile():
+    model, x = branching_net()
+    return hand_made_profile(l0prune.trace(model, x))
+
+
+def test_a_profile_is_read_as_it_was_written(profile, tmp_path):
+    path = profile.save(tmp_path / "profile.json")
+
+    assert Profile.load(path) == profile
+    assert Profile.load(path).digest == profile.digest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format": "l0prune.alignment"},
+        {"version": 2},
+        {"more": 1},
+        {"tables": []},
+        {"dense_ms": 0.0},
+        {"block": 0},
+        {"layers": [{"name": "a", "table": 9, "sides": [], "needs": []}]},
+    ],
+)
+def test_a_damaged_profile_says_to_make_it_again(profile, tmp_path, damage):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile.to_json() | damage))
+
+    with pytest.raises(FileFormatError, match="l0prune profile MODEL --out PROFILE"):
+        Profile.load(path)
+
+
+def test_a_missing_profile_says_to_make_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"no such file\. Make it again with `l0prune profile"):
+        Profile.load(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(("what", "change"), [("processor", {"processor": "another"})])
+def test_a_profile_of_another_machine_says_so(profile, what, change):
+    profile.require_here(threads=1)
+    with pytest.raises(ConfigError, match=f"measured with {what} another"):
+        replace(profile, **change).require_here()
+
+
+def test_a_profile_of_other_threads_or_versions_says_so(profile):
+    with pytest.raises(ConfigError, match="measured with threads 1, here is 2"):
+        profile.require_here(threads=2)
+    older = replace(profile, environment=replace(profile.environment, onnxruntime="1.0"))
+    with pytest.raises(ConfigError, match=r"measured with onnxruntime 1\.0"):
+        older.require_here()
+
+
+def test_noise_is_the_width_of_the_interval(profile):
+    assert profile.noise == pytest.approx(0.01)
+    assert replace(profile, dense_interval_ms=(0.95, 1.05)).noise == pytest.approx(0.1)
