@@ -20,7 +20,8 @@ __all__ = ["EVALUATION_BATCH", "Case"]
 EVALUATION_BATCH = 250
 MOST_GROUPS, FEWEST_ROWS = 20, 5
 """Groups that the error of a score is estimated from, and rows that each of them has at least."""
-PADDED_SHARE = 16  # a crop moves an image by up to a sixteenth of its height: 2 of 32 pixels
+PADDED_SHARE, PADDED_EPOCHS = 8, 24
+"""A crop moves an image by up to an eighth of its height, 4 of 32 pixels, in runs of so many epochs; in shorter ones by less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +75,13 @@ class Case:
         shape: tuple[int, ...] = getattr(self.data.x_train, "shape", ())
         return shape[3] if len(shape) == 4 else 1
 
-    def train_batches(self, *, batch_size: int, augment: bool, seed: int) -> "ArrayBatches":
+    def train_batches(self, *, batch_size: int, augment: bool, epochs: float, seed: int) -> "ArrayBatches":
         """Shuffled training batches of full size.
 
         Args:
             batch_size: Inputs a batch; a smaller data set is one batch.
             augment: Crop images at random, and mirror them where they are in colour.
+            epochs: How often an image is seen: the less often, the less it is moved by a crop.
             seed: Seed of order and augmentation.
 
         Raises:
@@ -96,7 +98,9 @@ class Case:
         change = None
         if augment and self.loaded.preprocessing is not None:
             height = self.loaded.preprocessing.image_size[0]
-            change = Augmentation(pad=height // PADDED_SHARE, flip=self._n_channels > 1)
+            most = height / PADDED_SHARE
+            pad = max(most / 4, most * min(1.0, epochs / PADDED_EPOCHS))
+            change = Augmentation(pad=round(pad), flip=self._n_channels > 1)
         return make_batches(
             self.loaded,
             self.data.x_train,

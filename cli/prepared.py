@@ -88,7 +88,10 @@ class Shared:
         droprate = read_by_layer(request.run.droprate_init) if request.run.droprate_init else None
         augment = case.augments if request.run.augment is None else request.run.augment
         batches = case.train_batches(
-            batch_size=request.run.batch_size, augment=bool(augment), seed=request.settings.seed
+            batch_size=request.run.batch_size,
+            augment=bool(augment),
+            epochs=request.training.epochs,
+            seed=request.settings.seed,
         )
         request = request.resolved(augment=augment, task=case.task_spec, steps_per_epoch=len(batches))
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)

@@ -128,7 +128,10 @@ class RunOptions(Options):
         False, "Start with random weights, drawn with --seed, and without a teacher.", group=MODEL
     )
     augment: bool | None = option(
-        None, "Crop and mirror training images at random.", group=MODEL, shown="images in colour only"
+        None,
+        "Crop and mirror training images at random; the fewer epochs, the less they are moved.",
+        group=MODEL,
+        shown="images in colour only",
     )
     gate: str = option(
         "hard-concrete",
