@@ -16,7 +16,7 @@ from l0prune.gates.families.mdr_power import MdrPower
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.gates.registry import gate_names
 
-STEPS = 200
+STEPS = 100
 BY_EVIDENCE, BY_GRADIENT = GateOptimizerConfig(by_evidence=True), GateOptimizerConfig(by_evidence=False)
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_continues_at_the_same_moment(name):
 
 
 def test_exactly_as_many_gates_are_open_as_the_budget_pays_for():
-    gated = trained("exact-k", steps=150)  # the target's ramp is over
+    gated = trained("exact-k", steps=3 * STEPS // 4)  # the target's ramp is over
     n_open = int(gated.gates.sample().sum())
     assert n_open == int(gated.gate_values().sum())
     assert 0.4 < gated.hard_cost("macs") <= 0.5
@@ -113,7 +113,7 @@ def test_annealed_gates_harden_over_the_gate_phase():
         float(((z > 0.1) & (z < 0.9)).double().mean())
         for z in (
             trained("continuous-sparsification", steps=n, gate_optimizer=BY_GRADIENT).gates.sample()
-            for n in (150, STEPS)
+            for n in (3 * STEPS // 4, STEPS)
         )
     ]
     assert ambiguous[1] < ambiguous[0] / 2
