@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from l0prune.errors import ConfigError, ExportError, L0PruneError, NoOnnxError, first_line
+from l0prune.errors import ConfigError, ExportError, L0PruneError, L0PruneWarning, NoOnnxError, first_line
 from l0prune.files import draft_folder
 from l0prune.look.free_sizes import FreeSizes
 from l0prune.look.kept_by_forward import forgetful, without_caches
@@ -48,6 +49,7 @@ from l0prune.onnx.onnx_model import (
 from l0prune.onnx.plain_outputs import with_plain_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
 from l0prune.onnx.silence import without_messages
+from l0prune.onnx.subnormal import flush_program_, said
 from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
 
@@ -104,6 +106,9 @@ def export_onnx(
     of the example ("l0prune.paths" is then "one"). Such a file is written only if it also agrees with torch on inputs of
     several kinds.
 
+    Weights below the normal range of float32 (1.2e-38), which training leaves in channels that die and which slow processors
+    many times, are written as 0; a warning (`L0PruneWarning`) says how many.
+
     Args:
         model: Any module; it is exported in evaluation mode, and its mode restored.
         example_inputs: One tensor, positional arguments, or a dict (of keyword arguments, or the argument of a model that
@@ -139,10 +144,14 @@ def export_onnx(
         job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
         try:
             with forgetful(job.model, call):
-                written = dynamic_batch and job.write_free(images=dynamic_size)
-                return path if written else job.write(*job.capture(Freedom()))
+                n_flushed = job.write_free(images=dynamic_size) if dynamic_batch else None
+                if n_flushed is None:
+                    n_flushed = job.write(*job.capture(Freedom()))
         except (NoOnnxError, _TranslationError) as refusal:
-            return job.write_scripted(model, refusal, free_batch=dynamic_batch)
+            n_flushed = job.write_scripted(model, refusal, free_batch=dynamic_batch)
+    if n_flushed:
+        warnings.warn(said(n_flushed, path), L0PruneWarning, stacklevel=2)
+    return path
 
 
 def _inputs_of_cut(model: nn.Module) -> ModelCall:
@@ -177,8 +186,8 @@ class _Job:
     tolerance: float
     opset: int | None
 
-    def write_free(self, *, images: bool) -> bool:
-        """Write the file with as many free sizes as the model allows; says whether it allows any.
+    def write_free(self, *, images: bool) -> int | None:
+        """Write the file with as many free sizes as the model allows, as `write`; None if it allows none.
 
         What is wrong with the model itself shows again when it is written with none.
         """
@@ -193,16 +202,16 @@ class _Job:
                 if not goes_one_way(program, self.model, self.call, free, taken):
                     forget_fake_results(program)
                     continue
-                self.write(program, free, taken)
+                return self.write(program, free, taken)
             except ExportError:
                 continue
-            return True
-        return False
+        return None
 
-    def write(self, captured: ExportedProgram, free: FreeSizes, taken: dict[sympy.Symbol, int]) -> Path:
-        """Translate, check, and move to the final name."""
+    def write(self, captured: ExportedProgram, free: FreeSizes, taken: dict[sympy.Symbol, int]) -> int:
+        """Translate, check, and move to the final name; the number of weights that became zero."""
         program = self.translate(captured)
         _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
+        n_flushed = flush_program_(program.model)
         with self.draft() as draft:
             program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
             try:
@@ -211,10 +220,10 @@ class _Job:
             except (onnx.checker.ValidationError, L0PruneError) as error:
                 reason = first_line(error).replace(str(draft), str(self.path))
                 raise ExportError(reason if str(self.path) in reason else f"{self.path}: {reason}") from error
-        return self.path
+        return n_flushed
 
-    def write_scripted(self, model: nn.Module, refusal: ExportError, *, free_batch: bool) -> Path:
-        """By TorchScript, because of `refusal`."""
+    def write_scripted(self, model: nn.Module, refusal: ExportError, *, free_batch: bool) -> int:
+        """By TorchScript, because of `refusal`; as `write`."""
         captured = isinstance(refusal, _TranslationError)
         kind = ExportError if captured else NoOnnxError
         hiding = self.call.unknown_types()
@@ -227,12 +236,11 @@ class _Job:
             raise kind(f"{refusal}. TorchScript is not tried beyond 2 GB.") from refusal
         with self.draft() as draft:
             try:
-                ScriptedOnnx(
+                return ScriptedOnnx(
                     model, self.call, self.output_names, self.tolerance, self.opset, free_batch, has_one_path=captured
                 ).write(draft)
             except ExportError as error:
                 raise kind(f"{refusal}. {error}") from error
-        return self.path
 
     @contextmanager
     def draft(self) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from l0prune.look.recording import variations
 from l0prune.model_call import ModelCall, output_tensors
 from l0prune.onnx.onnx_model import DYNAMIC_BATCH_KEY, PATHS_KEY, OnnxModel, compare_outputs
 from l0prune.onnx.silence import silenced
+from l0prune.onnx.subnormal import flush_file_
 
 __all__ = ["ScriptedOnnx"]
 
@@ -54,8 +55,11 @@ class ScriptedOnnx:
     dynamic_batch: bool
     has_one_path: bool = False
 
-    def write(self, draft: Path) -> None:
+    def write(self, draft: Path) -> int:
         """Write the file and check it; its metadata property "l0prune.paths" says whether "all" paths are in it or "one".
+
+        Returns:
+            The number of weights that became zero.
 
         Raises:
             ExportError: neither way gives a file that computes what torch computes, with both reasons.
@@ -64,6 +68,11 @@ class ScriptedOnnx:
         alone = compiled and self._failure("one", partial(_OnTensors, call=self.call), draft)
         if alone:
             raise ExportError(f"TorchScript does not help: {compiled}; {alone}.")
+        written = onnx.load(str(draft))
+        n_flushed = flush_file_(written)
+        if n_flushed:
+            onnx.save(written, str(draft))
+        return n_flushed
 
     def _failure(self, paths: str, make: Callable[[nn.Module], Any], draft: Path) -> str:
         """Try one way; says what is wrong with it, nothing if the file is there."""
