@@ -1,5 +1,6 @@
 """`l0prune bench`: latency of dense and compact in onnxruntime, measured in turn."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from l0prune.cli.flags import FilePath, chosen, common_options, flags_of
 from l0prune.cli.loading import compact_model, dense_model, open_finished
 from l0prune.cli.output import console, note, show, working
 from l0prune.cli.trust import trust_option
-from l0prune.errors import RunDirectoryError
+from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.machine import most_threads
-from l0prune.options import Options, documented, option
+from l0prune.options import Options, documented, option, options_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,15 +29,38 @@ __all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
 class BenchOptions(Options):
     """How long and on what terms to measure."""
 
-    threads: int = option(
-        1, "Threads per operator in onnxruntime, or threads of torch.", within=f"[1, {most_threads()}]"
+    threads: tuple[int, ...] = option(
+        (1,),
+        "Threads per operator in onnxruntime, or threads of torch; several give a table.",
+        within=f"[1, {most_threads()}]",
+        shown="1",
     )
-    batch_size: int = option(1, "Inputs per run.", within="[1, inf)")
+    batch_size: tuple[int, ...] = option((1,), "Inputs per run; several give a table.", within="[1, inf)", shown="1")
+    length: tuple[int, ...] = option(
+        (), "Lengths of sequences; several give a table.", within="[1, inf)", shown="that of the example"
+    )
+    image_size: tuple[int, ...] = option(
+        (), "Heights and widths of images; several give a table.", within="[1, inf)", shown="that of the example"
+    )
+    processes: int = option(
+        5, "Fresh processes to measure in: the interval covers what a second bench would show.", within="[1, inf)"
+    )
     warmup_s: float = option(0.3, "Seconds of untimed runs of each model.", within="[0, inf)", flag="--warmup")
     min_samples: int = option(100, "Minimum number of timed runs of each model.", within="[1, inf)", flag="--samples")
     min_seconds: float = option(2.0, "Minimum seconds of timing in total.", within="[0, inf)")
     max_seconds: float = option(60.0, "Seconds after which timing stops.", within="[0, inf)")
     seed: int = option(0, "Seed of the inputs and of the order of runs.", within="[0, inf)")
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The arguments of `benchmark`, for every row of the table."""
+        several = {option.name for option in options_of(BenchOptions).values() if option.items is int}
+        alike = {name: value for name, value in vars(self).items() if name not in several}
+        sizes = [
+            {**({"length": length} if length else {}), **({"height": side, "width": side} if side else {})}
+            for length, side in itertools.product(self.length or (0,), self.image_size or (0,))
+        ]
+        rows = itertools.product(self.threads, self.batch_size, sizes)
+        return [{**alike, "threads": t, "batch_size": b, "sizes": s} for t, b, s in rows]
 
 
 @click.command("bench")
@@ -48,17 +72,19 @@ def bench_command(paths: tuple[Path, ...], as_json: bool, trust: bool, **values:
     """Time a run's ONNX files, or the ones you name, in onnxruntime.
 
     Speedups are relative to the first file. Free sizes other than the batch are those of the inputs that the file was
-    exported with.
+    exported with, unless --length or --image-size say otherwise.
     """
+    from l0prune.bench.report import reports_to_json
+
     options = chosen(BenchOptions, values)
     with working():
         if is_onnx(paths):
             if trust:
                 raise click.UsageError("--trust is for runs; these are ONNX files, which hold no code")
-            report = bench_files(paths, options)
+            reports = bench_files(paths, options)
         else:
-            report = bench_run(paths[0], options, trust=trust)
-    show(report.to_json(), as_json, lambda: print_bench(report))
+            reports = bench_run(paths[0], options, trust=trust)
+    show(reports_to_json(reports), as_json, lambda: print_bench(reports))
 
 
 def is_onnx(paths: Sequence[Path]) -> bool:
@@ -72,8 +98,11 @@ def is_onnx(paths: Sequence[Path]) -> bool:
     return len(paths) > 1 or not (paths[0].is_dir() or paths[0].suffix != ".onnx")
 
 
-def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "BenchReport":
+def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "list[BenchReport]":
     """Measure a run's two ONNX files and write RUN/bench.json; torch itself where no ONNX file can hold the network.
+
+    Returns:
+        A report of each setting; the first is that in RUN/bench.json.
 
     Raises:
         RunDirectoryError: if the run has no ONNX files yet.
@@ -82,12 +111,12 @@ def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "Ben
     from l0prune.run_directory import RunDirectory
 
     run = RunDirectory.open(path)
-    report = bench_runs({"compact": path}, options, trust=trust)
-    write_json(run.bench, report.to_json())
-    return report
+    reports = bench_runs({"compact": path}, options, trust=trust)
+    write_json(run.bench, reports[0].to_json())
+    return reports
 
 
-def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool = False) -> "BenchReport":
+def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool = False) -> "list[BenchReport]":
     """Measure the dense network of runs that have it in common, and the compact one of each, in turn.
 
     Args:
@@ -112,11 +141,17 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
             raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
         in_torch = in_torch or bool(missing)
         files = {"dense": forms["dense"], **files, name: forms["compact"]}
-    return bench_in_torch(paths, options, trust=trust) if in_torch else benchmark(files, **vars(options))
+    if in_torch:
+        return bench_in_torch(paths, options, trust=trust)
+    return [benchmark(files, **setting) for setting in options.settings()]
 
 
-def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool) -> "BenchReport":
-    """Measure the dense network of runs, and the compact one of each, as torch runs them."""
+def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool) -> "list[BenchReport]":
+    """Measure the dense network of runs, and the compact one of each, as torch runs them, in this process.
+
+    Raises:
+        ConfigError: other sizes are asked for: nobody knows which of the inputs' dimensions have them.
+    """
     from l0prune.bench.torch_models import benchmark_modules
 
     models: dict[str, nn.Module] = {}
@@ -126,20 +161,24 @@ def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: b
         loaded = dense_model(run)
         models.setdefault("dense", loaded.model)
         models[name] = compact_model(run, loaded)
-    return benchmark_modules(models, loaded.example_inputs, **vars(options))
+    if options.length or options.image_size:
+        raise ConfigError("--length and --image-size are for ONNX files; torch is timed on the inputs of the run")
+    settings = [{k: v for k, v in s.items() if k not in ("sizes", "processes")} for s in options.settings()]
+    return [benchmark_modules(models, loaded.example_inputs, **setting) for setting in settings]
 
 
-def bench_files(paths: Sequence[Path], options: BenchOptions) -> "BenchReport":
+def bench_files(paths: Sequence[Path], options: BenchOptions) -> "list[BenchReport]":
     """Measure ONNX files, named by their file names, or by their paths where these are not unique."""
     from l0prune.bench.benchmark import benchmark
 
     short = [path.stem for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    return benchmark(dict(zip(names, paths, strict=True)), **vars(options))
+    files = dict(zip(names, paths, strict=True))
+    return [benchmark(files, **setting) for setting in options.settings()]
 
 
-def print_bench(report: "BenchReport") -> None:
+def print_bench(reports: "Sequence[BenchReport]") -> None:
     """The figures as a table."""
     from l0prune.bench.report import bench_table
 
-    console().print(bench_table(report))
+    console().print(bench_table(reports))

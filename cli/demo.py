@@ -54,7 +54,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     announce("shrink", str(out))
     shrunk = shrink_run(out)
     announce("bench", str(out))
-    bench = bench_run(out, BENCH)
+    (bench,) = bench_run(out, BENCH)
     announce("eval", str(out))
     scores = evaluate_run(out)
     announce("report", str(out))

@@ -174,7 +174,7 @@ def bench_points(sweep: "SweepDirectory", names: Sequence[str], *, trust: bool) 
 
     seconds = BenchOptions().min_seconds * (1 + len(names)) / 2
     options = replace(BenchOptions(), min_seconds=seconds)
-    report = bench_runs({name: sweep.run(name).path for name in names}, options, trust=trust)
+    (report,) = bench_runs({name: sweep.run(name).path for name in names}, options, trust=trust)
     write_json(sweep.bench, report.to_json())
     return report
 

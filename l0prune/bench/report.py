@@ -1,7 +1,8 @@
 """What a benchmark found: figures as data, their JSON, and their table."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from l0prune.plain_data import FileKind, from_plain, read_fields
 from l0prune.reading import read_json, reading
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
-__all__ = ["BenchReport", "Latency", "ModelTiming", "Speedup", "bench_table"]
+__all__ = ["BenchReport", "ColdStart", "Latency", "ModelTiming", "Speedup", "bench_table", "reports_to_json"]
 
 _KIND = FileKind("l0prune.bench", 1, "a bench report", "run bench again")
+_TABLE_KIND = FileKind("l0prune.bench-table", 1, "bench reports of several settings", "run bench again")
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 _SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
 _SHOWN_WIDTHS = 6
@@ -43,6 +46,22 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class ColdStart:
+    """The first use of a model in a fresh process.
+
+    Attributes:
+        load_ms: Milliseconds from the file to a session that can run, on the wall.
+        first_run_ms: Of the first run.
+        peak_bytes: The most memory that it takes to load and run it, beyond Python and onnxruntime; None where the system does
+            not say.
+    """
+
+    load_ms: float
+    first_run_ms: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
 class ModelTiming:
     """One model's size and time.
 
@@ -55,6 +74,7 @@ class ModelTiming:
         n_parameters: Floating-point values stored in it.
         odd_widths: Channels that convolutions of its ONNX file read, ascending, where they are 16 or more and no multiple of
             4: onnxruntime takes such layers out of its fast, blocked kernels.
+        start: Its first use; None where all was measured in one process.
     """
 
     name: str
@@ -64,11 +84,15 @@ class ModelTiming:
     file_bytes: int
     n_parameters: int
     odd_widths: tuple[int, ...] = ()
+    start: ColdStart | None = None
 
 
 @dataclass(frozen=True)
 class Speedup:
     """How many times faster a model is than the baseline, with its 95 % interval.
+
+    Over several processes the interval is the one that a second benchmark lies in; in one process it is that of the median over
+    its blocks.
 
     Attributes:
         ratio: Baseline's time / this model's time, from runs measured in turn; above 1 is faster.
@@ -93,6 +117,8 @@ class BenchReport:
         busy: Share of the time in which other processes held the core, in [0, 1); 0 for the wall clock, which cannot tell.
         environment: Machine, versions, threads and batch size.
         runtime: What ran the models, with its version: onnxruntime, or torch for models that no ONNX file can hold.
+        processes: That were measured in.
+        sizes: Of free dimensions other than the batch, where they are not those of the example.
     """
 
     models: tuple[ModelTiming, ...]
@@ -102,6 +128,8 @@ class BenchReport:
     busy: float
     environment: Environment
     runtime: str
+    processes: int = 1
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ModelTiming:
         """The timing of a model by its name."""
@@ -132,6 +160,8 @@ class BenchReport:
             "busy": self.busy,
             "environment": asdict(self.environment),
             "runtime": self.runtime,
+            "processes": self.processes,
+            "sizes": self.sizes,
         }
         return _KIND.stamped(content)
 
@@ -142,8 +172,9 @@ class BenchReport:
         Raises:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
-        keys = [field.name for field in fields(cls)]
-        value = {"runtime": "onnxruntime", **_KIND.content(value, "bench report", keys, optional=("runtime",))}
+        keys = [known.name for known in fields(cls)]
+        content = _KIND.content(value, "bench report", keys, optional=("runtime", "processes", "sizes"))
+        value = {"runtime": "onnxruntime", **content}
         timings = from_plain(dict[str, dict[str, Any]], value["models"], "bench report, models")
         models = [
             read_fields(ModelTiming, {**timing, "name": name}, f"timing of {name!r}")
@@ -166,36 +197,91 @@ class BenchReport:
             return cls.from_json(read_json(path, "bench report", remedy="run bench again"))
 
 
-def bench_table(report: BenchReport) -> "Table":
-    """The report for people, as a rich table; the caption names the machine."""
+def reports_to_json(reports: Sequence[BenchReport]) -> dict[str, Any]:
+    """One report as its own object; several, of other threads, batches or sizes, as a list in one."""
+    if len(reports) == 1:
+        return reports[0].to_json()
+    return _TABLE_KIND.stamped({"settings": [report.to_json() for report in reports]})
+
+
+def bench_table(reports: BenchReport | Sequence[BenchReport]) -> "RenderableType":
+    """Reports for people, as two rich tables, of times and of sizes; a caption names the machine.
+
+    Args:
+        reports: One, or several of the same models with other threads, batch sizes or lengths.
+    """
+    from rich.console import Group
+
+    reports = [reports] if isinstance(reports, BenchReport) else list(reports)
+    times = _table(reports, ("p50 ms", "p90 ms", "per second", "runs", "speedup", "95 % interval"), _times)
+    sizes = _table(reports, ("parameters", "file bytes", "load ms", "first ms", "peak MB"), _sizes)
+    sizes.caption, sizes.caption_justify = _caption(reports), "left"
+    return Group(times, sizes)
+
+
+def _table(
+    reports: Sequence[BenchReport],
+    columns: Sequence[str],
+    cells: Callable[[BenchReport, ModelTiming], Sequence[str]],
+) -> "Table":
+    """A row for each model of each report, with the settings that several reports differ in."""
     from rich import box
     from rich.table import Table
 
-    environment = report.environment
-    caption = (
-        f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; "
-        f"{report.runtime}, {environment.threads} thread(s), batch {environment.batch_size}"
-    )
-    if report.busy > _BUSY:
-        caption += f"\nbusy machine: {report.busy:.0%} of the time went to other processes, and is not counted"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    table.add_column("model", overflow="fold")
-    for name in ("p50 ms", "p90 ms", "per second", "parameters", "file bytes", "runs", "speedup", "95 % interval"):
+    settings = [_setting(report) for report in reports] if len(reports) > 1 else [{}]
+    named = [name for name in dict.fromkeys(itertools.chain(*settings)) if len({s.get(name) for s in settings}) > 1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in named:
         table.add_column(name, justify="right")
-    for timing in report.models:
-        speedup = report.speedup.get(timing.name)
-        table.add_row(
-            timing.name,
-            f"{timing.latency_ms.p50:.3f}",
-            f"{timing.latency_ms.p90:.3f}",
-            f"{timing.throughput_per_s:.1f}",
-            f"{timing.n_parameters:,}",
-            f"{timing.file_bytes:,}",
-            f"{timing.samples:,}",
-            f"{speedup.ratio:.2f}x" if speedup else "",
-            f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
-        )
+    table.add_column("model", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for report, setting in zip(reports, settings, strict=True):
+        for timing in report.models:
+            table.add_row(*(str(setting.get(name, "")) for name in named), timing.name, *cells(report, timing))
     return table
+
+
+def _caption(reports: Sequence[BenchReport]) -> str:
+    first = reports[0]
+    environment = first.environment
+    settings = [_setting(report).items() for report in reports]
+    common = ", ".join(f"{name} {value}" for name, value in settings[0] if all((name, value) in s for s in settings))
+    caption = f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; {first.runtime}"
+    caption += f", {common}" if common else ""
+    if first.processes > 1:
+        caption += f"\n{first.processes} processes; another bench lies within the interval 19 times of 20"
+    busy = max(report.busy for report in reports)
+    if busy > _BUSY:
+        caption += f"\nbusy machine: {busy:.0%} of the time went to other processes, and is not counted"
+    return caption
+
+
+def _setting(report: BenchReport) -> dict[str, int]:
+    return {"threads": report.environment.threads, "batch": report.environment.batch_size, **report.sizes}
+
+
+def _times(report: BenchReport, timing: ModelTiming) -> list[str]:
+    speedup = report.speedup.get(timing.name)
+    return [
+        f"{timing.latency_ms.p50:.3f}",
+        f"{timing.latency_ms.p90:.3f}",
+        f"{timing.throughput_per_s:.1f}",
+        f"{timing.samples:,}",
+        f"{speedup.ratio:.2f}x" if speedup else "",
+        f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
+    ]
+
+
+def _sizes(_: BenchReport, timing: ModelTiming) -> list[str]:
+    start = timing.start
+    return [
+        f"{timing.n_parameters:,}",
+        f"{timing.file_bytes:,}",
+        f"{start.load_ms:.1f}" if start else "",
+        f"{start.first_run_ms:.2f}" if start else "",
+        f"{start.peak_bytes / 1e6:.1f}" if start and start.peak_bytes is not None else "",
+    ]
 
 
 def _what_to_do(odd_widths: Sequence[int]) -> str:

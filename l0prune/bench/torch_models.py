@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from l0prune.bench.benchmark import BLOCK_S, Facts, report_of, require_counts
+from l0prune.bench.processes import Sessions
 from l0prune.bench.report import BenchReport
 from l0prune.errors import ConfigError
 from l0prune.measuring.hardware import Environment
@@ -58,7 +59,7 @@ def benchmark_modules(
         )
     environment = Environment.here(threads=threads, batch_size=batch_size)
     facts = {name: _facts(model) for name, model in models.items()}
-    return report_of(times, facts, environment, seed=seed, runtime=f"torch {torch.__version__}")
+    return report_of(Sessions((times,), ()), facts, environment, seed=seed, runtime=f"torch {torch.__version__}")
 
 
 def _run(name: str, model: nn.Module, inputs: ExampleInputs, batch_size: int) -> Callable[[], object]:

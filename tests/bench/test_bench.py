@@ -19,7 +19,7 @@ from l0prune.measuring import timing
 from l0prune.measuring.timing import interleave, median_ratio
 from l0prune.onnx.onnx_model import OnnxModel
 
-QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0}
+QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0, "processes": 1}
 
 
 def write_mlp(path, width, *, batch="batch", depth=1, input_type=TensorProto.FLOAT):

@@ -9,12 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from l0prune.bench.benchmark import Facts, benchmark, report_of
+from l0prune.bench.processes import Sessions
 from l0prune.bench.report import BenchReport
 from l0prune.errors import L0PruneWarning
 from l0prune.measuring.hardware import Environment
 from l0prune.measuring.timing import PairedTimes
 
-QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0}
+QUICK = {"warmup_s": 0.0, "min_samples": 20, "min_seconds": 0.0, "processes": 1}
 
 
 def measured(ratio: float, *, n_parameters: int = 40, odd_widths: tuple[int, ...] = ()) -> BenchReport:
@@ -22,7 +23,7 @@ def measured(ratio: float, *, n_parameters: int = 40, odd_widths: tuple[int, ...
     noise = np.random.default_rng(0).uniform(0.99, 1.01, (2, 40, 5))
     times = PairedTimes((1e-3 * noise[0], 1e-3 / ratio * noise[1]), "thread", 0.0)
     facts = {"dense": Facts(400, 100, (18,)), "compact": Facts(160, n_parameters, odd_widths)}
-    return report_of(times, facts, Environment.here(threads=1, batch_size=1), seed=0)
+    return report_of(Sessions((times,), ()), facts, Environment.here(threads=1, batch_size=1), seed=0)
 
 
 def test_a_smaller_model_that_is_slower_is_said_with_its_ratio_and_its_odd_widths():

@@ -16,7 +16,7 @@ from l0prune.errors import ExportError, FileFormatError, NoOnnxError
 from l0prune.onnx.onnx_model import OnnxModel, onnx_difference
 
 FINETUNE = ["--data", "tiny_task:data", "--budget", "macs=0.5", "--epochs", "2", "--batch-size", "16", "--align", "1"]
-BENCH = ["--warmup", "0", "--samples", "3", "--min-seconds", "0"]
+BENCH = ["--warmup", "0", "--samples", "3", "--min-seconds", "0", "--processes", "1"]
 
 
 def json_of(*args: object) -> dict:

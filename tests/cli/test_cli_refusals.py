@@ -496,6 +496,11 @@ shrink_run(Path({str(run)!r}), trust=True)
     assert killed.returncode == -signal.SIGKILL
     assert len({path.name for path in run.iterdir()} - before) == 1
 
-    assert invoked("bench", str(run), "--min-seconds", "0", "--samples", "1", "--warmup", "0").exit_code == 0
+    assert (
+        invoked(
+            "bench", str(run), "--min-seconds", "0", "--samples", "1", "--warmup", "0", "--processes", "1"
+        ).exit_code
+        == 0
+    )
 
     assert {path.name for path in run.iterdir()} == before | {"bench.json"}

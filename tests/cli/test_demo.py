@@ -18,7 +18,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps on a fraction of the data, too few to recover."""
     training = FinetuneConfig(epochs=1.0, gate_epochs=0.5, align=16, recalibration_batches=1)
     monkeypatch.setattr(demo, "REQUEST", replace(demo.REQUEST, training=training))
-    monkeypatch.setattr(demo, "BENCH", BenchOptions(min_samples=5, min_seconds=0, warmup_s=0))
+    monkeypatch.setattr(demo, "BENCH", BenchOptions(min_samples=5, min_seconds=0, warmup_s=0, processes=1))
     whole = load_data("digits")
     part = replace(
         whole,

@@ -45,7 +45,7 @@ def test_every_command_takes_the_run(run):
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
     scores = json_of("eval", run)["accuracy"]
-    bench = json_of("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    bench = json_of("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0, "--processes", 1)
     page = Path(json_of("report", run)["report"]).read_text()
 
     assert scores["gated"] == scores["compact"] == scores["onnx"]

@@ -220,7 +220,7 @@ def test_shrink_leaves_no_drafts(run):
 
 
 def test_bench_measures_a_run_and_keeps_the_figures(run):
-    result = json_of("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    result = json_of("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0, "--processes", 1)
 
     assert set(result["models"]) == {"dense", "compact"}
     assert result["models"]["dense"]["latency_ms"]["p50"] > 0
@@ -231,7 +231,7 @@ def test_bench_measures_a_run_and_keeps_the_figures(run):
 def test_bench_measures_files_under_their_names(run):
     files = [run / "onnx" / "dense.onnx", run / "onnx" / "compact.onnx"]
 
-    result = invoke("bench", *files, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    result = invoke("bench", *files, "--samples", 5, "--min-seconds", 0, "--warmup", 0, "--processes", 1)
 
     assert "dense" in result.stdout
     assert "compact" in result.stdout
@@ -257,7 +257,7 @@ def test_eval_of_a_model_is_its_accuracy():
 def test_the_report_stands_alone(run):
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
-    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0, "--processes", 1)
 
     page = Path(json_of("report", run)["report"]).read_text()
 
@@ -279,7 +279,7 @@ def test_the_report_stands_alone(run):
 def test_the_report_says_where_the_compact_network_is_slower(run):
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
-    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0)
+    invoke("bench", run, "--samples", 5, "--min-seconds", 0, "--warmup", 0, "--processes", 1)
     bench = json.loads((run / "bench.json").read_text())
     bench["speedup"]["compact"] = {"ratio": 0.7, "low": 0.6, "high": 0.8}
     (run / "bench.json").write_text(json.dumps(bench))

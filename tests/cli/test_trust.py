@@ -31,7 +31,7 @@ def fails(**arguments):
 BUILDS = {
     "finetune": lambda run: ["finetune", "--out", run, "--resume"],
     "shrink": lambda run: ["shrink", run],
-    "bench": lambda run: ["bench", run, "--min-seconds", "0", "--samples", "1", "--warmup", "0"],
+    "bench": lambda run: ["bench", run, "--min-seconds", "0", "--samples", "1", "--warmup", "0", "--processes", "1"],
     "eval": lambda run: ["eval", run],
 }
 READS = {
