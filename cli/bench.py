@@ -43,7 +43,7 @@ class BenchOptions(Options):
         (), "Heights and widths of images; several give a table.", within="[1, inf)", shown="that of the example"
     )
     processes: int = option(
-        5, "Fresh processes to measure in: the interval covers what a second bench would show.", within="[1, inf)"
+        5, "Fresh processes to measure in; the interval holds what another one would show.", within="[1, inf)"
     )
     warmup_s: float = option(0.3, "Seconds of untimed runs of each model.", within="[0, inf)", flag="--warmup")
     min_samples: int = option(100, "Minimum number of timed runs of each model.", within="[1, inf)", flag="--samples")

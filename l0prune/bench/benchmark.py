@@ -59,8 +59,8 @@ def benchmark(
     All graph optimisations are on, execution is sequential, inputs are bound once, and numbers below the normal range count as
     zero. In each of several fresh processes, after all have warmed up, the models run in blocks of about 10 ms each, in random
     order, over and over. The speedup of a model over the first one in a process is the median over the blocks of (median run of
-    the first / median run of the model), so that whatever slows the whole machine cancels; its interval is the one that a second
-    benchmark with as many processes lies in, 19 times of 20. On one thread, times are the thread's own processor time, so that a
+    the first / median run of the model), so that whatever slows the whole machine cancels; its interval is the one that the
+    speedup in another process lies in, 19 times of 20. On one thread, times are the thread's own processor time, so that a
     busy machine gives the latency of an idle one. Other processes, three at most for each model, start it cold: they show how
     long loading and the first run take, and how much memory.
 

@@ -91,7 +91,7 @@ class ModelTiming:
 class Speedup:
     """How many times faster a model is than the baseline, with its 95 % interval.
 
-    Over several processes the interval is the one that a second benchmark lies in; in one process it is that of the median over
+    Over several processes the interval is the one that another process lies in; in one process it is that of the median over
     its blocks.
 
     Attributes:
@@ -250,7 +250,7 @@ def _caption(reports: Sequence[BenchReport]) -> str:
     caption = f"{environment.cpu}, {environment.instruction_set}, {environment.n_cores} cores; {first.runtime}"
     caption += f", {common}" if common else ""
     if first.processes > 1:
-        caption += f"\n{first.processes} processes; another bench lies within the interval 19 times of 20"
+        caption += f"\n{first.processes} processes; another one lies within the interval 19 times of 20"
     busy = max(report.busy for report in reports)
     if busy > _BUSY:
         caption += f"\nbusy machine: {busy:.0%} of the time went to other processes, and is not counted"

@@ -107,26 +107,28 @@ def median_ratio(first: FloatArray, second: FloatArray, *, seed: int) -> tuple[f
 
 
 def ratio_between_sessions(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> tuple[float, float, float]:
-    """How many times longer `first` takes than `second`, with the interval that a second measurement would lie in.
+    """How many times longer `first` takes than `second`, with the interval that yet another process lies in.
 
     Args:
         first: Block medians in each of two or more processes, seconds.
         second: Of the same blocks.
 
     Returns:
-        The geometric mean over the processes of the median of the blocks' ratios; and the bounds within which the same mean of
-        as many other processes lies, 19 times of 20. Whatever differs from process to process (where memory lies, how weights
-        were packed) differs in both, so this is wider than the interval of the mean by a factor of 1.4. Logarithms of the ratios
-        are taken for normal, with Student's quantile: resampling a handful of processes gives intervals that are too narrow.
+        The geometric mean over the processes of the median of the blocks' ratios; and the bounds within which the ratio in
+        one more process lies, 19 times of 20. What differs from process to process (where memory lies, how weights were
+        packed, what the machine was doing) differs there too, so this is wider than an interval of the mean, and also holds
+        the mean of a later benchmark, whose processes have something in common that those of this one did not have.
+        Logarithms of ratios are taken for normal, with Student's quantile: resampling a handful of processes gives
+        intervals that are too narrow.
 
-    Source: Kalibera and Jones (2013), Rigorous benchmarking in reasonable time, section 7; the prediction interval of the mean
-    of n further observations: Hahn and Meeker (1991), section 4.8.
+    Source: Kalibera and Jones (2013), Rigorous benchmarking in reasonable time, on the levels of repetition; Hahn and Meeker
+    (1991), section 4.7, on the prediction interval of a further observation.
     """
     from scipy.special import stdtrit
 
     logs = np.log([np.median(one / other) for one, other in zip(first, second, strict=True)])
     n = len(logs)
-    reach = float(stdtrit(n - 1, 0.975)) * float(np.std(logs, ddof=1)) * np.sqrt(2 / n)
+    reach = float(stdtrit(n - 1, 0.975)) * float(np.std(logs, ddof=1)) * np.sqrt(1 + 1 / n)
     low, middle, high = np.exp(logs.mean() + np.array([-reach, 0.0, reach]))
     return float(middle), float(low), float(high)
 
