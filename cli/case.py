@@ -60,7 +60,7 @@ class Case:
         from l0prune.tasks.teaching import frozen_copy
 
         spec = task or default_task(data)
-        if not data.labelled and spec != UNLABELLED and not is_factory(spec):
+        if not data.labelled and spec not in (UNLABELLED, "embeddings") and not is_factory(spec):
             raise DataError(f"{data.name} has no targets, which task {spec!r} needs: give them, or --task {UNLABELLED}")
         fitted = load_task(spec, **task_args).for_data(loaded, data)
         return cls(loaded, data, fitted, spec, frozen_copy(loaded.model) if fitted.compares else None)

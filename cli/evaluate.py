@@ -1,14 +1,14 @@
 """`l0prune eval`: the score of a model, or of every form of a run."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from l0prune.cli.case import EVALUATION_BATCH, Case
-from l0prune.cli.flags import GroupedCommand, common_options, flag, flags_of, threads_option, whole
+from l0prune.cli.flags import GroupedCommand, common_options, flag, flags_of, given, threads_option, whole
 from l0prune.cli.loading import (
     OpenedRun,
     compact_model,
@@ -29,42 +29,37 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_command", "evaluate_run"]
 
+OF_DATA = ("data", "data_args", "task", "task_args", "text", "text_pair", "label", "labels", "max_length", "tokenizer")
+
 
 @click.command("eval", cls=GroupedCommand)
 @model_options(metavar="RUN|MODEL")
-@flags_of(RunOptions, only=("data", "task", "task_args"), group="")
+@flags_of(RunOptions, only=OF_DATA, group="")
 @click.option(
     "--batch-size", type=whole("[1, inf)"), default=EVALUATION_BATCH, show_default=True, help="Inputs per call."
 )
 @trust_option
 @threads_option
 @common_options
-def eval_command(
-    model: ModelOptions,
-    data: str | None,
-    task: str | None,
-    task_args: dict[str, Any] | None,
-    batch_size: int,
-    trust: bool,
-    as_json: bool,
-) -> None:
+def eval_command(model: ModelOptions, batch_size: int, trust: bool, as_json: bool, **options: Any) -> None:
     """Score a model, or every form of a run, on test data.
 
     The forms are dense, gated, compact and ONNX. --data and --task default to RUN's own.
     """
     from l0prune.sources.compact_folder import is_compact_folder
 
+    asked = given(options)
     with working():
         if Path(model.spec).is_dir() and not is_compact_folder(model.spec):
             require_no_options(model)
-            result = evaluate_run(Path(model.spec), data, task, task_args, batch_size=batch_size, trust=trust)
-        elif data is None:
+            result = evaluate_run(Path(model.spec), asked, batch_size=batch_size, trust=trust)
+        elif "data" not in asked:
             what = "a compact model" if is_compact_folder(model.spec) else "there is no such run"
             raise ConfigError(f"{model.spec}: {what}; scoring a model needs --data SPEC")
         elif trust:
             raise click.UsageError(f"--trust is for runs; what you type runs without it, and {model.spec} is not a run")
         else:
-            result = evaluate_model(model, data, task, task_args or {}, batch_size=batch_size)
+            result = evaluate_model(model, RunOptions(**asked), batch_size=batch_size)
     show(result, as_json, lambda: print_scores(result))
 
 
@@ -80,25 +75,21 @@ def require_no_options(model: ModelOptions) -> None:
             raise ConfigError(f"{flag(name)} is for a model; {model.spec} is a run, which has its own")
 
 
-def evaluate_model(
-    model: ModelOptions, data_spec: str, task: str | None, task_args: dict[str, Any], *, batch_size: int
-) -> dict[str, Any]:
+def evaluate_model(model: ModelOptions, run: RunOptions, *, batch_size: int) -> dict[str, Any]:
     """Score of a model as it is loaded; plain data."""
-    loaded = load(model)
+    loaded = load(model, run=run)
     if has_random_weights(model):
         note(f"{model.spec} has random weights; load trained ones with --weights FILE")
-    case = load_case(loaded, model, data_spec, task=task, task_args=task_args)
-    for call in (model_call(model), data_call(data_spec), task_call(task, task_args)):
+    case = load_case(loaded, model, run)
+    for call in (model_call(model), data_call(run.data, run.data_args), task_call(run.task, run.task_args)):
         remember(call)
     score = case.score(loaded.model, batch_size=batch_size)
-    return described(model.spec, data_spec, case, {"dense": score}, trained=not has_random_weights(model))
+    return described(model.spec, run.data, case, {"dense": score}, trained=not has_random_weights(model))
 
 
 def evaluate_run(
     path: Path,
-    data_spec: str | None = None,
-    task: str | None = None,
-    task_args: dict[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
     *,
     batch_size: int = EVALUATION_BATCH,
     trust: bool = False,
@@ -107,24 +98,25 @@ def evaluate_run(
 
     Args:
         path: The run.
-        data_spec: Data to score on; None takes the run's own.
-        task: What to score; None takes the run's own, with its arguments but for those given here.
-        task_args: Arguments of the task.
+        asked: Options of data and task that replace the run's own: arguments of a task are added to its own, and other data
+            have no options but these.
         batch_size: Inputs per call.
         trust: Whether factories may run that only its run.json names.
 
     Raises:
         L0PruneError: if the run, its model or its data cannot be brought back.
     """
-    run = open_finished(path, trust=trust)
-    own, arguments = run.request.run, task_args or {}
-    spec = data_spec or own.data
-    run.require_typed(data=data_spec is None, task=task is None)
-    if task is None:
-        task, arguments = own.task, {**own.task_args, **arguments}
+    run, asked = open_finished(path, trust=trust), dict(asked or {})
+    own = run.request.run
+    run.require_typed(data="data" not in asked, task="task" not in asked)
+    if "task" not in asked:
+        asked["task_args"] = {**own.task_args, **asked.get("task_args", {})}
+    plain = RunOptions()
+    anew = {name: getattr(plain, name) for name in OF_DATA if "data" in asked and name not in ("task", "task_args")}
+    used = replace(own, **{**anew, **({"task_args": {}} if "task" in asked else {}), **asked})
     loaded = dense_model(run)
-    case = load_case(loaded, run.request.model, spec, task=task, task_args=arguments)
-    if data_spec is None and own.held_out is not None:
+    case = load_case(loaded, run.request.model, used)
+    if "data" not in asked and own.held_out is not None:
         _, case = case.apart(own.held_out, seed=run.request.training.seed)  # what has decided does not judge
     scores = {"dense": case.score(loaded.model, batch_size=batch_size)}
     compact = compact_forms(run, loaded)
@@ -133,7 +125,7 @@ def evaluate_run(
         scores[form] = case.score(model, batch_size=batch_size)
     if not compact:
         note(f"{path} has not been shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
-    return described(str(path), spec, case, scores, trained=not own.from_scratch)
+    return described(str(path), used.data, case, scores, trained=not own.from_scratch)
 
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.case import Case
+from l0prune.cli.flags import flag
 from l0prune.cli.output import note
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import data_call, model_call, require_typed, task_call
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.libraries import Built
     from l0prune.sources.model_spec import LoadedModel
+    from l0prune.sources.texts import TextOptions
 
 __all__ = [
     "OpenedRun",
@@ -38,12 +40,13 @@ __all__ = [
 ]
 
 
-def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
+def load(options: ModelOptions, *, seed: int = 0, run: RunOptions | None = None) -> "LoadedModel":
     """Build the model that the options describe and load its weights.
 
     Args:
         options: What to build.
         seed: Of its initialisation, where it has no weights.
+        run: What it is used for, where that decides what inputs it takes.
 
     Raises:
         ConfigError: if the image size has more than two numbers.
@@ -57,7 +60,7 @@ def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
     loaded = load_model(
         options.spec,
         weights=None if options.weights is None else str(options.weights),
-        model_args=options.model_args,
+        model_args=_model_args(options),
         input_shape=options.input_shape,
         mean=options.mean,
         std=options.std,
@@ -66,7 +69,37 @@ def load(options: ModelOptions, *, seed: int = 0) -> "LoadedModel":
         seed=seed,
         built=compact(options),
     )
-    return replace(loaded, model=trainable(loaded.model))
+    loaded = replace(loaded, model=trainable(loaded.model))
+    return with_segments(loaded) if run is not None and run.text_pair and run.task != PAIRS_APART else loaded
+
+
+def _model_args(options: ModelOptions) -> dict[str, Any]:
+    """Arguments of the model's factory, its number of classes among them where that is asked for.
+
+    Raises:
+        ConfigError: it is asked of what is no folder of transformers.
+    """
+    if options.num_labels is None:
+        return options.model_args
+    if not options.spec.startswith("hf:"):
+        raise ConfigError(f"--num-labels puts a head on the body in hf:DIR, and the model is {options.spec}")
+    return {**options.model_args, "num_labels": options.num_labels}
+
+
+PAIRS_APART = "embeddings"
+"""The task for which the texts of a pair are two inputs; for the others they are one, in two segments."""
+
+
+def with_segments(loaded: "LoadedModel") -> "LoadedModel":
+    """The model with an input that tells the texts of a pair apart, where it has one."""
+    import torch
+
+    inputs, config = loaded.example_inputs, getattr(loaded.model, "config", None)
+    if getattr(config, "type_vocab_size", 0) < 2 or not isinstance(inputs, dict) or "input_ids" not in inputs:
+        return loaded
+    segments = torch.zeros_like(inputs["input_ids"])
+    segments[:, segments.shape[1] // 2 :] = 1
+    return replace(loaded, example_inputs={**inputs, "token_type_ids": segments})
 
 
 def compact(options: ModelOptions) -> "Built | None":
@@ -206,17 +239,13 @@ def gated_model_of(
     )
 
 
-def load_case(
-    loaded: "LoadedModel", options: ModelOptions, spec: str, *, task: str | None, task_args: Mapping[str, Any]
-) -> Case:
+def load_case(loaded: "LoadedModel", options: ModelOptions, run: RunOptions) -> Case:
     """Load a data set and a task, and see that they fit the model; say what was taken for granted.
 
     Args:
         loaded: The dense model.
         options: Of the model.
-        spec: Of the data.
-        task: Of the task; None takes what such data is for.
-        task_args: Arguments of the task.
+        run: Data and task; without a task, what such data is for.
 
     Raises:
         DataError: if the data cannot be used, or not with this model.
@@ -224,14 +253,52 @@ def load_case(
     """
     from l0prune.sources.datasets import load_data
 
-    data = load_data(spec, image_size=None if loaded.preprocessing is None else loaded.preprocessing.image_size)
-    case = Case.of(loaded, data, task, task_args)
+    size = None if loaded.preprocessing is None else loaded.preprocessing.image_size
+    data = load_data(run.data, image_size=size, texts=text_options(loaded, run), arguments=run.data_args)
+    case = Case.of(loaded, data, run.task, run.task_args)
     says_nothing = options.mean is None and options.std is None and not is_architecture(options.spec)
     if data.has_images and says_nothing and loaded.preprocessing is not None and loaded.preprocessing.is_plain:
         note(
             f"{options.spec} does not state mean and std, so it is given pixel / 255; if that is wrong, give --mean and --std"
         )
     return case
+
+
+def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None":
+    """What is meant by a table of texts; None where the data is none.
+
+    Raises:
+        ConfigError: no tokenizer is known, or options are for texts and the data holds none.
+    """
+    from l0prune.sources.tables import TABLES
+    from l0prune.sources.texts import TextOptions
+    from l0prune.tasks.class_logits import class_names
+
+    if run.data.partition(":")[0] not in TABLES:
+        asked = [flag(name) for name in ("text", "text_pair", "label", "max_length", "tokenizer") if getattr(run, name)]
+        if run.labels == "none":
+            asked.append("--labels none")
+        if asked:
+            raise ConfigError(f"{asked[0]} is for texts (csv:, tsv:, jsonl:, hf-datasets:), and the data is {run.data}")
+        return None
+    folder = str(run.tokenizer) if run.tokenizer is not None else loaded.spec.removeprefix("hf:")
+    if run.tokenizer is None and not loaded.spec.startswith("hf:"):
+        raise ConfigError(f"{loaded.spec} has no tokenizer of its own: give the folder of one with --tokenizer")
+    if not isinstance(loaded.example_inputs, Mapping):
+        raise ConfigError(f"{loaded.spec} takes no named inputs, such as input_ids, which texts become")
+    return TextOptions(
+        tokenizer=folder,
+        inputs=tuple(loaded.example_inputs),
+        text=run.text,
+        text_pair=run.text_pair,
+        label=run.label,
+        labelled=run.labels == "given",
+        max_length=run.max_length,
+        positions=getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None),
+        as_pairs=run.task == PAIRS_APART,
+        as_language=run.task == "language",
+        class_names=class_names(loaded.model),
+    )
 
 
 AGAIN = "start the run again"
@@ -259,7 +326,7 @@ class OpenedRun:
         """
         run = self.request.run
         used = task_call(run.task, run.task_args) if task else None
-        calls = (model_call(self.request.model), data_call(run.data) if data else None, used)
+        calls = (model_call(self.request.model), data_call(run.data, run.data_args) if data else None, used)
         require_typed(calls, self.directory.record_path, trust=self.trust)
 
 
@@ -296,7 +363,7 @@ def dense_model(run: OpenedRun) -> "LoadedModel":
     from l0prune.finetuning.checkpoints import load_checkpoint, weights_digest
 
     run.require_typed(data=False)
-    loaded = load(run.request.model, seed=run.request.initial_seed)
+    loaded = load(run.request.model, seed=run.request.initial_seed, run=run.request.run)
     with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
         digest = load_checkpoint(run.directory.checkpoint).trainer["identity"]["dense_weights"]
     if digest != weights_digest(loaded.model):

@@ -159,8 +159,8 @@ def share(request: FinetuneRequest) -> Shared:
     else:
         require_weights(request.model)
     choose_device(run.device)
-    loaded = load(request.model, seed=request.initial_seed)
-    case = load_case(loaded, request.model, run.data, task=run.task, task_args=run.task_args)
+    loaded = load(request.model, seed=request.initial_seed, run=run)
+    case = load_case(loaded, request.model, run)
     flow = traced(loaded, run)
     if run.held_out is not None:
         case, _ = case.apart(run.held_out, seed=settings.seed)
@@ -182,7 +182,7 @@ def goal_of(options: RunOptions) -> "Goal":
 
 def calls_of(model: ModelOptions, run: RunOptions) -> tuple[FactoryCall | None, ...]:
     """The factories that model, data and task come from; None for what is no code of a user."""
-    return model_call(model), data_call(run.data), task_call(run.task, run.task_args)
+    return model_call(model), data_call(run.data, run.data_args), task_call(run.task, run.task_args)
 
 
 def choose_device(device: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options"]
 
 BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
-PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf")
+PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf", "csv", "tsv", "jsonl", "hf-datasets")
 REMEDY = "start the run again"
 
 
@@ -75,6 +75,13 @@ class ModelOptions(Options):
         within="[1, inf)",
         shown="the model's own",
     )
+    num_labels: int | None = option(
+        None,
+        "Put a new classification head of so many classes on the body in hf:DIR; without a teacher then.",
+        group=MODEL,
+        within="[1, inf)",
+        shown="the head that it has",
+    )
     pretrained: bool = option(False, "Download the weights that timm or torchvision publish.", group=MODEL)
 
 
@@ -85,9 +92,34 @@ class RunOptions(Options):
 
     data: str = option(
         "",
-        "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory.",
+        "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, package.module:factory; or texts, as"
+        " csv:, tsv: or jsonl: with TRAIN,TEST (or one file, or a folder), or hf-datasets:DIR.",
         group=MOST_USED,
         metavar="SPEC",
+    )
+    data_args: dict[str, Any] = option(
+        {}, "Keyword argument of the data's factory; repeatable.", group=MODEL, flag="--data-arg"
+    )
+    text: str | None = option(
+        None, "Column of the texts.", group=MODEL, metavar="COLUMN", shown="text, sentence, sentence1 ..."
+    )
+    text_pair: str | None = option(
+        None, "Column of the second texts of pairs.", group=MODEL, metavar="COLUMN", shown="sentence2 beside sentence1"
+    )
+    label: str | None = option(
+        None, "Column of the targets of texts.", group=MODEL, metavar="COLUMN", shown="label, labels, score ..."
+    )
+    labels: str = option(
+        "given",
+        "Whether texts have targets; with none, the dense network alone teaches.",
+        group=MODEL,
+        choices=("given", "none"),
+    )
+    max_length: int | None = option(
+        None, "Most tokens of a text.", group=MODEL, within="[1, inf)", shown="what the model takes, at most 512"
+    )
+    tokenizer: Path | None = option(
+        None, "Folder of the tokenizer.", group=MODEL, metavar="DIR", shown="that of the model"
     )
     task: str | None = option(
         None,
@@ -190,7 +222,7 @@ class FinetuneRequest:
         Raises:
             ConfigError: if a value is out of its range, or options do not go together.
         """
-        if typed.get("from_scratch"):
+        if typed.get("from_scratch") or typed.get("num_labels"):
             typed = {"distillation": 0.0, **typed}
         return cls(*(kind(**{name: typed[name] for name in options_of(kind) if name in typed}) for kind in PARTS))  # type: ignore[arg-type]
 
@@ -321,7 +353,7 @@ def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Option
 
 def recorded(name: str, value: Any) -> Any:
     """The value of an option that does not depend on the working directory."""
-    if name == "weights" and value is not None and str(value) != BUNDLED:
+    if name in ("weights", "tokenizer") and value is not None and str(value) != BUNDLED:
         return str(Path(value).absolute())
     return absolute(value) if name in ("spec", "data") else value
 
@@ -341,7 +373,8 @@ def absolute(spec: str) -> str:
     """A specification whose path, if it has one, does not depend on the working directory."""
     kind, colon, rest = spec.partition(":")
     if colon and kind in PATH_PREFIXES and rest:
-        return f"{kind}:{Path(rest).expanduser().absolute()}"
+        parts = [rest] if Path(rest).expanduser().exists() else rest.split(",")
+        return f"{kind}:{','.join(str(Path(part.strip()).expanduser().absolute()) for part in parts)}"
     from l0prune.sources.compact_folder import is_compact_folder
 
     return str(Path(spec).expanduser().absolute()) if spec.endswith(".pt2") or is_compact_folder(spec) else spec

@@ -61,11 +61,14 @@ def model_call(options: ModelOptions) -> FactoryCall | None:
     return FactoryCall(options.spec, f"l0prune inspect {quote(options.spec)}{typed}", arguments)
 
 
-def data_call(spec: str) -> FactoryCall | None:
+def data_call(spec: str, arguments: Mapping[str, Any]) -> FactoryCall | None:
     """The factory that data comes from; None where that is no code of a user."""
     from l0prune.sources.datasets import is_factory
 
-    return FactoryCall(spec, f"l0prune eval MODEL --data {quote(spec)}") if is_factory(spec) else None
+    if not is_factory(spec):
+        return None
+    plain, typed = _as_typed(arguments, "--data-arg")
+    return FactoryCall(spec, f"l0prune eval MODEL --data {quote(spec)}{typed}", plain)
 
 
 def task_call(spec: str | None, arguments: Mapping[str, Any]) -> FactoryCall | None:

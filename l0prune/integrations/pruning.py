@@ -60,8 +60,13 @@ class Pruning:
         temperature: float = 4.0,
     ) -> None:
         self._goal = None if budget is None and penalty is None else one_goal(budget, penalty)
-        taught = {"distillation": distillation, "distillation_temperature": temperature if distillation else 4.0}
-        self._config = FinetuneConfig(epochs=1.0, gate_fraction=gate_fraction, align=align, **taught)
+        self._config = FinetuneConfig(
+            epochs=1.0,
+            gate_fraction=gate_fraction,
+            align=align,
+            distillation=distillation,
+            distillation_temperature=temperature,
+        )
         self.compact: nn.Module | None = None
         self._gated: GatedModel | None = None
         self._restored: dict[str, Any] | None = None

@@ -13,6 +13,7 @@ from l0prune.sources.augmentation import Augmentation, crop_and_flip
 from l0prune.sources.datasets import Array, Inputs, count
 from l0prune.sources.model_spec import LoadedModel
 from l0prune.sources.preprocessing import Preprocessing
+from l0prune.sources.stored import Stored
 
 __all__ = ["ArrayBatches", "ImageBatches", "make_batches"]
 
@@ -60,9 +61,10 @@ class ArrayBatches:
             raise DataError(f"there are {n} inputs and {len(y)} targets; expected the same number.")
         if drop_last and n < batch_size:
             raise DataError(f"{n} entries do not fill one batch of {batch_size}; use a batch size of at most {n}.")
-        self.n, self.y = n, torch.from_numpy(np.ascontiguousarray(y))
+        self.n, self.y = n, _held(y)
         named = x if isinstance(x, dict) else {"": x}
-        self.x = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
+        self.x = {name: _held(array) for name, array in named.items()}
+        self._lengths = next((array.lengths() for array in self.x.values() if isinstance(array, Stored)), None)
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.device = torch.device(device) if device is not None else None
         self.epoch = 0
@@ -74,8 +76,8 @@ class ArrayBatches:
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         """One pass."""
         for rows in self._rows(self._generator()):
-            inputs = {name: self._to_device(array[rows]) for name, array in self.x.items()}
-            yield inputs.get("", inputs), self._to_device(self.y[rows])
+            inputs = {name: self._to_device(_rows_of(array, rows)) for name, array in self.x.items()}
+            yield inputs.get("", inputs), self._to_device(_rows_of(self.y, rows))
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -88,10 +90,30 @@ class ArrayBatches:
     def _rows(self, generator: torch.Generator) -> list[Tensor]:
         """Indices of each batch."""
         order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
-        return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+        order = order[: len(self) * self.batch_size]
+        if self._lengths is None:
+            return list(order.split(self.batch_size))
+        lengths = torch.from_numpy(self._lengths)
+        pools = order.split(self.batch_size * (_POOL if self.shuffle else self.n))
+        alike = [pool[lengths[pool].argsort(stable=True, descending=True)] for pool in pools]
+        batches = [batch for pool in alike for batch in pool.split(self.batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)] if self.shuffle else batches
 
     def _to_device(self, value: Tensor) -> Tensor:
         return value if self.device is None else value.to(self.device, non_blocking=True)
+
+
+_POOL = 32
+"""Batches that are drawn at once and made of rows of alike lengths, so that little of them is padding."""
+
+
+def _held(array: Any) -> Any:
+    """An array as a tensor; what is stored stays where it is."""
+    return array if isinstance(array, Stored) else torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _rows_of(array: Any, rows: Tensor) -> Tensor:
+    return torch.from_numpy(array.read(rows.numpy())) if isinstance(array, Stored) else array[rows]
 
 
 class ImageBatches(ArrayBatches):
@@ -115,7 +137,7 @@ class ImageBatches(ArrayBatches):
 
     def __init__(
         self,
-        x: Array,
+        x: Array | Stored,
         y: Array,
         *,
         preprocessing: Preprocessing,
@@ -137,7 +159,7 @@ class ImageBatches(ArrayBatches):
         corners = torch.randint(0, 2 * pad + 1, (2, self.n), generator=generator)
         flips = torch.rand(self.n, generator=generator) < 0.5 * flip
         for rows in batches:
-            images = self.preprocessing.fit(self.x[""][rows])
+            images = self.preprocessing.fit(_rows_of(self.x[""], rows))
             if self.augment is not None:
                 images = crop_and_flip(images, corners[:, rows], flips[rows], pad=pad)
             images = self._to_device(images)
@@ -169,7 +191,7 @@ def make_batches(
         DataError: if names, shapes or types do not fit the model's inputs, or augmentation is asked of other data.
         ConfigError: if `batch_size` is below 1.
     """
-    if isinstance(x, np.ndarray) and x.dtype == np.uint8:
+    if isinstance(x, np.ndarray | Stored) and x.dtype == np.uint8:
         if loaded.preprocessing is None:
             raise DataError(
                 f"the data holds uint8 images {x.shape}, and {loaded.spec!r} takes inputs of shape {loaded.input_shape}."

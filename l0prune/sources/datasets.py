@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,16 @@ from l0prune.errors import DataError
 from l0prune.reading import is_there
 from l0prune.sources import readers
 from l0prune.sources.factories import call_factory
+from l0prune.sources.stored import Stored
+from l0prune.sources.tables import TABLES
+
+if TYPE_CHECKING:
+    from l0prune.sources.texts import TextOptions
 
 __all__ = ["Array", "DataSource", "Inputs", "is_factory", "load_data"]
 
 Array = npt.NDArray[Any]
-Inputs = Array | dict[str, Array]  # a dict holds keyword inputs, e.g. input_ids and attention_mask
+Inputs = Array | Stored | dict[str, Array | Stored]  # a dict holds keyword inputs, e.g. input_ids and attention_mask
 
 READERS = {
     "npz": readers.read_npz,
@@ -26,7 +31,10 @@ READERS = {
 }
 _LEAST_WITHOUT_TEST = 16
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-FORMS = "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR or package.module:factory"
+FORMS = (
+    "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, csv:FILE, tsv:FILE, jsonl:FILE, hf-datasets:DIR or"
+    " package.module:factory"
+)
 
 
 @dataclass(frozen=True)
@@ -71,25 +79,43 @@ class DataSource:
     @property
     def has_images(self) -> bool:
         """Whether the inputs are uint8 images."""
-        return isinstance(self.x_train, np.ndarray) and self.x_train.dtype == np.uint8
+        return isinstance(self.x_train, np.ndarray | Stored) and self.x_train.dtype == np.uint8
 
 
-def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSource:
+def load_data(
+    spec: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    texts: "TextOptions | None" = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> DataSource:
     """Load a data set.
 
     Args:
         spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test; or x_train alone), `mnist:DIR` (idx files,
-            gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow), or
-            `package.module:factory` (returns a DataSource, the four arrays in order, or a dict of them).
+            gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow),
+            `csv:`, `tsv:` or `jsonl:` with a file, two with a comma between them, or a folder with `train` and `dev` or `test`,
+            `hf-datasets:DIR` (saved to disk, needs pyarrow), or `package.module:factory` (returns a DataSource, the four arrays
+            in order, or a dict of them).
+        texts: What is meant by a table of texts.
+        arguments: Of a factory.
         image_size: (height, width) to bring the pictures of a `folder:` to; needed where they differ in size.
 
     Raises:
         DataError: if the specification is unknown, or its data is missing, damaged, or not as `DataSource` expects.
     """
     kind, colon, rest = spec.partition(":")
+    if arguments and not is_factory(spec):
+        raise DataError(f"{spec!r} takes no arguments, found {', '.join(arguments)}; they are for factories.")
+    if kind in TABLES and rest:
+        from l0prune.sources.texts import read_texts
+
+        if texts is None:
+            raise DataError(f"{spec!r} holds texts: they need a model with a tokenizer, such as hf:DIR.")
+        return read_texts(kind, rest, texts)
     if spec == "digits":
         return _from_arrays(readers.read_digits(), spec)
-    if colon and kind in READERS:
+    if colon and (kind in READERS or kind in TABLES):
         if not rest:
             raise DataError(f"{spec!r}: give the path after the colon, as in {kind}:path/to/data.")
         path = Path(rest).expanduser()
@@ -98,7 +124,7 @@ def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSo
         arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
         return _from_arrays(arrays, spec)
     if is_factory(spec):
-        return _from_factory(spec)
+        return _from_factory(spec, arguments or {})
     hint = f" Did you mean npz:{spec}?" if spec.endswith(".npz") else ""
     raise DataError(f"unknown data {spec!r}; expected {FORMS}.{hint}")
 
@@ -106,7 +132,7 @@ def load_data(spec: str, *, image_size: tuple[int, int] | None = None) -> DataSo
 def is_factory(spec: str) -> bool:
     """Whether `load_data` would import and call what a specification names."""
     kind, colon, _ = spec.partition(":")
-    return bool(colon) and kind not in READERS
+    return bool(colon) and kind not in READERS and kind not in TABLES
 
 
 def count(inputs: Inputs) -> int:
@@ -155,8 +181,8 @@ def _part(inputs: Any, rows: slice) -> Any:
     return {key: array[rows] for key, array in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
 
 
-def _from_factory(spec: str) -> DataSource:
-    made = call_factory(spec, DataError)
+def _from_factory(spec: str, arguments: Mapping[str, Any]) -> DataSource:
+    made = call_factory(spec, DataError, **arguments)
     if isinstance(made, DataSource):
         return made
     if isinstance(made, Mapping):
@@ -173,7 +199,9 @@ def _checked_inputs(source: DataSource, name: str) -> Inputs:
     if isinstance(value, Mapping):
         if not value:
             raise DataError(f"{source.name}: {name} is an empty dict.")
-        arrays = {str(key): _checked_array(source, f"{name}[{key!r}]", array) for key, array in value.items()}
+        arrays: dict[str, Array | Stored] = {
+            str(key): _checked_array(source, f"{name}[{key!r}]", array) for key, array in value.items()
+        }
         lengths = {key: len(array) for key, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"{source.name}: the arrays of {name} differ in length: {lengths}.")
@@ -191,8 +219,12 @@ def _checked_inputs(source: DataSource, name: str) -> Inputs:
     return array
 
 
-def _checked_array(source: DataSource, name: str, value: Any) -> Array:
+def _checked_array(source: DataSource, name: str, value: Any) -> Any:
     """uint8 as it is, other integers as int64, floats as float32; finite, and with at least one entry."""
+    if isinstance(value, Stored):
+        if not len(value):
+            raise DataError(f"{source.name}: {name} is empty; there is nothing to train or test on.")
+        return value
     if not isinstance(value, np.ndarray):
         raise DataError(f"{source.name}: {name} is a {type(value).__name__}, expected a numpy array.")
     if value.ndim == 0 or len(value) == 0:
@@ -224,7 +256,7 @@ def _without_loss(source: DataSource, name: str, value: Array, kind: type[np.gen
 
 def _checked_targets(source: DataSource, name: str) -> Array:
     array = _checked_array(source, name, getattr(source, name))
-    return array.astype(np.int64) if array.dtype == np.uint8 else array
+    return array.astype(np.int64) if array.dtype == np.uint8 and isinstance(array, np.ndarray) else array
 
 
 def _check_alike(source: DataSource) -> None:
@@ -241,4 +273,4 @@ def _check_alike(source: DataSource) -> None:
 def _signature(value: Inputs) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_signature(value[key])}" for key in sorted(value))
-    return f"{value.dtype} {value.shape[1:]}"
+    return f"{value.dtype} {value.shape[1:-1] if isinstance(value, Stored) else value.shape[1:]}"

@@ -120,7 +120,7 @@ def _built_hf(transformers: Any, spec: str, path: Path, arguments: Mapping[str, 
         config = construct(spec, read_config, path, local_files_only=True, trust_remote_code=False, **arguments)
         if hasattr(config, "use_cache"):
             config.use_cache = False
-        model = _load_hf(transformers, spec, path, config)
+        model = _load_hf(transformers, spec, path, config, with_new_head=NAMED_LABELS in arguments)
     if model.main_input_name == "pixel_values":
         preprocessing = image_processing(path, config)
         images = torch.randn(2, *preprocessing.input_shape, generator=torch.Generator().manual_seed(0))
@@ -176,12 +176,27 @@ def _require_fitting(path: Path) -> None:
         stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
-    """The architecture that the configuration names, with every weight found and fitting."""
+def _classifier_of(transformers: Any, spec: str, config: Any) -> Any:
+    """The class that puts a classification head on the body of a configuration."""
+    for name in ("SEQUENCE", "IMAGE"):
+        known = getattr(transformers, f"MODEL_FOR_{name}_CLASSIFICATION_MAPPING")
+        if type(config) in known:
+            found = known[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ModelSpecError(
+        f"{spec!r}: transformers has no class that classifies with a {config.model_type}; leave out num_labels."
+    )
+
+
+def _load_hf(transformers: Any, spec: str, path: Path, config: Any, *, with_new_head: bool = False) -> Any:
+    """The architecture that the configuration names, with every weight found and fitting, but for a new classification head."""
     architecture = str((getattr(config, "architectures", None) or ["AutoModel"])[0])
     named = getattr(transformers, architecture, None)
     is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     model_class: Any = named if is_model else transformers.AutoModel
+    if with_new_head:
+        model_class, is_model = _classifier_of(transformers, spec, config), True
+        architecture = model_class.__name__
     try:
         model, info = model_class.from_pretrained(
             path,
@@ -189,12 +204,16 @@ def _load_hf(transformers: Any, spec: str, path: Path, config: Any) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **({"ignore_mismatched_sizes": True} if with_new_head else {}),
             **({} if is_model else {"trust_remote_code": False}),
         )
     except Exception as cause:
         why = "their shapes differ from what config.json says" if "mismatched" in str(cause) else describe(cause)
         raise CheckpointError(f"{spec!r}: the weights do not load into {architecture}: {why}.") from cause
     missing = sorted(info["missing_keys"])
+    if with_new_head:
+        body = f"{model_class.base_model_prefix}."
+        missing = [name for name in missing if name.startswith(body) and ".pooler." not in name]
     if missing:
         raise CheckpointError(
             f"{spec!r}: {len(missing)} weights of {architecture} are missing: {', '.join(missing[:3])}"

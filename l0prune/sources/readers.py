@@ -113,10 +113,10 @@ def _idx_file(folder: Path, stem: str, rank: int) -> Path:
 def _read_idx(path: Path) -> Any:
     """One array. Format: two zero bytes, type, rank, the sizes as big-endian 32-bit integers, the values."""
     with reading(path, "idx file", error=DataError, remedy="download it again"):
-        return _parsed_idx(path, _unpacked(path))
+        return _parsed_idx(path, unpacked(path))
 
 
-def _unpacked(path: Path) -> bytes:
+def unpacked(path: Path) -> bytes:
     """The content of a file, gzipped or not; of one that unfolds without end, no more than there may be."""
     stored = path.stat().st_size
     if path.suffix != ".gz":

@@ -15,6 +15,7 @@ from torch import Tensor
 from l0prune.errors import DataError, L0PruneWarning
 from l0prune.model_call import call
 from l0prune.sources.datasets import Array
+from l0prune.sources.stored import TokenRows
 from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.task import Answer, Metric, Task
 from l0prune.tasks.teaching import counted_mean, softened_divergence
@@ -151,7 +152,8 @@ class ClassLogits(Task):
 
     def labels(self, y: Array) -> Array:
         """The targets that count, in one row."""
-        return y.reshape(-1) if self.ignore is None else y[y != self.ignore]
+        y = y.numbers() if isinstance(y, TokenRows) else y.reshape(-1)
+        return y if self.ignore is None else y[y != self.ignore]
 
     def doubts(self, score: float, data: DataSource) -> str | None:
         """Whether an accuracy is one that chance would give."""

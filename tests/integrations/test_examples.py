@@ -6,31 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from hf_models import tiny_bert
+from text_case import text_folder, text_table
 
 import l0prune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WORDS = ["a", "an", "the", "film", "story", "plot", "is", "was", "good", "bad", "dull", "fine", "and"]
-
-
-def folder_and_rows(path):
-    """A folder of transformers with a tokenizer, and a table of texts."""
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(path / "dense")
-    tiny_bert().save_pretrained(path / "dense")
-    lines = [f"the film is {WORDS[i % 13]} and {WORDS[(i * 5) % 13]}\t{i % 3}" for i in range(24)]
-    (path / "rows.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
-    return path / "dense", path / "rows.tsv"
 
 
 def run(name, path, *options, monkeypatch, capsys):
     """Run an example; its last printed line."""
-    dense, rows = folder_and_rows(path)
+    dense, rows = text_folder(path / "dense"), text_table(path / "rows.tsv")
     told = [
         str(dense),
         "--train",

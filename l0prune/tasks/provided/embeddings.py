@@ -67,7 +67,7 @@ class Embeddings(Task):
             DataError: scores of pairs are no numbers within `largest`.
         """
         example = next(leaf for leaf in pytree.tree_leaves(loaded.example_inputs) if isinstance(leaf, Tensor))
-        x: Array = next(iter(data.x_train.values())) if isinstance(data.x_train, dict) else data.x_train
+        x: Any = next(iter(data.x_train.values())) if isinstance(data.x_train, dict) else data.x_train
         pairs = x.dtype != np.uint8 and x.ndim == example.ndim + 1 and x.shape[1] == 2
         most = max(float(np.abs(y).max()) for y in (data.y_train, data.y_test))
         if pairs and (data.y_train.ndim != 1 or most > self.largest):

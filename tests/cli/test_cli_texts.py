@@ -1,0 +1,66 @@
+"""Texts on the command line: a table, the tokenizer of the model's folder, and what goes wrong with them."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from text_case import text_folder, text_table
+
+from l0prune.cli.main import cli
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts")
+    text_folder(path / "model")
+    text_table(path / "train.tsv")
+    text_table(path / "dev.tsv", 12)
+    return path
+
+
+def told(*arguments, code=0):
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_a_model_is_scored_on_a_folder_of_tables(model):
+    found = json.loads(told("eval", f"hf:{model}/model", "--data", f"tsv:{model}", "--json").stdout)
+    assert found["n"] == 12
+    assert 0 <= found["accuracy"]["dense"] <= 100
+
+
+def test_without_labels_the_dense_network_is_matched(model):
+    arguments = ("eval", f"hf:{model}/model", "--data", f"tsv:{model}", "--labels", "none", "--json")
+    assert json.loads(told(*arguments).stdout)["relative_error"] == {"dense": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits_resnet", "--weights", "bundled", "--data", "digits", "--text", "a"), "--text is for texts"),
+        (("digits_resnet", "--weights", "bundled", "--data", "tsv:{model}"), "has no tokenizer of its own"),
+        (("digits_resnet", "--num-labels", "3", "--data", "digits"), "--num-labels puts a head"),
+        (("hf:{model}/model", "--data", "tsv:{model}", "--label", "grade"), "no column 'grade'"),
+        (("hf:{model}/model", "--data", "tsv:{model}", "--data-arg", "a=1"), "takes no arguments"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(model, arguments, message):
+    found = told("eval", *(argument.replace("{model}", str(model)) for argument in arguments), code=1)
+    assert message in found.stderr
+    assert found.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_a_classifier_of_texts_is_cut_and_scored_in_every_form(model, tmp_path):
+    options = ("--budget", "macs=0.8", "--epochs", "2", "--batch-size", "8", "--optimizer", "adamw", "--align", "1")
+    told("finetune", f"hf:{model}/model", "--data", f"tsv:{model}", *options, "--out", tmp_path / "run")
+    told("shrink", tmp_path / "run")
+    found = json.loads(told("eval", tmp_path / "run", "--json").stdout)
+    assert found["accuracy"]["gated"] == found["accuracy"]["compact"] == found["accuracy"]["onnx"]
+    other = json.loads(
+        told("eval", tmp_path / "run", "--data", f"tsv:{model}/train.tsv,{model}/train.tsv", "--json").stdout
+    )
+    assert other["n"] == 24
