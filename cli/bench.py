@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,17 @@ class BenchOptions(Options):
     min_samples: int = option(100, "Minimum number of timed runs of each model.", within="[1, inf)", flag="--samples")
     min_seconds: float = option(2.0, "Minimum seconds of timing in total.", within="[0, inf)")
     max_seconds: float = option(60.0, "Seconds after which timing stops.", within="[0, inf)")
+    int8: bool = option(
+        False,
+        "Beside each file, one in int8, calibrated on the run's data where it has convolutions; of a run, with scores.",
+        shown="",
+    )
     seed: int = option(0, "Seed of the inputs and of the order of runs.", within="[0, inf)")
 
     def settings(self) -> list[dict[str, Any]]:
         """The arguments of `benchmark`, for every row of the table."""
         several = {option.name for option in options_of(BenchOptions).values() if option.items is int}
-        alike = {name: value for name, value in vars(self).items() if name not in several}
+        alike = {name: value for name, value in vars(self).items() if name not in several | {"int8"}}
         sizes = [
             {**({"length": length} if length else {}), **({"height": side, "width": side} if side else {})}
             for length, side in itertools.product(self.length or (0,), self.image_size or (0,))
@@ -133,6 +138,7 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
 
     files: dict[str, Path] = {}
     in_torch = False
+    about: dict[str, Any] = {}
     for name, path in paths.items():
         run = RunDirectory(path)
         forms = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
@@ -143,7 +149,11 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
         files = {"dense": forms["dense"], **files, name: forms["compact"]}
     if in_torch:
         return bench_in_torch(paths, options, trust=trust)
-    return [benchmark(files, **setting) for setting in options.settings()]
+    if options.int8:
+        from l0prune.cli.bench_int8 import int8_of_run
+
+        files, about = int8_of_run(next(iter(paths.values())), files, trust=trust, seed=options.seed)
+    return [replace(benchmark(files, **setting), **about) for setting in options.settings()]
 
 
 def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool) -> "list[BenchReport]":
@@ -161,8 +171,10 @@ def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: b
         loaded = dense_model(run)
         models.setdefault("dense", loaded.model)
         models[name] = compact_model(run, loaded)
-    if options.length or options.image_size:
-        raise ConfigError("--length and --image-size are for ONNX files; torch is timed on the inputs of the run")
+    if options.length or options.image_size or options.int8:
+        raise ConfigError(
+            "--length, --image-size and --int8 are for ONNX files; torch is timed on the inputs of the run"
+        )
     settings = [{k: v for k, v in s.items() if k not in ("sizes", "processes")} for s in options.settings()]
     return [benchmark_modules(models, loaded.example_inputs, **setting) for setting in settings]
 
@@ -174,6 +186,10 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> "list[BenchRepo
     short = [path.stem for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
     files = dict(zip(names, paths, strict=True))
+    if options.int8:
+        from l0prune.cli.bench_int8 import int8_of_files
+
+        files = int8_of_files(files)
     return [benchmark(files, **setting) for setting in options.settings()]
 
 

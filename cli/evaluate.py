@@ -27,7 +27,7 @@ from l0prune.errors import ConfigError
 if TYPE_CHECKING:
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["eval_command", "evaluate_run"]
+__all__ = ["case_of_run", "eval_command", "evaluate_run"]
 
 OF_DATA = ("data", "data_args", "task", "task_args", "text", "text_pair", "label", "labels", "max_length", "tokenizer")
 
@@ -106,18 +106,9 @@ def evaluate_run(
     Raises:
         L0PruneError: if the run, its model or its data cannot be brought back.
     """
-    run, asked = open_finished(path, trust=trust), dict(asked or {})
-    own = run.request.run
-    run.require_typed(data="data" not in asked, task="task" not in asked)
-    if "task" not in asked:
-        asked["task_args"] = {**own.task_args, **asked.get("task_args", {})}
-    plain = RunOptions()
-    anew = {name: getattr(plain, name) for name in OF_DATA if "data" in asked and name not in ("task", "task_args")}
-    used = replace(own, **{**anew, **({"task_args": {}} if "task" in asked else {}), **asked})
-    loaded = dense_model(run)
-    case = load_case(loaded, run.request.model, used)
-    if "data" not in asked and own.held_out is not None:
-        _, case = case.apart(own.held_out, seed=run.request.training.seed)  # what has decided does not judge
+    run = open_finished(path, trust=trust)
+    case, data = case_of_run(run, asked)
+    loaded = case.loaded
     scores = {"dense": case.score(loaded.model, batch_size=batch_size)}
     compact = compact_forms(run, loaded)
     scores["gated"] = case.score(gated_model(run, loaded), batch_size=batch_size)
@@ -125,7 +116,27 @@ def evaluate_run(
         scores[form] = case.score(model, batch_size=batch_size)
     if not compact:
         note(f"{path} has not been shrunk yet, so there is no compact form; run `l0prune shrink {path}`")
-    return described(str(path), used.data, case, scores, trained=not own.from_scratch)
+    return described(str(path), data, case, scores, trained=not run.request.run.from_scratch)
+
+
+def case_of_run(run: OpenedRun, asked: Mapping[str, Any] | None = None) -> tuple[Case, str]:
+    """The dense model of a run with what it is scored on, and the specification of the data.
+
+    Args:
+        run: A finished run.
+        asked: As in `evaluate_run`.
+    """
+    own, asked = run.request.run, dict(asked or {})
+    run.require_typed(data="data" not in asked, task="task" not in asked)
+    if "task" not in asked:
+        asked["task_args"] = {**own.task_args, **asked.get("task_args", {})}
+    plain = RunOptions()
+    anew = {name: getattr(plain, name) for name in OF_DATA if "data" in asked and name not in ("task", "task_args")}
+    used = replace(own, **{**anew, **({"task_args": {}} if "task" in asked else {}), **asked})
+    case = load_case(dense_model(run), run.request.model, used)
+    if "data" not in asked and own.held_out is not None:
+        _, case = case.apart(own.held_out, seed=run.request.training.seed)  # what has decided does not judge
+    return case, used.data
 
 
 def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[..., Any]]:

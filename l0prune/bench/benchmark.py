@@ -39,6 +39,8 @@ Arrays = Tensor | np.ndarray
 BLOCK_S = 0.01
 _FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
+_EIGHT_BITS = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
 
 def benchmark(
     models: Mapping[str, Path | str],
@@ -100,7 +102,7 @@ def benchmark(
         raise ConfigError(f"batch_size={batch_size}: the inputs given have {rows} rows. Leave out one of the two.")
     if inputs is not None and sizes:
         raise ConfigError(f"sizes={dict(sizes)}: the inputs given have their own. Leave out one of the two.")
-    how = {
+    how: dict[str, Any] = {
         "warmup_s": warmup_s,
         "min_samples": min_samples,
         "min_seconds": min_seconds,
@@ -136,7 +138,7 @@ class Facts:
 
     Attributes:
         n_bytes: Of its file with the weights' own, or of its tensors where it has no file.
-        n_parameters: Floating-point values in it.
+        n_parameters: Values of its weights.
         odd_widths: As in `ModelTiming`.
     """
 
@@ -238,18 +240,23 @@ def _speedups(names: list[str], found: Sessions, seed: int) -> dict[str, Speedup
 
 
 def _file_facts(path: Path) -> Facts:
-    """Size of the file and of the weight files it names, and the number of floating-point values in it."""
+    """Size of the file and of the weight files it names, and the number of values in its weights."""
     with reading(path, "ONNX model"):
         model = onnx.load(str(path), load_external_data=False)
         files = {path}
         for tensor in model.graph.initializer:
             files |= {path.parent / entry.value for entry in tensor.external_data if entry.key == "location"}
-        floats = [tensor for tensor in model.graph.initializer if tensor.data_type in _FLOAT_TYPES]
+        weights = [tensor for tensor in model.graph.initializer if _is_weight(tensor)]
         return Facts(
             n_bytes=sum(file.stat().st_size for file in files),
-            n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in floats),
+            n_parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in weights),
             odd_widths=_odd_widths(model.graph),
         )
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor holds weights; those in eight bits have dimensions, the zero points beside them do not."""
+    return tensor.data_type in _FLOAT_TYPES or (tensor.data_type in _EIGHT_BITS and bool(tensor.dims))
 
 
 def _odd_widths(graph: onnx.GraphProto) -> tuple[int, ...]:

@@ -55,7 +55,8 @@ def measure_in_processes(
     starts: list[list[Start]] = [[] for _ in paths]
     with tempfile.TemporaryDirectory(prefix="l0prune-bench-") as folder:
         for index, arrays in enumerate(feeds):
-            np.savez(Path(folder) / f"feeds{index}.npz", **{f"in:{name}": array for name, array in arrays.items()})
+            named: dict[str, Any] = {f"in:{name}": array for name, array in arrays.items()}
+            np.savez(Path(folder) / f"feeds{index}.npz", **named)
         for process in range(processes):
             job = {"paths": [str(path.absolute()) for path in paths], "threads": threads, "cold": None}
             job["how"] = {**share, "seed": how["seed"] + process}

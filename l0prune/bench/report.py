@@ -19,6 +19,7 @@ __all__ = ["BenchReport", "ColdStart", "Latency", "ModelTiming", "Speedup", "ben
 
 _KIND = FileKind("l0prune.bench", 1, "a bench report", "run bench again")
 _TABLE_KIND = FileKind("l0prune.bench-table", 1, "bench reports of several settings", "run bench again")
+_OPTIONAL = ("runtime", "processes", "sizes", "scores", "metric", "unit")  # that earlier versions did not write
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 _SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
 _SHOWN_WIDTHS = 6
@@ -71,7 +72,7 @@ class ModelTiming:
         samples: Timed runs.
         throughput_per_s: Inputs (not batches) a second, from the median.
         file_bytes: Size of its ONNX file, with the weights' own where there is one; of its tensors where it has no file.
-        n_parameters: Floating-point values stored in it.
+        n_parameters: Values of the weights stored in it.
         odd_widths: Channels that convolutions of its ONNX file read, ascending, where they are 16 or more and no multiple of
             4: onnxruntime takes such layers out of its fast, blocked kernels.
         start: Its first use; None where all was measured in one process.
@@ -119,6 +120,9 @@ class BenchReport:
         runtime: What ran the models, with its version: onnxruntime, or torch for models that no ONNX file can hold.
         processes: That were measured in.
         sizes: Of free dimensions other than the batch, where they are not those of the example.
+        scores: Name -> what a model scores on test data; empty where none were scored.
+        metric: What is scored, as in "accuracy"; empty where nothing is.
+        unit: Of the scores; may be empty.
     """
 
     models: tuple[ModelTiming, ...]
@@ -130,6 +134,9 @@ class BenchReport:
     runtime: str
     processes: int = 1
     sizes: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    metric: str = ""
+    unit: str = ""
 
     def __getitem__(self, name: str) -> ModelTiming:
         """The timing of a model by its name."""
@@ -162,6 +169,9 @@ class BenchReport:
             "runtime": self.runtime,
             "processes": self.processes,
             "sizes": self.sizes,
+            "scores": self.scores,
+            "metric": self.metric,
+            "unit": self.unit,
         }
         return _KIND.stamped(content)
 
@@ -173,7 +183,7 @@ class BenchReport:
             FileFormatError: on another format or version, and on missing or unknown keys.
         """
         keys = [known.name for known in fields(cls)]
-        content = _KIND.content(value, "bench report", keys, optional=("runtime", "processes", "sizes"))
+        content = _KIND.content(value, "bench report", keys, optional=_OPTIONAL)
         value = {"runtime": "onnxruntime", **content}
         timings = from_plain(dict[str, dict[str, Any]], value["models"], "bench report, models")
         models = [
@@ -213,7 +223,10 @@ def bench_table(reports: BenchReport | Sequence[BenchReport]) -> "RenderableType
     from rich.console import Group
 
     reports = [reports] if isinstance(reports, BenchReport) else list(reports)
-    times = _table(reports, ("p50 ms", "p90 ms", "per second", "runs", "speedup", "95 % interval"), _times)
+    columns = ["p50 ms", "p90 ms", "per second", "speedup", "95 % interval"]
+    if any(report.scores for report in reports):
+        columns.append(" ".join(filter(None, (reports[0].metric, reports[0].unit))))
+    times = _table(reports, columns, _times)
     sizes = _table(reports, ("parameters", "file bytes", "load ms", "first ms", "peak MB"), _sizes)
     sizes.caption, sizes.caption_justify = _caption(reports), "left"
     return Group(times, sizes)
@@ -262,14 +275,14 @@ def _setting(report: BenchReport) -> dict[str, int]:
 
 
 def _times(report: BenchReport, timing: ModelTiming) -> list[str]:
-    speedup = report.speedup.get(timing.name)
+    speedup, score = report.speedup.get(timing.name), report.scores.get(timing.name)
     return [
         f"{timing.latency_ms.p50:.3f}",
         f"{timing.latency_ms.p90:.3f}",
         f"{timing.throughput_per_s:.1f}",
-        f"{timing.samples:,}",
         f"{speedup.ratio:.2f}x" if speedup else "",
         f"{speedup.low:.2f} - {speedup.high:.2f}" if speedup else "",
+        *([f"{score:.2f}"] if score is not None else []),
     ]
 
 

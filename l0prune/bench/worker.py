@@ -36,7 +36,7 @@ def _time(folder: Path, job: dict[str, Any]) -> None:
     }
     runs = [bound_run(job["paths"][i], sessions[i], _feeds(folder, i)) for i in range(len(sessions))]
     times = interleave(runs, one_thread=job["threads"] == 1, **job["how"])
-    arrays = {f"seconds{i}": seconds for i, seconds in enumerate(times.seconds)}
+    arrays: dict[str, Any] = {f"seconds{i}": seconds for i, seconds in enumerate(times.seconds)}
     np.savez(folder / "result.npz", clock=times.clock, busy=times.busy, **arrays)
 
 

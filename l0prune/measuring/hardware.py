@@ -6,7 +6,7 @@ from pathlib import Path
 
 from l0prune.machine import usable_cores
 
-__all__ = ["Environment", "Processor", "processor"]
+__all__ = ["Environment", "Processor", "processor", "processor_flags"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTION_SETS = ("avx512f", "avx2", "avx", "asimd", "neon")  # widest first, as the kernel spells them
@@ -63,9 +63,15 @@ def processor() -> Processor:
     name = facts.get("model name") or platform.processor() or platform.machine() or "unknown"
     if "cpu family" in facts and "model" in facts:  # virtual machines shorten the name: 'AMD EPYC'
         name = f"{name} (family {facts['cpu family']}, model {facts['model']})"
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    flags = processor_flags()
     instruction_set = next((known for known in _INSTRUCTION_SETS if known in flags), "unknown")
     return Processor(name=name, instruction_set=instruction_set, n_cores=usable_cores())
+
+
+def processor_flags() -> frozenset[str]:
+    """What its instructions can do, as the kernel spells it; empty where the system does not say."""
+    facts = _cpuinfo()
+    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -351,6 +351,9 @@ def _label(model: Any, free: FreeSizes, fixed: dict[str, str], largest: dict[str
         node.doc_string = None
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
+        value.shape = value.type = (
+            None  # known from the tensor; tools that replace the tensor take a second note for a contradiction
+        )
     model.metadata_props.clear()
     model.metadata_props[DYNAMIC_BATCH_KEY] = "true" if free.has_batch else "false"
     for symbol in free.lengths:

@@ -105,7 +105,7 @@ class OnnxModel:
         Raises:
             ConfigError: if number, names, types or shapes of the inputs are not those of the file.
         """
-        feeds = self._feeds(args, kwargs)
+        feeds = self.feeds(*args, **kwargs)
         batch = self.static_batch
         rows = next((value.shape[0] for value in feeds.values() if value.ndim), None)
         if batch is None or rows is None or rows == batch:
@@ -116,7 +116,12 @@ class OnnxModel:
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in outputs)
         return tensors[0] if len(tensors) == 1 else self._outputs(*tensors)
 
-    def _feeds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def feeds(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """The inputs of a call by the file's names.
+
+        Raises:
+            ConfigError: if number or names are not those of the file.
+        """
         if len(args) == 1 and not kwargs and isinstance(args[0], list | tuple | Mapping):
             args, kwargs = split_inputs(args[0])
         tensors = output_tensors(args)

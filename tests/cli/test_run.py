@@ -228,6 +228,22 @@ def test_bench_measures_a_run_and_keeps_the_figures(run):
     assert json.loads((run / "bench.json").read_text()) == result
 
 
+def test_bench_sets_int8_beside_each_file_of_a_run_with_its_score(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+
+    result = json_of("bench", other, "--samples", 2, "--min-seconds", 0, "--warmup", 0, "--processes", 1, "--int8")
+
+    forms = ["dense", "dense int8", "compact", "compact int8"]
+    assert list(result["models"]) == list(result["scores"]) == forms
+    assert result["metric"] == "accuracy"
+    evaluated = json_of("eval", other)["accuracy"]
+    assert (result["scores"]["dense"], result["scores"]["compact"]) == (evaluated["dense"], evaluated["onnx"])
+    assert (other / "onnx" / "compact.int8.onnx").exists()
+    refused = CliRunner().invoke(cli, ["bench", str(other / "onnx" / "dense.onnx"), "--int8"])
+    assert refused.exit_code == 1
+    assert "name the run it belongs to" in refused.stderr
+
+
 def test_bench_measures_files_under_their_names(run):
     files = [run / "onnx" / "dense.onnx", run / "onnx" / "compact.onnx"]
 
