@@ -1,4 +1,4 @@
-"""Weights below the normal range of their type, with which processors compute up to a hundred times more slowly: written as zero.
+"""Weights below the normal range of their type, which slow many processors up to a hundred times: written as zero.
 
 Training with weight decay leaves them in channels that die. They are smaller than 1.2e-38 in float32, so a network that needs
 them does not exist; what reads them is slow all the same (onnxruntime issue 12959, pytorch issue 46180).
@@ -48,7 +48,7 @@ def said(n_flushed: int, path: Any) -> str:
     """What was done, for the user."""
     return (
         f"{path}: {n_flushed:,} weights below the normal numbers of their type (1.2e-38 in float32) are written as 0, "
-        "because processors compute with them many times more slowly"
+        "because many processors compute with them up to a hundred times more slowly"
     )
 
 
