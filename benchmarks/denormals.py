@@ -3,7 +3,7 @@
 Usage: python benchmarks/denormals.py
 
 A convolution stack whose weights decayed until most of them are below float32's normal range, as onnxruntime would run it: with
-the weights as they are, with onnxruntime's option that takes such numbers for zero, and as `export_onnx` writes it. A second table
+the weights as they are, with onnxruntime's option that takes such numbers for zero, and as `export_onnx` writes it. A second line
 has weights in order and inputs so small that what flows through the network is below the range.
 
 `bench` sets the option; a program of yours does it with

@@ -1,4 +1,4 @@
-"""Numbers below the normal range: many processors compute with them up to a hundred times more slowly, unless they count as zero."""
+"""Numbers below the normal range: many processors are up to a hundred times slower with them, unless they count as zero."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
