@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from l0prune.cli.flags import GroupedCommand, common_options, flag_of, threads_option
-from l0prune.cli.loading import load
+from l0prune.cli.loading import load, price_by_profile
 from l0prune.cli.output import console, print_table, show, size, working
 from l0prune.cli.request import ModelOptions, RunOptions, model_options
 from l0prune.cli.trust import model_call, remember
@@ -47,17 +48,24 @@ class LayerRow:
 @click.command("inspect", cls=GroupedCommand)
 @model_options()
 @flag_of(RunOptions, "ignore", group="")
+@flag_of(RunOptions, "profile", group="")
 @threads_option
 @common_options
-def inspect_command(model: ModelOptions, ignore: tuple[str, ...], as_json: bool) -> None:
+def inspect_command(model: ModelOptions, ignore: tuple[str, ...], profile: Path | None, as_json: bool) -> None:
     """Show a model's units, layer costs, and what is pinned and why."""
     with working():
-        result = inspect_model(model, ignore)
+        result = inspect_model(model, ignore, profile=profile)
     show(result, as_json, lambda: print_inspection(result))
 
 
-def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Trace a model and say what was found, as plain data."""
+def inspect_model(model: ModelOptions, ignore: Iterable[str] = (), *, profile: Path | None = None) -> dict[str, Any]:
+    """Trace a model and say what was found, as plain data.
+
+    Args:
+        model: Which.
+        ignore: Modules and parameters whose units are kept.
+        profile: Of the model, for what its layers take.
+    """
     import l0prune
     from l0prune.cost.kinds import Costs
     from l0prune.cost.widths import Floor
@@ -66,6 +74,8 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = ()) -> dict[str, 
     remember(model_call(model))
     flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=ignore)
     costs = Costs(flow)
+    if profile is not None:
+        price_by_profile(costs, profile)
     return {
         "model": model.spec,
         "tracer": flow.tracer,
@@ -115,6 +125,15 @@ def layer_row(flow: "ChannelFlow", layer: str, weight: str | None, costs: dict[s
     )
 
 
+def disagreement(layer: dict[str, Any], result: dict[str, Any]) -> tuple[str, ...]:
+    """The layer's milliseconds, and how many times its share of the MACs its share of the time is; nothing without a profile."""
+    if "latency" not in result:
+        return ()
+    work = layer["macs"] / result["macs"]
+    times = f"{layer['latency'] / result['latency'] / work:.2f}x" if work and layer["latency"] else "-"
+    return (f"{layer['latency']:.3f}", times)
+
+
 def print_inspection(result: dict[str, Any]) -> None:
     """Three tables: layers, what is pinned, and the model as a whole."""
     from l0prune.cost.kinds import metric_named, metric_names, rounded_up
@@ -127,14 +146,17 @@ def print_inspection(result: dict[str, Any]) -> None:
             "-" if layer["inputs"] is None else f"{layer['gated_inputs']}/{layer['inputs']}",
             f"{layer['gated_outputs']}/{layer['outputs']}",
             *(f"{layer[metric] / result[metric]:.1%}" if layer[metric] else "-" for metric in metrics),
+            *disagreement(layer, result),
         )
         for layer in shown
     ]
     others = [layer for layer in result["layers"] if layer not in shown]
     if others:
         shares = {metric: sum(layer[metric] for layer in others) / result[metric] for metric in metrics}
-        rows.append((f"{len(others)} norms and biases", "", "", *(f"{s:.1%}" if s else "" for s in shares.values())))
+        spent = [f"{sum(layer['latency'] for layer in others):.3f}", ""] if "latency" in result else []
+        rows.append((f"{len(others)} others", "", "", *(f"{s:.1%}" if s else "" for s in shares.values()), *spent))
     titles = [metric_named(metric).title for metric in metrics]
+    titles += ["ms", "time / MACs"] if "latency" in result else []
     print_table(out, result["model"], ("layer", "inputs gated", "outputs gated", *titles), rows)
     if result["pinned"]:
         pinned = sorted(result["pinned"].items(), key=lambda item: -item[1])

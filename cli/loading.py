@@ -16,9 +16,11 @@ from l0prune.reading import reading
 if TYPE_CHECKING:
     from torch import nn
 
+    from l0prune.cost.kinds import Costs
     from l0prune.flow.channel_flow import ChannelFlow
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
+    from l0prune.latency.profile import Profile
     from l0prune.run_directory import RunDirectory
     from l0prune.sources.libraries import Built
     from l0prune.sources.model_spec import LoadedModel
@@ -34,6 +36,7 @@ __all__ = [
     "load",
     "load_case",
     "open_finished",
+    "price_by_profile",
     "require_from_scratch",
     "require_weights",
     "traced",
@@ -234,9 +237,39 @@ def gated_model_of(
     import l0prune
 
     run = request.run
-    return l0prune.inject(
+    gated = l0prune.inject(
         loaded.model, flow, gate=run.gate, gate_args=run.gate_args, droprate=droprate, seed=request.training.seed
     )
+    if run.profile is not None:
+        price_by_profile(gated.costs, run.profile, digest=run.profile_digest)
+    return gated
+
+
+def price_by_profile(costs: "Costs", path: Path, *, digest: str = "") -> "Profile":
+    """Let costs that have to be measured be those of a profile; say where it was measured, if not here.
+
+    Args:
+        costs: Of the network.
+        path: File of the profile.
+        digest: Of the profile that a run began with, where one has.
+
+    Raises:
+        ConfigError: the profile is of another network, or is not the one that the run began with.
+        FileFormatError: the file is no profile.
+    """
+    from l0prune.cost.kinds import metric_named, metric_names
+    from l0prune.latency.profile import Profile
+
+    profile = Profile.load(path)
+    if digest and profile.digest != digest:
+        raise ConfigError(f"{path} has changed since the run began: put the profile back that it began with")
+    for metric in metric_names():
+        if metric_named(metric).cost is None:
+            costs(metric, profile)
+    elsewhere = profile.elsewhere()
+    if elsewhere:
+        note(f"{path} {elsewhere}: what it says holds there")
+    return profile
 
 
 def load_case(loaded: "LoadedModel", options: ModelOptions, run: RunOptions) -> Case:

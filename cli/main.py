@@ -11,6 +11,7 @@ from l0prune.cli.evaluate import eval_command
 from l0prune.cli.finetune import finetune_command
 from l0prune.cli.inspect import inspect_command
 from l0prune.cli.process import EXIT_ERROR, describe, exit_with_one_line, make_streams_last
+from l0prune.cli.profile import profile_command
 from l0prune.cli.report import plot_command, report_command
 from l0prune.cli.shrink import shrink_command
 from l0prune.cli.study import study_command
@@ -50,6 +51,7 @@ def cli() -> None:
 for command in (
     inspect_command,
     verify_command,
+    profile_command,
     finetune_command,
     sweep_command,
     shrink_command,

@@ -96,6 +96,8 @@ class Shared:
         request = request.resolved(augment=augment, task=case.task_spec, steps_per_epoch=len(batches))
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)
         goal = goal_of(request.run).over_samples(lambda: len(case.data.y_train))
+        if goal.knows_widths and request.training.align not in (None, 1):
+            note(f"--align {request.training.align} is not needed: the budget knows what every width costs")
         plan = preflight(gated, batches, task=case.task, goal=goal, config=request.training)
         return Prepared(request, case, plan, self.dense_score, self.doubts)
 

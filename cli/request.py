@@ -141,6 +141,13 @@ class RunOptions(Options):
         joined=True,
         metavar="METRIC=KEEP",
     )
+    profile: Path | None = option(
+        None,
+        "What onnxruntime takes for this model, from `l0prune profile`: a budget of latency needs it.",
+        group=GATES,
+        metavar="FILE",
+    )
+    profile_digest: str = option("", "Hash of the profile, noted when a run begins.", group=RUN, flag=None)
     quality: str = option(
         "",
         "Score to keep instead of a cost, as in 'accuracy>=91' or 'loss<=0.3': the cheapest network that keeps it on data held"
@@ -256,7 +263,14 @@ class FinetuneRequest:
                 why = "says as well where gates start" if training.trains_gates else "trains no gates"
                 raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
             training = replace(training, gate_start=OPEN)
-        return training.resolved(penalised=bool(self.run.penalty), steps_per_epoch=steps_per_epoch)
+        knows_widths = False
+        if self.run.budget:
+            from l0prune.goals.budget import Budgets
+
+            knows_widths = Budgets.parse(self.run.budget).knows_widths
+        return training.resolved(
+            penalised=bool(self.run.penalty), knows_widths=knows_widths, steps_per_epoch=steps_per_epoch
+        )
 
     def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int) -> "FinetuneRequest":
         """The same with every default written out.
@@ -268,11 +282,16 @@ class FinetuneRequest:
         """
         augment = augment if self.run.augment is None else self.run.augment
         run = replace(self.run, augment=augment, task=task)
+        if run.profile is not None:
+            from l0prune.latency.profile import Profile
+
+            run = replace(run, profile_digest=Profile.load(run.profile).digest)
         return replace(self, run=run, training=self.settings_for(steps_per_epoch))
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""
-        config = {**self.run.to_json(), **self.training.to_json()}
+        of_run = {name: recorded(name, value) for name, value in self.run.to_json().items() if name != "data"}
+        config = {**of_run, "data": self.run.to_json()["data"], **self.training.to_json()}
         data = config.pop("data")
         model = self.model.to_json()
         return {

@@ -272,26 +272,29 @@ class Profile:
                 f"this profile is of another network ({self.model}), whose layers have other names or sizes; {REMEDY}"
             )
 
-    def require_here(self, *, threads: int | None = None) -> None:
-        """See that it was measured with what is here.
-
-        Args:
-            threads: Of onnxruntime, where they are known.
-
-        Raises:
-            ConfigError: another processor, version of onnxruntime, or number of threads.
-        """
+    def elsewhere(self) -> str:
+        """In what it was measured that is not here, for a message; empty where there is nothing."""
         import onnxruntime
 
         from l0prune.measuring.hardware import processor
 
         here = {"processor": processor().key, "onnxruntime": onnxruntime.__version__}
         there = {"processor": self.processor, "onnxruntime": self.environment.onnxruntime}
-        if threads is not None:
-            here["threads"], there["threads"] = str(threads), str(self.threads)
-        for what, value in here.items():
+        other = [f"{what} {value}, here is {here[what]}" for what, value in there.items() if value != here[what]]
+        return f"was measured with {'; '.join(other)}" if other else ""
+
+    def require_terms(self, *, threads: int, batch_size: int) -> None:
+        """See that it was measured with these threads and this batch.
+
+        Raises:
+            ConfigError: it was not.
+        """
+        there = {"threads": self.threads, "batch_size": self.environment.batch_size}
+        for what, value in {"threads": threads, "batch_size": batch_size}.items():
             if value != there[what]:
-                raise ConfigError(f"this profile was measured with {what} {there[what]}, here is {value}; {REMEDY}")
+                raise ConfigError(
+                    f"this profile was measured with {what}={there[what]}, and {what}={value} is asked for; {REMEDY}"
+                )
 
 
 def network_fingerprint(flow: ChannelFlow) -> str:

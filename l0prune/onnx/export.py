@@ -53,7 +53,7 @@ from l0prune.onnx.subnormal import flush_program_, said
 from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
 
-__all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference"]
+__all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference", "unchecked_program"]
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
@@ -152,6 +152,39 @@ def export_onnx(
     if n_flushed:
         warnings.warn(said(n_flushed, path), L0PruneWarning, stacklevel=2)
     return path
+
+
+def unchecked_program(
+    model: nn.Module, call: ModelCall, freedom: Freedom | None = None
+) -> tuple[onnx.ModelProto, Freedom]:
+    """What `export_onnx` would write, without comparing it with torch.
+
+    Args:
+        model: To export.
+        call: Example inputs.
+        freedom: What is free; None finds out what may be, with a free batch.
+
+    Returns:
+        The model, labelled as the file would be, and what is free in it.
+
+    Raises:
+        ExportError: it cannot be captured or converted.
+    """
+    with without_messages(), evaluation_mode(model), torch.no_grad():
+        job = _Job(*with_plain_outputs(model, call), call=call, path=Path("model.onnx"), tolerance=1.0, opset=None)
+        with forgetful(job.model, call):
+            tried = [*freedoms(job.model, call, images=False), Freedom()] if freedom is None else [freedom]
+            for wanted in tried:
+                try:
+                    captured, free, _ = job.capture(wanted)
+                    program = job.translate(captured)
+                except ExportError:
+                    if wanted is tried[-1]:
+                        raise
+                    continue
+                _label(program.model, free, call.fixed_values(model), job.largest_numbers())
+                return program.model_proto, wanted.found_in(free)
+    raise ExportError(f"{type(model).__name__} cannot be exported to ONNX")
 
 
 def _inputs_of_cut(model: nn.Module) -> ModelCall:

@@ -42,6 +42,7 @@ ORDER = [
         "quality",
         "finetuning",
         "onnx",
+        "profiling",
         "compact",
         "hf",
         "integrations",

@@ -1,0 +1,1 @@
+"""Part of l0prune; see ARCHITECTURE.md."""
