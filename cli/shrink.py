@@ -19,6 +19,7 @@ from l0prune.cli.flags import (
     flags_of,
     given,
     threads_option,
+    whole,
 )
 from l0prune.cli.loading import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.output import (
@@ -106,6 +107,11 @@ FIGURES = (
     metavar="DIR",
     help="Write a folder of transformers as well, which l0prune.hf.from_pretrained and hf:DIR read.",
 )
+@click.option("--opset", type=whole("[18, inf)"), help="ONNX operator set.  [default: torch's]")
+@click.option("--static", is_flag=True, help="ONNX files take the batch and sizes of the example alone.")
+@click.option(
+    "--output-names", metavar="NAME,...", help="Names of the outputs in the ONNX files.  [default: the model's]"
+)
 @trust_option
 @threads_option
 @common_options
@@ -115,6 +121,9 @@ def shrink_command(
     overwrite: bool,
     align: str | int | None,
     hf_folder: Path | None,
+    opset: int | None,
+    static: bool,
+    output_names: str | None,
     trust: bool,
     as_json: bool,
     **options: Any,
@@ -132,12 +141,15 @@ def shrink_command(
         flag,
         click.UsageError,
     )
+    onnx = given({"opset": opset, "output_names": output_names.split(",") if output_names else None})
+    if static:
+        onnx["dynamic_batch"] = False
     with working():
         if out is None:
-            result = shrink_run(_run_folder(spec), align=align, hf_folder=hf_folder, trust=trust)
+            result = shrink_run(_run_folder(spec), align=align, hf_folder=hf_folder, trust=trust, onnx=onnx)
         else:
             typed |= given({"spec": spec, "align": align})
-            result = shrink_model(out, typed, argv=sys.argv, overwrite=overwrite, hf_folder=hf_folder)
+            result = shrink_model(out, typed, argv=sys.argv, overwrite=overwrite, hf_folder=hf_folder, onnx=onnx)
     show(result, as_json, lambda: print_shrunk(result))
 
 
@@ -153,6 +165,7 @@ def shrink_model(
     argv: Sequence[str],
     overwrite: bool = False,
     hf_folder: Path | None = None,
+    onnx: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run in which nothing is trained to `out`, with its compact network and ONNX files.
 
@@ -162,6 +175,7 @@ def shrink_model(
         argv: The command line, for the record.
         overwrite: Replace a run that is there.
         hf_folder: As `shrink_run` takes it.
+        onnx: As `shrink_run` takes it.
 
     Returns:
         As `shrink_run`, with what the dense and the compact network score.
@@ -171,11 +185,18 @@ def shrink_model(
     """
     asked = {"augment": False, **typed, "epochs": 0.0}
     figures = begin(out, FinetuneRequest.asked(asked), argv=argv, overwrite=overwrite) or {}
-    return shrink_run(out, hf_folder=hf_folder) | {name: figures[name] for name in FIGURES if name in figures}
+    return shrink_run(out, hf_folder=hf_folder, onnx=onnx) | {
+        name: figures[name] for name in FIGURES if name in figures
+    }
 
 
 def shrink_run(
-    path: Path, *, align: str | int | None = None, hf_folder: Path | None = None, trust: bool = False
+    path: Path,
+    *,
+    align: str | int | None = None,
+    hf_folder: Path | None = None,
+    trust: bool = False,
+    onnx: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write RUN/compact and RUN/onnx, all of it or nothing.
 
@@ -184,6 +205,7 @@ def shrink_run(
         align: Round the kept widths again; None keeps those that were trained.
         hf_folder: Write a folder of transformers there as well.
         trust: Whether factories may run that only its run.json names.
+        onnx: Arguments of `export_onnx` for both files.
 
     Returns:
         Costs before and after, the largest difference from the gated network, the form, and the files; plain data.
@@ -201,14 +223,14 @@ def shrink_run(
     loaded = dense_model(run)
     step = None if align is None else resolve_alignment(align)
     with draft_folder(run.directory.onnx) as draft:
-        without_onnx = export(loaded.model, loaded, draft / "dense.onnx")
+        without_onnx = export(loaded.model, loaded, draft / "dense.onnx", onnx)
         dense_params = count_parameters(loaded.model)
         gated = gated_model(run, loaded)
         as_trained = (gated.gate_values() != 0).cpu().numpy()
         compact = l0prune.shrink(gated, align=step)
         if hf_folder is not None:
             require_folder(compact, hf_folder)
-        without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx")
+        without_onnx = without_onnx or export(compact, loaded, draft / "compact.onnx", onnx)
         one_path = not without_onnx and has_one_path(draft / "compact.onnx")
         l0prune.save(compact, run.directory.compact, preprocessing=loaded.preprocessing)
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
@@ -271,13 +293,13 @@ def write_hf(compact: "nn.Module", folder: Path, run: OpenedRun, trained: dict[s
     l0prune.hf.save_pretrained(compact, folder, source, scores=scores)
 
 
-def export(model: "nn.Module", loaded: "LoadedModel", path: Path) -> str | None:
+def export(model: "nn.Module", loaded: "LoadedModel", path: Path, onnx: Mapping[str, Any] | None = None) -> str | None:
     """Write an ONNX file; where none can hold the model, because of conditions in its code, say why."""
     import l0prune
     from l0prune.errors import NoOnnxError
 
     try:
-        l0prune.export_onnx(model, loaded.example_inputs, path)
+        l0prune.export_onnx(model, loaded.example_inputs, path, **(onnx or {}))
     except NoOnnxError as error:
         return str(error)
     return None

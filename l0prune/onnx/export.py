@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,6 +58,15 @@ __all__ = ["OnnxDifference", "OnnxModel", "export_onnx", "onnx_difference", "unc
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _INLINE_BYTES = 1_900_000_000  # protobuf files end at 2 GiB; beyond this, weights go to a second file beside the first
 
+_IR_OF_TYPES = {
+    **dict.fromkeys((onnx.TensorProto.UINT4, onnx.TensorProto.INT4), 10),
+    **{number: 9 for name, number in onnx.TensorProto.DataType.items() if name.startswith("FLOAT8")},
+    **{
+        number: 11 for name, number in onnx.TensorProto.DataType.items() if name.startswith(("FLOAT4", "UINT2", "INT2"))
+    },
+}
+"""Version of the format that a type of numbers came with."""
+
 
 @overload
 def export_onnx(
@@ -69,6 +78,7 @@ def export_onnx(
     dynamic_size: bool = True,
     tolerance: float = 1e-4,
     opset: int | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> Path: ...
 @overload
 def export_onnx(
@@ -80,6 +90,7 @@ def export_onnx(
     dynamic_size: bool = True,
     tolerance: float = 1e-4,
     opset: int | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> Path: ...
 def export_onnx(
     model: nn.Module,
@@ -90,6 +101,7 @@ def export_onnx(
     dynamic_size: bool = True,
     tolerance: float = 1e-4,
     opset: int | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> Path:
     """Write a model as an ONNX file that computes what torch computes.
 
@@ -120,7 +132,8 @@ def export_onnx(
             sequence; with False, the file accepts the sizes of `example_inputs` only.
         dynamic_size: Make heights and widths free as well.
         tolerance: Largest difference allowed, relative to the largest magnitude of each torch output, > 0.
-        opset: ONNX operator set; None takes torch's default.
+        opset: ONNX operator set; None takes torch's default. The file has the lowest version of the format that holds it.
+        output_names: A name for each output tensor, in their order; None takes those the model gives them.
 
     Returns:
         `path`.
@@ -141,7 +154,9 @@ def export_onnx(
     if not tolerance > 0:
         raise ConfigError(f"tolerance={tolerance}: expected a number above 0.")
     with without_messages(), evaluation_mode(model), torch.no_grad():
-        job = _Job(*with_plain_outputs(model, call), call=call, path=path, tolerance=tolerance, opset=opset)
+        plain, names = with_plain_outputs(model, call)
+        names = names if output_names is None else _checked_names(output_names, names, call.input_names(plain))
+        job = _Job(plain, names, call=call, path=path, tolerance=tolerance, opset=opset)
         try:
             with forgetful(job.model, call):
                 n_flushed = job.write_free(images=dynamic_size) if dynamic_batch else None
@@ -204,6 +219,22 @@ def _inputs_of_cut(model: nn.Module) -> ModelCall:
     return call
 
 
+def _checked_names(wanted: Sequence[str], own: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """The names the user wants for the outputs.
+
+    Raises:
+        ConfigError: there are more or fewer outputs, or a name is empty, given twice, or that of an input.
+    """
+    if isinstance(wanted, str) or len(wanted) != len(own):
+        found = f"{wanted!r}" if isinstance(wanted, str) else f"{len(wanted)} names"
+        raise ConfigError(f"output_names: the model has the {len(own)} output(s) {', '.join(own)}, found {found}.")
+    wrong = next((name for name in wanted if not name or name in inputs or list(wanted).count(name) > 1), None)
+    if wrong is not None:
+        why = "empty" if not wrong else "that of an input" if wrong in inputs else "given twice"
+        raise ConfigError(f"output_names: the name {wrong!r} is {why}; each output needs one of its own.")
+    return list(wanted)
+
+
 class _TranslationError(ExportError):
     """torch.export captured the model, and the exporter cannot write what it captured."""
 
@@ -245,6 +276,7 @@ class _Job:
         program = self.translate(captured)
         _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
         n_flushed = flush_program_(program.model)
+        program.model.ir_version = _oldest_ir(program.model)
         with self.draft() as draft:
             program.save(draft, external_data=_weight_bytes(self.model) > _INLINE_BYTES)
             try:
@@ -365,6 +397,17 @@ class _Job:
                     f"(tolerance {tolerance:.1e}) at output {found.output} at batch size {call.batch_size}; "
                     "nothing was written."
                 )
+
+
+def _oldest_ir(model: Any) -> int:
+    """The lowest version of the format that holds a graph, so that older runtimes read the file: 10 needs onnxruntime 1.18."""
+    kinds = {value.const_value.dtype.value for graph in model.graphs() for value in graph.initializers.values()}
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    try:
+        oldest = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+    except ValueError:
+        return model.ir_version
+    return min(model.ir_version, max(oldest, *(_IR_OF_TYPES.get(kind, 0) for kind in kinds), 0))
 
 
 def _weight_bytes(model: nn.Module) -> int:

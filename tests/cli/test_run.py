@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -18,6 +19,7 @@ from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
 from l0prune.cost.kinds import rounded_up
 from l0prune.errors import ConfigError
+from l0prune.onnx.onnx_model import OnnxModel
 from l0prune.run_directory import RunDirectory
 
 FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
@@ -211,6 +213,18 @@ def test_shrink_rounds_widths_when_asked(run, tmp_path):
     assert result["align"] == 4
     assert {state["0.weight"].shape[0] % 4, state["3.weight"].shape[0] % 4} == {0}
     assert result["max_rel_diff"] < 1e-5
+
+
+def test_shrink_writes_files_as_deployers_want_them(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+
+    invoke("shrink", other, "--opset", 21, "--static", "--output-names", "scores")
+
+    for form in ("dense", "compact"):
+        model = OnnxModel(other / "onnx" / f"{form}.onnx")
+        assert [node.name for node in model.session.get_outputs()] == ["scores"]
+        assert model.static_batch is not None
+        assert onnx.load(str(model.path)).opset_import[0].version == 21
 
 
 def test_shrink_leaves_no_drafts(run):
