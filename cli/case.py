@@ -20,7 +20,7 @@ __all__ = ["EVALUATION_BATCH", "Case"]
 EVALUATION_BATCH = 250
 MOST_GROUPS, FEWEST_ROWS = 20, 5
 """Groups that the error of a score is estimated from, and rows that each of them has at least."""
-PADDED_SHARE, PADDED_EPOCHS = 8, 24
+PADDED_SHARE, PADDED_EPOCHS = 8, 12
 """A crop moves an image by up to an eighth of its height, 4 of 32 pixels, in runs of so many epochs; in shorter ones by less."""
 
 

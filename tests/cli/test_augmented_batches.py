@@ -17,7 +17,7 @@ def case(tmp_path_factory):
     return Case.of(load_model("resnet20"), load_data(f"npz:{path}"), None, {})
 
 
-@pytest.mark.parametrize(("epochs", "pad"), [(0.3, 1), (2, 1), (6, 1), (12, 2), (24, 4), (200, 4)])
+@pytest.mark.parametrize(("epochs", "pad"), [(0.3, 1), (2, 1), (6, 2), (9, 3), (12, 4), (200, 4)])
 def test_the_fewer_epochs_the_less_images_are_moved(case, epochs, pad):
     batches = case.train_batches(batch_size=8, augment=True, epochs=epochs, seed=0)
     assert batches.augment.pad == pad
