@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["case_of_run", "eval_command", "evaluate_run"]
 
-OF_DATA = ("data", "data_args", "task", "task_args", "text", "text_pair", "label", "labels", "max_length", "tokenizer")
+OF_DATA = (
+    *("data", "data_args", "task", "task_args", "class_map"),
+    *("text", "text_pair", "label", "labels", "max_length", "tokenizer"),
+)
 
 
 @click.command("eval", cls=GroupedCommand)

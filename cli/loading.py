@@ -284,10 +284,19 @@ def load_case(loaded: "LoadedModel", options: ModelOptions, run: RunOptions) -> 
         DataError: if the data cannot be used, or not with this model.
         ConfigError: if there is no such task.
     """
+    from l0prune.sources.class_map import in_order_of_outputs, read_class_map
     from l0prune.sources.datasets import load_data
+    from l0prune.tasks.class_logits import class_names, classes_of
 
     size = None if loaded.preprocessing is None else loaded.preprocessing.image_size
     data = load_data(run.data, image_size=size, texts=text_options(loaded, run), arguments=run.data_args)
+    if run.class_map is not None or (data.class_names and run.task in (None, "classification")):
+        data = in_order_of_outputs(
+            data,
+            class_names(loaded.model),
+            lambda: int(classes_of(loaded.model, loaded.example_inputs, run.task_args.get("output")).shape[1]),
+            None if run.class_map is None else read_class_map(run.class_map),
+        )
     case = Case.of(loaded, data, run.task, run.task_args)
     says_nothing = options.mean is None and options.std is None and not is_architecture(options.spec)
     if data.has_images and says_nothing and loaded.preprocessing is not None and loaded.preprocessing.is_plain:

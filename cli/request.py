@@ -118,6 +118,13 @@ class RunOptions(Options):
     max_length: int | None = option(
         None, "Most tokens of a text.", group=MODEL, within="[1, inf)", shown="what the model takes, at most 512"
     )
+    class_map: Path | None = option(
+        None,
+        "JSON file of the classes' names and the numbers of the outputs that they are.",
+        group=MODEL,
+        metavar="FILE",
+        shown="by their names, where the model knows them",
+    )
     tokenizer: Path | None = option(
         None, "Folder of the tokenizer.", group=MODEL, metavar="DIR", shown="that of the model"
     )
@@ -372,7 +379,7 @@ def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Option
 
 def recorded(name: str, value: Any) -> Any:
     """The value of an option that does not depend on the working directory."""
-    if name in ("weights", "tokenizer") and value is not None and str(value) != BUNDLED:
+    if name in ("weights", "tokenizer", "class_map") and value is not None and str(value) != BUNDLED:
         return str(Path(value).absolute())
     return absolute(value) if name in ("spec", "data") else value
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from l0prune.sources.datasets import DataSource
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["ACCURACY", "ClassLogits", "class_names", "is_chance"]
+__all__ = ["ACCURACY", "ClassLogits", "class_names", "classes_of", "is_chance"]
 
 ACCURACY = Metric("accuracy", higher_is_better=True, unit="%")
 N_SHOWN = 3
@@ -101,8 +101,7 @@ class ClassLogits(Task):
                 in another order.
         """
         n_classes = self.n_classes(data)
-        with torch.no_grad():
-            logits = chosen_output(call(loaded.model, loaded.example_inputs), self.output)
+        logits = classes_of(loaded.model, loaded.example_inputs, self.output)
         if logits.dim() != data.y_train.ndim + 1:
             raise DataError(
                 f"the targets of {data.name} have shape {data.y_train.shape[1:]} each, the logits of {loaded.spec!r} have"
@@ -114,10 +113,17 @@ class ClassLogits(Task):
                 f"{data.name} has {n_classes} classes, {loaded.spec!r} has {n_outputs} outputs; build it with "
                 f"num_classes={n_classes} (--model-arg num_classes={n_classes})."
             )
+        if n_outputs > n_classes and data.class_names and type(self).warns_of_spare_outputs:
+            shown = f"{', '.join(data.class_names[:N_SHOWN])}{' ...' if n_classes > N_SHOWN else ''}"
+            raise DataError(
+                f"{data.name} has {n_classes} classes ({shown}), {loaded.spec!r} has {n_outputs} outputs, and nothing says"
+                " which of them these are: call the classes as the network calls its outputs, or give their numbers in a JSON"
+                " file (--class-map FILE)"
+            )
         if n_outputs > n_classes and type(self).warns_of_spare_outputs:
             _say(
                 f"{data.name} has {n_classes} classes, {loaded.spec!r} has {n_outputs} outputs: label 0 is taken for output 0"
-                f" and so on{_in_order(data)}. Are these the first of the classes that the network knows?"
+                " and so on. Are these the first of the classes that the network knows?"
             )
         known = class_names(loaded.model)
         if known and data.class_names and known[:n_classes] != data.class_names:
@@ -175,6 +181,12 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names))
 
 
+@torch.no_grad()
+def classes_of(model: nn.Module, inputs: Any, output: str | None = None) -> Tensor:
+    """The logits of a model for some inputs; `output` as in `ClassLogits`."""
+    return chosen_output(call(model, inputs), output)
+
+
 def most_frequent(labels: Array) -> float:
     """The accuracy, in per cent, of always answering the class that is most frequent among labels (N,)."""
     return 100.0 * float(np.bincount(labels).max()) / len(labels)
@@ -193,13 +205,6 @@ def is_chance(score: float, labels: Array, n_classes: int) -> bool:
     guessed = 1.0 / n_classes
     lucky = guessed + 2.0 * float(np.sqrt(guessed * (1.0 - guessed) / len(labels)))
     return n_classes > 1 and score <= max(most_frequent(labels), 100.0 * lucky)
-
-
-def _in_order(data: DataSource) -> str:
-    if not data.class_names:
-        return ""
-    shown = ", ".join(f"{name} = {label}" for label, name in enumerate(data.class_names[:N_SHOWN]))
-    return f", folders in the order of their names ({shown}{' ...' if len(data.class_names) > N_SHOWN else ''})"
 
 
 def _say(text: str) -> None:

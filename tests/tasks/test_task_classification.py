@@ -129,11 +129,14 @@ def said(loaded: LoadedModel, data: DataSource) -> list[str]:
     return [str(warning.message) for warning in caught if warning.category is L0PruneWarning]
 
 
-def test_fewer_classes_than_outputs_are_said_with_their_order():
-    (text,) = said(load_model("lenet5"), images([0, 1, 2, 1], class_names=("ant", "bee", "cat", "dog"), n_classes=4))
+def test_fewer_classes_than_outputs_are_said_and_refused_where_their_names_say_nothing():
+    (text,) = said(load_model("lenet5"), images([0, 1, 2, 1], n_classes=4))
 
-    assert "mine has 4 classes, 'lenet5' has 10 outputs" in text
-    assert "folders in the order of their names (ant = 0, bee = 1, cat = 2 ...)" in text
+    assert "mine has 4 classes, 'lenet5' has 10 outputs: label 0 is taken for output 0" in text
+    with pytest.raises(
+        DataError, match=r"4 classes \(ant, bee, cat \.\.\.\), 'lenet5' has 10 outputs, and nothing says"
+    ):
+        check_classes(load_model("lenet5"), images([0, 1, 2, 1], class_names=("ant", "bee", "cat", "dog"), n_classes=4))
     assert said(load_model("lenet5"), images(range(10))) == []
 
 
