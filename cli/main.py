@@ -17,6 +17,7 @@ from l0prune.cli.shrink import shrink_command
 from l0prune.cli.study import study_command
 from l0prune.cli.sweep import sweep_command
 from l0prune.cli.verify import verify_command
+from l0prune.cli.vocabulary import vocabulary_command
 
 __all__ = ["cli", "main"]
 
@@ -52,6 +53,7 @@ for command in (
     inspect_command,
     verify_command,
     profile_command,
+    vocabulary_command,
     finetune_command,
     sweep_command,
     shrink_command,

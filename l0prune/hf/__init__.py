@@ -6,5 +6,6 @@ transformers itself is imported when a function here is called; without it, that
 from l0prune.hf.loading import from_pretrained
 from l0prune.hf.registration import register, sentence_transformer
 from l0prune.hf.saving import save_pretrained
+from l0prune.hf.vocabulary import VocabularyCut, cut_vocabulary
 
-__all__ = ["from_pretrained", "register", "save_pretrained", "sentence_transformer"]
+__all__ = ["VocabularyCut", "cut_vocabulary", "from_pretrained", "register", "save_pretrained", "sentence_transformer"]
