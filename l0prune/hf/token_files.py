@@ -145,7 +145,7 @@ def renumbered_config(config: Any, place: Mapping[int, int], size: int) -> Any:
         return [renumbered_config(inner, place, size) for inner in config]
     if not isinstance(config, dict):
         return config
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if key == "vocab_size" and type(value) is int:
             found[key] = size
