@@ -188,7 +188,7 @@ class _Smooth(SidesOn):
             self.floors.append(
                 _Floor(
                     torch.as_tensor(rows, device=like.device),
-                    [real(axis) for axis in knots],
+                    [real(axis.astype(np.float64)) for axis in knots],
                     real(table.floor(*knots) * scale),
                     real(closed * scale),
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,8 +91,7 @@ class ReadTable:
         return times
 
     def _keys(self) -> list[tuple[int, ...]]:
-        pairs = [(i, j) for i in range(len(REGIONS)) for j in range(len(REGIONS))]
-        return [(i,) for i in range(len(REGIONS))] if self.n_sides == 1 else pairs
+        return list(itertools.product(range(len(REGIONS)), repeat=self.n_sides))
 
     def _nearest(self, key: tuple[int, ...]) -> tuple[int, ...]:
         """The piece for a combination of regions, or one that stands for it."""

@@ -131,13 +131,13 @@ class WidthGraph:
                     if name in self._arrays:
                         node.input[slot] = f"{at}.{slot}"
                         shapes[f"{at}.{slot}"] = list(self._arrays[name].shape)
-        for at, slot, dims, values in self._uses:
+        for at, place_in_node, dims, values in self._uses:
             node = graph.node[at]
-            if isinstance(slot, str):
-                next(attribute for attribute in node.attribute if attribute.name == slot).i = int(sizes[values[0]])
+            if isinstance(place_in_node, str):
+                next(one for one in node.attribute if one.name == place_in_node).i = int(sizes[values[0]])
                 continue
-            own = f"{at}.{slot}"
-            node.input[slot] = own
+            own = f"{at}.{place_in_node}"
+            node.input[place_in_node] = own
             shapes[own] = list(self._arrays[source[own]].shape)
             for place, dimension in dims.items():
                 shapes[own][place] = int(sizes[dimension])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,7 +136,7 @@ def times_of_parts(outline: Outline, sample: Sample) -> Timed:
     if not sample.nodes:
         raise ExportError("onnxruntime's profiler has named no kernels")
     between = (sample.total_us - sum(sample.nodes.values())) / len(sample.nodes)
-    us: Counter[str] = Counter()
+    us: dict[str, float] = defaultdict(float)
     shapes = defaultdict(list)
     for name, value in sample.nodes.items():
         part = of_kernel.get(name, START)
