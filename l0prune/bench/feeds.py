@@ -67,7 +67,7 @@ def random_feeds(
     feeds = {}
     known = session.get_modelmeta().custom_metadata_map
     _require_batch(name, session, rows)
-    _require_free(name, session, sizes)
+    sizes = _free_sizes(name, session, sizes)
     for node in session.get_inputs():
         shape = [sizes.get(size) or int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in node.shape]
         if shape and isinstance(shape[0], str):
@@ -76,7 +76,7 @@ def random_feeds(
         if unknown:
             raise ConfigError(
                 f"model {name!r}: input {node.name!r} has the free dimension {unknown[0]!r}. Pass inputs, or give its size: "
-                f"sizes={{{unknown[0]!r}: 128}}, on the command line --size {unknown[0]}=128."
+                f"sizes={{{unknown[0]!r}: 128}}, on the command line --length 128 or --image-size 128."
             )
         _require_room(name, node.name, shape)
         largest = int(known.get(f"{LARGEST_KEY}{node.name}", 9))
@@ -99,13 +99,20 @@ def _require_batch(name: str, session: onnxruntime.InferenceSession, rows: int) 
         )
 
 
-def _require_free(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[str, int]) -> None:
-    """See that the sizes are of free dimensions."""
-    free = [size for node in session.get_inputs() for size in node.shape[1:] if isinstance(size, str)]
+def _free_sizes(name: str, session: onnxruntime.InferenceSession, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes by the names that a model has for its free dimensions; the only one beside the batch may have any name.
+
+    Raises:
+        ConfigError: it has none of a name.
+    """
+    free = dict.fromkeys(size for node in session.get_inputs() for size in node.shape[1:] if isinstance(size, str))
+    if len(free) == len(sizes) == 1:
+        return {next(iter(free)): next(iter(sizes.values()))}
     wrong = next((size for size in sizes if size not in free), None)
     if wrong is not None:
-        found = ", ".join(dict.fromkeys(free)) or "none but the batch"
+        found = ", ".join(free) or "none but the batch"
         raise ConfigError(f"model {name!r} has no free dimension {wrong!r}; free dimensions: {found}.")
+    return dict(sizes)
 
 
 def _require_room(name: str, input_name: str, shape: list[int]) -> None:

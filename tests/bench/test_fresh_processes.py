@@ -3,12 +3,15 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 from test_bench import write_mlp
 
 import l0prune
 from l0prune.bench import processes
+from l0prune.bench.feeds import random_feeds
 from l0prune.bench.report import BenchReport
 from l0prune.cli.main import cli
 from l0prune.errors import ConfigError, L0PruneError
@@ -107,3 +110,17 @@ def test_sizes_are_of_free_dimensions_that_the_file_has(files):
         l0prune.benchmark({"a": files["narrow"]}, sizes={"length": 0}, **QUICK)
     with pytest.raises(ConfigError, match=r"the inputs given have their own"):
         l0prune.benchmark({"a": files["narrow"]}, np.ones((1, 64), np.float32), sizes={"length": 3}, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["length", "sequence_length"])
+def test_a_length_is_that_of_the_only_free_dimension_whatever_its_name(name, tmp_path):
+    ends = [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", name, 3]) for value in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+
+    feeds = random_feeds("net", open_session(path), 2, {"length": 5}, seed=0)
+
+    assert feeds["x"].shape == (2, 5, 3)
+    with pytest.raises(ConfigError, match=rf"free dimension '{name}'\. Pass inputs, or give its size"):
+        random_feeds("net", open_session(path), 2, {}, seed=0)

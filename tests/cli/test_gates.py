@@ -11,8 +11,8 @@ from l0prune.gates.registry import gate_names
 
 FINETUNE = ["finetune", "tiny_task:network", "--data", "tiny_task:data", "--budget", "macs=0.6"]
 QUICK = ["--epochs", "3", "--gate-epochs", "2", "--batch-size", "16", "--align", "1", "--log-every", "4"]
-# An atom at 0, a number of open gates, a temperature that falls, binary samples: what a family can do otherwise.
-OTHERWISE = ("mdr-power-stretched", "exact-k", "continuous-sparsification", "mdr-exponential-st")
+# A number of open gates, binary samples: what a family can do otherwise. The slow tests run all of them.
+OTHERWISE = ("exact-k", "mdr-exponential-st")
 EACH = [name if name in OTHERWISE else pytest.param(name, marks=pytest.mark.slow) for name in gate_names()]
 
 

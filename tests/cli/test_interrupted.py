@@ -88,6 +88,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on_to_the_same_result(tmp_pat
     assert_same_result(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, undisturbed):
     out = tmp_path / "run"
     process = start(out)

@@ -19,6 +19,18 @@ from l0prune.gates.registry import gate_names
 STEPS = 100
 BY_EVIDENCE, BY_GRADIENT = GateOptimizerConfig(by_evidence=True), GateOptimizerConfig(by_evidence=False)
 
+OTHER_FORMS = ("-st", "-stretched")  # of families that are trained by both; the slow tests train these by both too
+EACH = [
+    pytest.param(
+        name,
+        settings,
+        id=f"{name}-{way}",
+        marks=[pytest.mark.slow] if way == "gradient" and name.endswith(OTHER_FORMS) else [],
+    )
+    for name in gate_names()
+    for way, settings in (("evidence", BY_EVIDENCE), ("gradient", BY_GRADIENT))
+]
+
 
 @cache
 def traced():
@@ -51,8 +63,7 @@ def trained(name, steps=STEPS, **settings):
     return gated
 
 
-@pytest.mark.parametrize("settings", [BY_EVIDENCE, BY_GRADIENT], ids=["evidence", "gradient"])
-@pytest.mark.parametrize("name", gate_names())
+@pytest.mark.parametrize(("name", "settings"), EACH)
 def test_each_gate_is_trained_to_a_budget_frozen_and_cut(name, settings):
     gated, x = trained(name, gate_optimizer=settings), traced()[2]
 

@@ -199,7 +199,7 @@ REFUSED = {
     "code of its own": ({"auto_map": {"AutoModel": "mine.Model"}}, "auto_map"),
     "kernels of the hub": ({"attn_implementation": "me/kernels"}, "code of the hub"),
     "a place": ({"vocab_file": "/etc/passwd"}, "path or an address"),
-    "too many layers": ({"num_hidden_layers": 10**7}, "far more parts|more than"),
+    "too many layers": ({"num_hidden_layers": 10**6}, "far more parts|more than"),
     "huge layers": ({"intermediate_size": 1 << 23}, "other tensors"),
     "another width": ({"hidden_size": 28}, "other tensors"),
     "an input without end": (

@@ -18,6 +18,9 @@ sys.path.pop()
 REACH = 0.97
 """Share of the parameters of each of the networks that some gate can remove, at least."""
 
+LARGE = ("conformer", "diffusion-unet", "yolov8")
+EACH = [pytest.param(case.name, marks=pytest.mark.slow if case.name in LARGE else ()) for case in OWN_CASES]
+
 
 def test_the_page_is_what_the_rules_and_the_networks_give():
     assert PAGE.read_text(encoding="utf-8") == render(read())
@@ -47,7 +50,7 @@ def test_operations_on_sizes_are_not_counted():
     assert operations_of(program) == {"flatten"}
 
 
-@pytest.mark.parametrize("name", [case.name for case in OWN_CASES])
+@pytest.mark.parametrize("name", EACH)
 def test_detectors_unets_speech_and_mixtures_are_cut(name):
     case = next(case for case in OWN_CASES if case.name == name)
     net = case.build()
