@@ -84,8 +84,9 @@ class MetricsRecord:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The numbers a progress display shows."""
-        shown = {"loss": self.loss, "expected_cost": self.expected_cost, "hard_cost": self.hard_cost, "lr": self.lr}
+        """The numbers a progress display shows: the task's own loss, without penalty and teacher, where it has one."""
+        loss = {"task_loss": self.task_loss} if self.task_loss else {"loss": self.loss}
+        shown = {**loss, "expected_cost": self.expected_cost, "hard_cost": self.hard_cost, "lr": self.lr}
         return shown | (self.evaluation or {})
 
 

@@ -39,6 +39,12 @@ RECORD = MetricsRecord(
 )
 
 
+def test_progress_shows_the_loss_of_the_task_alone_where_there_is_one():
+    costs = {"expected_cost": 0.9, "hard_cost": 1.0, "lr": 0.1}
+    assert RECORD.figures == {"task_loss": 0.5, **costs}
+    assert replace(RECORD, task_loss=0.0).figures == {"loss": 1.0, **costs}
+
+
 def test_a_checkpoint_reads_back_equal(tmp_path):
     written = replace(checkpoint(), compact={"w": torch.ones(1)}, average={"w": torch.zeros(1)})
 
