@@ -273,4 +273,4 @@ def _check_alike(source: DataSource) -> None:
 def _signature(value: Inputs) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_signature(value[key])}" for key in sorted(value))
-    return f"{value.dtype} {value.shape[1:-1] if isinstance(value, Stored) else value.shape[1:]}"
+    return f"{value.dtype} {value.common if isinstance(value, Stored) else value.shape[1:]}"

@@ -34,6 +34,11 @@ class Stored(ABC):
         """Number of rows."""
         return self.shape[0]
 
+    @property
+    def common(self) -> tuple[int, ...]:
+        """Sizes that all rows have."""
+        return self.shape[1:]
+
     @abstractmethod
     def __getitem__(self, rows: Any) -> Stored:
         """Some of the rows, by their numbers; what they hold is not read."""
@@ -74,6 +79,11 @@ class TokenRows(Stored):
         if pairs:
             starts, ends = (np.stack(np.split(bounds, 2), axis=1) for bounds in (starts, ends))
         return cls(flat, starts, ends, fill)
+
+    @property
+    def common(self) -> tuple[int, ...]:
+        """All but the number of tokens."""
+        return self.shape[1:-1]
 
     def __getitem__(self, rows: Any) -> TokenRows:
         """Some rows, or one of each pair."""

@@ -5,9 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from l0prune.errors import DataError
+from l0prune.sources.batches import ImageBatches
 from l0prune.sources.datasets import DataSource, load_data
+from l0prune.sources.preprocessing import Preprocessing
+from l0prune.sources.readers import ImageFiles
 from l0prune.tasks.provided.classification import Classification
 
 
@@ -260,6 +264,26 @@ def test_pictures_of_several_sizes_need_one(tmp_path):
 
     assert "--image-size" in message(f"folder:{tmp_path}")
     assert load_data(f"folder:{tmp_path}", image_size=(8, 8)).x_train.shape == (8, 8, 8, 3)
+
+
+def test_a_large_folder_is_read_batch_by_batch_and_gives_the_same_images(tmp_path, monkeypatch):
+    write_images(tmp_path, {"train/a": 3, "train/b": 2, "test/a": 1, "test/b": 1}, size=(9, 7))
+    whole = load_data(f"folder:{tmp_path}", image_size=(8, 8))
+    monkeypatch.setattr("l0prune.sources.readers.IN_MEMORY", 3 * 64 * 4)  # the training data are more than this
+    streamed = load_data(f"folder:{tmp_path}", image_size=(8, 8))
+
+    assert isinstance(streamed.x_train, ImageFiles)
+    assert isinstance(streamed.x_test, np.ndarray)
+    assert streamed.has_images
+    preprocessing = Preprocessing((8, 8), (0.5,) * 3, (0.2,) * 3)
+    batches = [
+        list(ImageBatches(data.x_train, data.y_train, preprocessing=preprocessing, batch_size=2, shuffle=True, seed=1))
+        for data in (whole, streamed)
+    ]
+    for (images, labels), (expected, wanted) in zip(batches[1], batches[0], strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, wanted)
+    assert np.array_equal(streamed.x_train[np.array([4, 0])].read(np.arange(2)), whole.x_train[[4, 0]])
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, monkeypatch):
