@@ -110,7 +110,8 @@ def test_what_a_run_was_asked_for_is_written_down_as_ever(older):
 
     now = FinetuneRequest.from_record(began).to_record()
 
-    assert now["model"] == began.model
+    assert now["model"] == now["model"] | began.model
+    assert not any(value for key, value in now["model"].items() if key not in began.model)  # what it did not know of
     assert now["data"] == began.data
     epochs = {"lr_drops": [float(epoch) for epoch in filter(None, began.config["lr_drops"].split(","))]}  # text once
     unused = {} if began.config["distillation"] else {"feature_distillation": now["config"]["feature_distillation"]}
