@@ -227,7 +227,9 @@ def bench_table(reports: BenchReport | Sequence[BenchReport]) -> "RenderableType
     if any(report.scores for report in reports):
         columns.append(" ".join(filter(None, (reports[0].metric, reports[0].unit))))
     times = _table(reports, columns, _times)
-    sizes = _table(reports, ("parameters", "file bytes", "load ms", "first ms", "peak MB"), _sizes)
+    cold = any(timing.start for report in reports for timing in report.models)
+    starts = ("load ms", "first ms", "peak MB") if cold else ()
+    sizes = _table(reports, ("parameters", "file bytes", *starts), _sizes if cold else _file_sizes)
     sizes.caption, sizes.caption_justify = _caption(reports), "left"
     return Group(times, sizes)
 
@@ -286,11 +288,14 @@ def _times(report: BenchReport, timing: ModelTiming) -> list[str]:
     ]
 
 
-def _sizes(_: BenchReport, timing: ModelTiming) -> list[str]:
+def _file_sizes(_: BenchReport, timing: ModelTiming) -> list[str]:
+    return [f"{timing.n_parameters:,}", f"{timing.file_bytes:,}"]
+
+
+def _sizes(report: BenchReport, timing: ModelTiming) -> list[str]:
     start = timing.start
     return [
-        f"{timing.n_parameters:,}",
-        f"{timing.file_bytes:,}",
+        *_file_sizes(report, timing),
         f"{start.load_ms:.1f}" if start else "",
         f"{start.first_run_ms:.2f}" if start else "",
         f"{start.peak_bytes / 1e6:.1f}" if start and start.peak_bytes is not None else "",
