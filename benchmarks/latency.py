@@ -11,16 +11,20 @@ cut by surgery, exported, and timed against the dense network.
 import itertools
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+import onnxruntime
 import torch
 from scipy.stats import spearmanr
 
 import l0prune
 from l0prune.cost.kinds import Costs
 from l0prune.measuring.hardware import Environment, processor
+from l0prune.measuring.session import open_session
+from l0prune.measuring.timing import interleave
 from l0prune.model_call import ModelCall
 from l0prune.profiling import runner
 from l0prune.profiling.cuts import random_cuts
@@ -49,18 +53,32 @@ def network(name: str):
     return load_model(name).model.eval(), torch.randn(2, 3, 32, 32)
 
 
-def timed(path: Path, feeds, seconds: float) -> float:
-    """Milliseconds of a run: the median of two sessions."""
-    return float(np.median([runner.measure(path, feeds, 1, seconds)["total_us"] for _ in range(2)])) / 1000
+def interleaved(paths: list[Path], feeds) -> list[float]:
+    """Milliseconds of a run of each, timed in turn: medians over the blocks of two sessions."""
+    rounds = []
+    for seed in range(2):
+        runs = []
+        for path in paths:
+            session = open_session(path)
+            binding = session.io_binding()
+            for name, value in feeds.items():
+                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+            for node in session.get_outputs():
+                binding.bind_output(node.name, "cpu")
+            runs.append(partial(session.run_with_iobinding, binding))
+        terms = {"warmup_s": 0.02, "min_samples": 20, "min_seconds": 0.3, "max_seconds": 3.0, "block_s": 0.01}
+        rounds.append(np.median(interleave(runs, one_thread=True, seed=seed, **terms).block_medians, axis=1))
+    return (1000 * np.mean(rounds, axis=0)).tolist()
 
 
-def real_cut(name: str, is_open: np.ndarray, feeds, folder: Path, seconds: float) -> float:
-    """Milliseconds of a network cut by surgery and exported."""
+def real_cut(name: str, is_open: np.ndarray, feeds, folder: Path) -> float:
+    """What a network takes that is cut by surgery and exported, beside the whole one."""
     model, inputs = network(name)
     gated = l0prune.inject(model, l0prune.trace(model, inputs))
     gated.freeze(torch.from_numpy(is_open.astype(np.float64)))
     path = l0prune.export_onnx(l0prune.shrink(gated), inputs, folder / "real.onnx")
-    return timed(path, feeds, seconds)
+    whole, cut = interleaved([folder / "whole.onnx", path], feeds)
+    return cut / whole
 
 
 def held(name: str, keep: float, profile, folder: Path) -> str:
@@ -111,16 +129,17 @@ def main(only: tuple[str, ...], cuts: int, seconds: float, real: int, keep: tupl
             folder = Path(place)
             work.graph.write_weights(folder)
             feeds = runner.feeds_of(work.inputs)
-            found = []
-            for is_open in [np.ones(flow.n_gates, bool), *chosen]:
+            work.graph.write(np.ones(flow.n_gates, bool), folder / "whole.onnx")
+            rows = []
+            for is_open in chosen:
                 work.graph.write(is_open, folder / "cut.onnx")
-                found.append((timed(folder / "cut.onnx", feeds, 0.2), latency.hard(is_open), macs.hard(is_open)))
-            dense, *rows = np.array(found)
-            measured, predicted, work_left = np.array(rows).T
-            errors = predicted * latency.dense / measured - 1
-            by_macs = work_left * dense[0] / measured - 1
+                times = interleaved([folder / "whole.onnx", folder / "cut.onnx"], feeds)
+                rows.append((*times, latency.hard(is_open), macs.hard(is_open)))
+            dense, measured, predicted, work_left = np.array(rows).T
+            errors = predicted / (measured / dense) - 1
+            by_macs = work_left / (measured / dense) - 1
             print(
-                f"{name}: dense {dense[0]:.3f} ms (profile {latency.dense:.3f}, noise {profile.noise:.1%}), profiled in"
+                f"{name}: dense {np.median(dense):.3f} ms (profile {latency.dense:.3f}, noise {profile.noise:.1%}), profiled in"
                 f" {profile.seconds:.0f} s; of {len(rows)} cuts within 5 % {share(errors, 0.05)}, within 10 %"
                 f" {share(errors, 0.1)}, Spearman {spearmanr(predicted, measured)[0]:.3f}; by MACs {share(by_macs, 0.05)},"
                 f" {share(by_macs, 0.1)}, {spearmanr(work_left, measured)[0]:.3f}; largest errors"
@@ -130,9 +149,9 @@ def main(only: tuple[str, ...], cuts: int, seconds: float, real: int, keep: tupl
             for one in keep:
                 print(f"  {held(name, one, profile, folder)}", flush=True)
             for is_open in chosen[:real]:
-                took = real_cut(name, is_open, feeds, folder, 0.2)
+                took = real_cut(name, is_open, feeds, folder)
                 print(
-                    f"  cut by surgery: {took:.3f} ms, predicted {latency.hard(is_open) * latency.dense / took:.3f} of it",
+                    f"  cut by surgery: {took:.3f} of the dense time, predicted {latency.hard(is_open):.3f}",
                     flush=True,
                 )
 

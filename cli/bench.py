@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.flags import FilePath, chosen, common_options, flags_of
-from l0prune.cli.loading import compact_model, dense_model, open_finished
-from l0prune.cli.output import console, note, show, working
+from l0prune.cli.loading import compact_model, dense_model, gated_model, open_finished, price_by_profile
+from l0prune.cli.output import console, note, say, show, working
 from l0prune.cli.trust import trust_option
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.machine import most_threads
@@ -71,9 +71,15 @@ class BenchOptions(Options):
 @click.command("bench")
 @click.argument("paths", nargs=-1, required=True, type=FilePath(), metavar="RUN | A.onnx [B.onnx ...]")
 @flags_of(BenchOptions)
+@click.option(
+    "--profile",
+    type=FilePath(),
+    metavar="FILE",
+    help="Of the run's model, whose predictions are shown beside the times.",
+)
 @trust_option
 @common_options
-def bench_command(paths: tuple[Path, ...], as_json: bool, trust: bool, **values: Any) -> None:
+def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, trust: bool, **values: Any) -> None:
     """Time a run's ONNX files, or the ones you name, in onnxruntime.
 
     Speedups are relative to the first file. Free sizes other than the batch are those of the inputs that the file was
@@ -82,14 +88,38 @@ def bench_command(paths: tuple[Path, ...], as_json: bool, trust: bool, **values:
     from l0prune.bench.report import reports_to_json
 
     options = chosen(BenchOptions, values)
+    predicted: dict[str, float] = {}
     with working():
         if is_onnx(paths):
             if trust:
                 raise click.UsageError("--trust is for runs; these are ONNX files, which hold no code")
+            if profile is not None:
+                raise click.UsageError("--profile is for runs, whose widths are known; these are ONNX files")
             reports = bench_files(paths, options)
         else:
+            if profile is not None:
+                predicted = predicted_ms(paths[0], profile, options, trust=trust)
             reports = bench_run(paths[0], options, trust=trust)
-    show(reports_to_json(reports), as_json, lambda: print_bench(reports))
+    result = reports_to_json(reports) | ({"predicted_ms": predicted} if predicted else {})
+    show(result, as_json, lambda: print_bench(reports, predicted))
+
+
+def predicted_ms(path: Path, profile: Path, options: BenchOptions, *, trust: bool) -> dict[str, float]:
+    """What a profile says of a run's dense and compact network.
+
+    Raises:
+        ConfigError: the profile is of another network, other threads or another batch.
+    """
+    from l0prune.latency.profile import Profile
+
+    known = Profile.load(profile)
+    for setting in options.settings():
+        known.require_terms(threads=setting["threads"], batch_size=setting["batch_size"])
+    run = open_finished(path, trust=trust)
+    gated = gated_model(run, dense_model(run))
+    price_by_profile(gated.costs, profile)
+    cost = gated.costs("latency")
+    return {"dense": cost.dense, "compact": cost.dense * cost.hard(gated.gate_values() != 0)}
 
 
 def is_onnx(paths: Sequence[Path]) -> bool:
@@ -193,8 +223,11 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> "list[BenchRepo
     return [benchmark(files, **setting) for setting in options.settings()]
 
 
-def print_bench(reports: "Sequence[BenchReport]") -> None:
-    """The figures as a table."""
+def print_bench(reports: "Sequence[BenchReport]", predicted: Mapping[str, float] | None = None) -> None:
+    """The figures as a table, and what a profile has predicted."""
     from l0prune.bench.report import bench_table
 
     console().print(bench_table(reports))
+    for name, ms in (predicted or {}).items():
+        measured = reports[0][name].latency_ms.p50
+        say(f"{name}: predicted {ms:.3f} ms, {ms / measured:.3f} of what was measured")

@@ -12,7 +12,7 @@ from l0prune.goals.selection import covered
 
 __all__ = ["DENSE_EVERY", "random_cuts"]
 
-DENSE_EVERY = 12
+DENSE_EVERY = 10
 """The whole network is timed again after so many others."""
 
 BoolArray = npt.NDArray[np.bool_]
@@ -22,7 +22,7 @@ _CLOSED = 0.12
 
 
 def random_cuts(flow: ChannelFlow, *, block: int, multiple: int, seed: int = 0) -> Iterator[BoolArray]:
-    """Sets of units without end, shape `(n_gates,)` each; the first is the whole network, and so is every 12th.
+    """Sets of units without end, shape `(n_gates,)` each; the first is the whole network, and so is every 10th.
 
     Half of the networks have widths in whole blocks, a quarter in multiples that the blocked kernels take, a quarter any. A
     network keeps about a random share of everything, and each width its own share of that.

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +208,13 @@ def profile_of(
     seconds: float,
 ) -> Profile:
     """Make the profile of what was measured; a noisy machine is warned of."""
+    dense = np.array([moment.sample.total_us for moment in moments if moment.is_whole]) / 1000
+    moments = without_drift(moments)
     whole = [moment for moment in moments if moment.is_whole]
     others = [moment for moment in moments if not moment.is_whole]
     held_out = others[_CHECKED_EVERY - 1 :: _CHECKED_EVERY]
     fitted = [moment for at, moment in enumerate(others) if at % _CHECKED_EVERY != _CHECKED_EVERY - 1]
     tables = tables_of(outline, [*whole, *fitted], needs, block=block)
-    dense = np.array([moment.sample.total_us for moment in whole]) / 1000
     middle, interval = _middle(dense)
     profile = Profile(
         fingerprint=fingerprint,
@@ -240,6 +241,26 @@ def profile_of(
             stacklevel=3,
         )
     return profile
+
+
+def without_drift(moments: Sequence[Moment]) -> list[Moment]:
+    """The same with all times as if the machine had been as fast all the time as it was in the middle.
+
+    The whole network was timed now and then. Between two such times the others are scaled by what it took, the median of three
+    neighbouring times.
+    """
+    at = [number for number, moment in enumerate(moments) if moment.is_whole]
+    dense = np.array([moments[number].sample.total_us for number in at])
+    padded = np.concatenate([dense[:1], dense, dense[-1:]])
+    smooth = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
+    factors = np.median(dense) / np.interp(np.arange(len(moments)), at, smooth)
+    return [_scaled(moment, float(factor)) for moment, factor in zip(moments, factors, strict=True)]
+
+
+def _scaled(moment: Moment, factor: float) -> Moment:
+    sample = moment.sample
+    nodes = {name: us * factor for name, us in sample.nodes.items()}
+    return replace(moment, sample=replace(sample, total_us=sample.total_us * factor, nodes=nodes))
 
 
 def sample_from(measured: Mapping[str, Any], source: str) -> Sample:
