@@ -51,7 +51,7 @@ class BenchOptions(Options):
     max_seconds: float = option(60.0, "Seconds after which timing stops.", within="[0, inf)")
     int8: bool = option(
         False,
-        "Beside each file, one in int8, calibrated on the run's data where it has convolutions; of a run, with scores.",
+        "Beside each file, one in int8, calibrated on the run's data where it is convolutional; of a run, with scores.",
         shown="",
     )
     seed: int = option(0, "Seed of the inputs and of the order of runs.", within="[0, inf)")

@@ -34,13 +34,13 @@ def int8_of_run(
     Returns:
         All files by name, and what a `BenchReport` says of their scores.
     """
-    from l0prune.onnx.int8 import has_convolutions, quantize_onnx
+    from l0prune.onnx.int8 import quantize_onnx, way_of
     from l0prune.onnx.onnx_model import OnnxModel
 
     case, _ = case_of_run(open_finished(path, trust=trust))
     pairs: dict[str, Path] = {}
     for name, file in files.items():
-        feeds = list(calibration(case, file, seed=seed)) if has_convolutions(file) else []
+        feeds = list(calibration(case, file, seed=seed)) if way_of(file) == "static" else []
         pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file), feeds)}
         note(f"wrote {int8_name(file)}")
     about = case.described()
@@ -54,10 +54,10 @@ def int8_of_files(files: Mapping[str, Path]) -> dict[str, Path]:
     Raises:
         ConfigError: a file has convolutions, whose ranges have to be measured beforehand, on data.
     """
-    from l0prune.onnx.int8 import has_convolutions, quantize_onnx
+    from l0prune.onnx.int8 import quantize_onnx, way_of
 
     for file in files.values():
-        if has_convolutions(file):
+        if way_of(file) == "static":
             raise ConfigError(
                 f"{file} has convolutions, which are calibrated on data before they compute in int8: name the run it belongs to, "
                 "`l0prune bench RUN --int8`, or call l0prune.onnx.int8.quantize_onnx with inputs of yours"

@@ -15,7 +15,7 @@ from l0prune.measuring.hardware import processor_flags
 from l0prune.onnx.silence import silenced
 from l0prune.reading import reading
 
-__all__ = ["WAYS", "has_convolutions", "quantize_onnx"]
+__all__ = ["WAYS", "quantize_onnx", "way_of"]
 
 WAYS = ("static", "dynamic")
 """Ranges of activations measured beforehand, which convolutions need; or measured at every run, for products alone."""
@@ -23,10 +23,18 @@ _CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def has_convolutions(path: Path) -> bool:
-    """Whether a file computes convolutions, which only the static way makes faster."""
+def way_of(path: Path) -> str:
+    """The way that suits a file: "static" for convolutions, unless the file has products of activations, as attention does.
+
+    Ranges that were measured beforehand cost attention most of its accuracy; what is measured at each run makes no convolution
+    faster.
+    """
     with reading(path, "ONNX model"):
-        return any(node.op_type in _CONVOLUTIONS for node in onnx.load(str(path), load_external_data=False).graph.node)
+        graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    kinds = {node.op_type for node in graph.node}
+    attends = any(node.op_type == "MatMul" and not weights & set(node.input) for node in graph.node)
+    return "static" if kinds & _CONVOLUTIONS and not (attends or "Attention" in kinds) else "dynamic"
 
 
 def quantize_onnx(
@@ -44,7 +52,7 @@ def quantize_onnx(
         calibration: Inputs by name, as they are in use, a hundred or more in batches. For the static way.
         way: "static": between nodes that quantise and dequantise (QDQ), the ranges of activations are those that the
             calibration shows. "dynamic": matrix products only, with ranges measured at each run; needs no inputs. None takes
-            static for files with convolutions, else dynamic.
+            what `way_of` says.
 
     Returns:
         `out`.
@@ -55,8 +63,7 @@ def quantize_onnx(
         ExportError: onnxruntime cannot quantise it.
     """
     path, out = Path(path), Path(out)
-    if way is None:
-        way = "static" if has_convolutions(path) else "dynamic"
+    way = way or way_of(path)
     if way not in WAYS:
         raise ConfigError(f"way={way!r}: expected one of {', '.join(WAYS)}.")
     feeds = list(calibration)

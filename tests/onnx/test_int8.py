@@ -10,7 +10,7 @@ from torch import nn
 import l0prune
 from l0prune.errors import ConfigError, ExportError, FileFormatError
 from l0prune.onnx import int8
-from l0prune.onnx.int8 import has_convolutions, quantize_onnx
+from l0prune.onnx.int8 import quantize_onnx, way_of
 from l0prune.onnx.onnx_model import OnnxModel
 
 
@@ -45,12 +45,28 @@ def test_it_computes_nearly_the_same_in_a_third_of_the_bytes_for_any_batch(way, 
     assert 0 < float((found - exact).abs().max() / exact.abs().max()) < 0.05
     kept = [tensor.data_type for tensor in onnx.load(str(quantised)).graph.initializer if len(tensor.dims) > 1]
     assert set(kept) == {TensorProto.INT8}
-    assert has_convolutions(path) == (way == "static")
+    assert way_of(path) == way
     assert OnnxModel(quantised).static_batch is None
     report = l0prune.benchmark({"a": path, "q": quantised}, min_samples=1, min_seconds=0, warmup_s=0, processes=1)
     assert (
         report["a"].n_parameters <= report["q"].n_parameters < 1.1 * report["a"].n_parameters
     )  # and a scale a channel
+
+
+def test_attention_behind_a_convolution_is_measured_at_each_run(tmp_path):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = self.patches(x).flatten(2).transpose(1, 2)
+            return self.head((y @ y.transpose(1, 2)).softmax(-1) @ y)
+
+    path = l0prune.export_onnx(Attending(), torch.randn(2, 3, 16, 16), tmp_path / "net.onnx", dynamic_size=False)
+
+    assert way_of(path) == "dynamic"
+    assert OnnxModel(quantize_onnx(path, tmp_path / "q.onnx"))(torch.randn(3, 3, 16, 16)).shape == (3, 16, 5)
 
 
 def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(files, tmp_path, monkeypatch):
