@@ -162,7 +162,7 @@ def bar() -> "Iterator[Progress]":
     said = [-LINES_EVERY_S]
 
     def line(share: float, text: str) -> None:
-        if time.monotonic() - said[0] >= LINES_EVERY_S or share >= 1:
+        if time.monotonic() - said[0] >= LINES_EVERY_S:
             said[0] = time.monotonic()
             note(f"{share:4.0%}  {text}")
 
