@@ -54,6 +54,17 @@ def test_what_does_not_go_together_is_one_line(model, arguments, message):
 
 
 @pytest.mark.slow
+def test_a_new_head_is_trained_before_the_cut_and_not_taught(model, tmp_path):
+    options = ("--budget", "macs=0.8", "--epochs", "2", "--warmup-epochs", "1", "--batch-size", "8", "--align", "1")
+    arguments = ("finetune", f"hf:{model}/model", "--num-labels", "4", "--data", f"tsv:{model}", *options)
+    done = told(*arguments, "--optimizer", "adamw", "--out", tmp_path / "run")
+    assert "the dense network is right on" not in done.output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["distillation_loss"] is None for line in lines)
+    told("shrink", tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_a_classifier_of_texts_is_cut_and_scored_in_every_form(model, tmp_path):
     options = ("--budget", "macs=0.8", "--epochs", "2", "--batch-size", "8", "--optimizer", "adamw", "--align", "1")
     told("finetune", f"hf:{model}/model", "--data", f"tsv:{model}", *options, "--out", tmp_path / "run")
