@@ -31,6 +31,13 @@ EXAMPLES = {
         network=lambda: dense(5, 6),
         batch=pairs,
     ),
+    "embeddings of pairs without scores": Example(
+        Embeddings(pairs=True, scored=False),
+        random(ROWS, 2, 3),
+        None,
+        network=lambda: dense(5, 6),
+        batch=lambda seed: (pairs(seed)[0], None),
+    ),
 }
 
 
@@ -52,3 +59,11 @@ def test_tokens_are_averaged_where_the_mask_leaves_them_in():
     found = Embeddings().call(model, {"x": states, "attention_mask": mask})
 
     torch.testing.assert_close(found, torch.stack([states[0, :2].mean(0), states[1, 0]]))
+
+
+def test_pairs_without_scores_are_taught_by_the_dense_network_alone():
+    task = Embeddings(pairs=True, scored=False)
+
+    assert task.compares
+    assert task.metric.name == "cosine"
+    assert task.loss(random(4, 2, 3), torch.zeros(4)) is None

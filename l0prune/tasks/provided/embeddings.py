@@ -33,32 +33,38 @@ class Embeddings(Task):
 
     Without scores the dense network alone teaches, by the directions of its embeddings, and the score is the mean cosine to
     them. Where each entry is a pair of inputs (arrays (N, 2, ...)) with a score (N,), the cosine of its embeddings is trained to
-    be score / `largest`, and the metric is Spearman's correlation of the two.
+    be score / `largest`, and the metric is Spearman's correlation of the two. Pairs without scores are two inputs each.
 
     Args:
         output: Name of the output, where the network has several and none is called "sentence_embedding" or
             "last_hidden_state".
         pairs: Whether entries are pairs; data tells by itself.
         largest: Score of what is equal, > 0.
+        scored: Whether pairs have scores; data tells by itself.
     """
 
     output: str | None = None
     pairs: bool = False
     largest: float = 1.0
+    scored: bool = True
+
+    @property
+    def _by_scores(self) -> bool:
+        return self.pairs and self.scored
 
     @property
     def metric(self) -> Metric:
-        """Spearman's correlation of pairs, else the mean cosine to the dense network's embeddings."""
-        return Metric("spearman" if self.pairs else "cosine", higher_is_better=True)
+        """Spearman's correlation of scored pairs, else the mean cosine to the dense network's embeddings."""
+        return Metric("spearman" if self._by_scores else "cosine", higher_is_better=True)
 
     @property
     def compares(self) -> bool:
         """With the dense network, where there are no scores."""
-        return not self.pairs
+        return not self._by_scores
 
     def unlabelled(self, batch: Any) -> tuple[Any, Any]:
         """All of it is inputs, where the dense network alone teaches."""
-        return super().unlabelled(batch) if self.pairs else (only(batch), None)
+        return super().unlabelled(batch) if self._by_scores else (only(batch), None)
 
     def for_data(self, loaded: LoadedModel, data: DataSource) -> Embeddings:
         """For pairs, where inputs have a dimension more than the model takes.
@@ -70,12 +76,12 @@ class Embeddings(Task):
         x: Any = next(iter(data.x_train.values())) if isinstance(data.x_train, dict) else data.x_train
         pairs = x.dtype != np.uint8 and x.ndim == example.ndim + 1 and x.shape[1] == 2
         most = max(float(np.abs(y).max()) for y in (data.y_train, data.y_test))
-        if pairs and (data.y_train.ndim != 1 or most > self.largest):
+        if pairs and data.labelled and (data.y_train.ndim != 1 or most > self.largest):
             raise DataError(
                 f"{data.name}: scores of pairs have shape {data.y_train.shape} and go up to {most:g}, expected one for each"
                 f" and at most {self.largest:g}: give the score of an equal pair, as in largest={most:g}"
             )
-        return replace(self, pairs=pairs)
+        return replace(self, pairs=pairs, scored=data.labelled)
 
     def call(self, model: Model, inputs: Any, targets: Any = None) -> Tensor:
         """Embeddings (N, D); of pairs (N, 2, D)."""
@@ -92,7 +98,7 @@ class Embeddings(Task):
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor | None:
         """Mean squared error of the cosines of pairs; None without scores."""
-        if not self.pairs:
+        if not self._by_scores:
             return None
         return F.mse_loss(_cosines(outputs), targets.to(outputs.dtype) / self.largest)
 
@@ -103,7 +109,7 @@ class Embeddings(Task):
 
     def score(self, answers: Iterable[Answer]) -> float:
         """Spearman's correlation over all pairs, or the mean cosine."""
-        if self.pairs:
+        if self._by_scores:
             found = [(_cosines(answer.outputs).double().cpu(), answer.targets.cpu()) for answer in answers]
             cosines, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
             return spearman(cosines, scores)
