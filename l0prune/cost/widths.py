@@ -12,6 +12,7 @@ from scipy import sparse
 
 from l0prune.cost.cost import Cost, FloatArray, IntArray, classes_of_columns
 from l0prune.errors import ConfigError
+from l0prune.flow.branches import Branch
 from l0prune.flow.costs import Dimension
 
 __all__ = ["Floor", "Widths", "smallest_counts"]
@@ -33,6 +34,7 @@ class Widths:
         dimensions: dimensions that must not vanish, or are to be aligned.
         groups: gates with different numbers are never put into one width, shape `(n_gates,)`.
         first: gates that rank before all others of their width, shape `(n_gates,)`, bool; optional.
+        branches: sets of gates that may close together; each before those that are nested in it.
 
     Raises:
         ConfigError: if a shape is wrong or a score is not a number.
@@ -46,6 +48,7 @@ class Widths:
         groups: npt.ArrayLike,
         *,
         first: BoolArray | None = None,
+        branches: Sequence[Branch] = (),
     ) -> None:
         n_gates = len(np.atleast_1d(groups)) if not costs else costs[0].n_gates
         self.costs = tuple(costs)
@@ -71,6 +74,13 @@ class Widths:
         self.totals: IntArray = self.ungated + self.in_dimensions @ self.sizes
         removable = np.array([dimension.removable for dimension in dimensions], dtype=bool)
         self.required: IntArray = np.where(removable | (self.totals == 0), 0, 1)
+        self.in_branches: BoolArray = np.zeros((len(branches), self.n), bool)
+        self.exits: list[list[IntArray]] = []
+        for row, branch in zip(self.in_branches, branches, strict=True):
+            row[self.of_gate[branch.gates]] = True
+            self.exits.append([np.unique(self.of_gate[exit_gates]) for exit_gates in branch.exits])
+        inside = self.in_dimensions.astype(bool)
+        self._freed: BoolArray = ~(inside[:, None, :] & ~self.in_branches[None, :, :]).any(axis=2)
         late = np.zeros(n_gates, bool) if first is None else ~first
         self.order: IntArray = np.lexsort((np.arange(n_gates), -self.scores, late, self.of_gate)).astype(np.int64)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
@@ -103,10 +113,36 @@ class Widths:
         inside = (self.in_dimensions.astype(np.float64) @ counts.astype(np.float64)).astype(np.int64)  # exact, and fast
         return self.ungated.reshape(-1, *([1] * (counts.ndim - 1))) + inside
 
-    def covers(self, counts: IntArray) -> npt.NDArray[np.bool_]:
-        """Whether every dimension that must not vanish keeps an index, shape `()` or `(n,)`."""
+    def closed_branches(self, counts: IntArray) -> BoolArray:
+        """Which branches have no open gate, shape `(n_branches,)` or `(n_branches, n)`."""
+        return np.asarray(self.in_branches.astype(np.float64) @ (counts > 0) == 0)
+
+    def missing(self, counts: IntArray) -> BoolArray:
+        """Dimensions that are empty and must not be, shape `(n_dimensions,)` or `(n_dimensions, n)`.
+
+        One that lies within a branch all of which is closed may be.
+        """
         required = self.required.reshape(-1, *([1] * (counts.ndim - 1)))
-        return np.asarray((self.dimension_counts(counts) >= required).all(axis=0))
+        empty = self.dimension_counts(counts) < required
+        if len(self.in_branches) and empty.any():
+            empty &= ~(self._freed.astype(np.float64) @ self.closed_branches(counts) > 0)
+        return np.asarray(empty)
+
+    def covers(self, counts: IntArray) -> npt.NDArray[np.bool_]:
+        """Whether what must not vanish stays, and nothing is open in a branch that is cut off, shape `()` or `(n,)`."""
+        legal = ~self.missing(counts).any(axis=0)
+        for inside, exits in zip(self.in_branches, self.exits, strict=True):
+            cut_off = np.any([~counts[widths].any(axis=0) for widths in exits], axis=0)
+            legal &= ~(cut_off & counts[inside].any(axis=0))
+        return np.asarray(legal)
+
+    def without_idle(self, counts: IntArray) -> IntArray:
+        """The same counts, but nothing open in branches that are cut off because all gates of an exit are closed."""
+        counts = counts.copy()
+        for inside, exits in zip(self.in_branches, self.exits, strict=True):
+            if any(not counts[widths].any() for widths in exits):
+                counts[inside] = 0
+        return counts
 
     def counts_of(self, is_open: BoolArray) -> IntArray:
         """Open gates of every width, shape `(n_widths,)`."""
@@ -149,10 +185,10 @@ class Floor:
     held_by: tuple[tuple[str, float], ...]
 
     @classmethod
-    def of(cls, cost: Cost, dimensions: Sequence[Dimension]) -> Floor:
-        """The smallest cost that leaves no dimension empty unless it is removable."""
+    def of(cls, cost: Cost, dimensions: Sequence[Dimension], branches: Sequence[Branch] = ()) -> Floor:
+        """The smallest cost that leaves no dimension empty unless it is removable, or in a branch all of which closes."""
         alike = np.zeros(cost.n_gates)
-        widths = Widths(alike, [cost], dimensions, alike)
+        widths = Widths(alike, [cost], dimensions, alike, branches=branches)
         shares = cost.hard_layers(widths.best_gates(smallest_counts(widths)))
         order = np.argsort(-shares, kind="stable")
         held_by = tuple((cost.layers[layer], float(shares[layer])) for layer in order if shares[layer] > 0)
@@ -170,7 +206,7 @@ def smallest_counts(widths: Widths, keep: FloatArray | float = 1.0) -> IntArray:
     counts = np.zeros(widths.n, np.int64)
     members = widths.in_dimensions > 0
     while True:
-        empty = widths.dimension_counts(counts) < widths.required
+        empty = widths.missing(counts)
         forced = members[empty & (members.sum(axis=1) == 1)].any(axis=0)
         if not forced.any():
             break
@@ -196,7 +232,7 @@ def _greedy_cover(widths: Widths, counts: IntArray, keep: FloatArray | float) ->
     """Open one gate at a time, least cost for each newly covered dimension; then close what turned out needless."""
     counts = counts.copy()
     members = widths.in_dimensions > 0
-    while (empty := widths.dimension_counts(counts) < widths.required).any():
+    while (empty := widths.missing(counts)).any():
         useful = np.flatnonzero(members[empty].any(axis=0))
         opened_cost = widths.cost_of_moves(counts, useful, np.ones(len(useful), np.int64))
         added = _load(opened_cost, keep) - _load(widths.cost(counts), keep)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l0prune.errors import ConfigError
+from l0prune.flow.branches import Branch
 from l0prune.flow.costs import CostTerm, Dimension
 from l0prune.kept import DimensionGates, GateArray
 from l0prune.look.capture import Captured
@@ -140,6 +141,7 @@ class ChannelFlow:
         sizes: Shape of every tensor in `tensors`.
         refusal: Why torch.export cannot capture the model; `tracer` then says where the units come from instead, and the
             model can only be cut in place.
+        branches: Residual branches, which can close as a whole; each before those that are nested in it.
     """
 
     captured: Captured
@@ -158,6 +160,7 @@ class ChannelFlow:
     parameters: frozenset[str]
     sizes: dict[str, tuple[int, ...]]
     refusal: str = ""
+    branches: tuple[Branch, ...] = ()
 
     @property
     def tracer(self) -> str:

@@ -7,7 +7,7 @@ output, or an op whose result would not be a broadcast constant, the dimension m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from l0prune.ops.operation import InClosedBranch, operation_of
 if TYPE_CHECKING:
     from l0prune.flow.costs import Dimension
 
-__all__ = ["State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
+__all__ = ["Closing", "State", "branch_states", "dead_nodes", "input_dependent", "removable_dimensions"]
 
 
 class State(Enum):
@@ -35,59 +35,94 @@ class State(Enum):
     STUCK = "it cannot be computed any more, or only at full size"
 
 
-def removable_dimensions(
-    graph: Graph,
-    nodes: dict[str, list],
-    dimensions: tuple[Dimension, ...],
-    gate_group: npt.NDArray[np.int64],
-    inputs: frozenset[str],
-) -> tuple[Dimension, ...]:
+class Closing:
+    """What becomes of the nodes of a graph when whole widths close.
+
+    Args:
+        graph: The exported graph.
+        nodes: Gates of each dimension of each node's output.
+        gate_group: Width of every gate.
+        inputs: Names of the placeholders that are inputs of the model.
+
+    Attributes:
+        live: Nodes that depend on the inputs of the model.
+        n_groups: Number of widths.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        nodes: dict[str, list],
+        gate_group: npt.NDArray[np.int64],
+        inputs: frozenset[str],
+    ) -> None:
+        self.n_groups = int(gate_group.max()) + 1 if gate_group.size else 0
+        self.live = input_dependent(graph, inputs)
+        self._gate_group = gate_group
+        self._seen: dict[int, npt.NDArray[np.bool_]] = {}
+        self._order = list(graph.nodes)
+        self._owners: list[Node] = []
+        rows: list[npt.NDArray[np.bool_]] = []
+        for node in self._order:
+            if node.op == "call_function":
+                for gates in _common_dimensions(nodes.get(node.name)):
+                    if gates is not None:
+                        self._owners.append(node)
+                        rows.append(self.groups_of(gates))
+        self._table = np.array(rows, dtype=bool).reshape(len(rows), self.n_groups + 1)
+
+    def groups_of(self, gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Widths that these gates belong to, shape `(n_groups + 1,)`; the last entry stands for "not gated"."""
+        if id(gates) not in self._seen:
+            member = np.zeros(self.n_groups + 1, dtype=bool)
+            member[np.where(gates < 0, self.n_groups, self._gate_group[gates])] = True
+            self._seen[id(gates)] = member
+        return self._seen[id(gates)]
+
+    def states(self, closed: npt.NDArray[np.bool_]) -> dict[Node, State]:
+        """State of every node that is affected when these widths close, shape `(n_groups + 1,)`."""
+        dead = {self._owners[i] for i in np.flatnonzero(~(self._table & ~closed).any(axis=1))}
+        return branch_states(self._order, dead, self.live)
+
+    def survives(self, closed: npt.NDArray[np.bool_]) -> bool:
+        """Whether the outputs of the model still depend on its inputs, all of them at full size."""
+        states = self.states(closed)
+        return State.STUCK not in states.values() and not any(node.op == "output" for node in states)
+
+    def useless(self, affected: Collection[Node]) -> set[Node]:
+        """These nodes, and those that nothing else uses."""
+        found = set(affected)
+        for node in reversed(self._order):
+            if node.op == "call_function" and node.users and found.issuperset(node.users):
+                found.add(node)
+        return found
+
+    def within(self, affected: Collection[Node]) -> npt.NDArray[np.bool_]:
+        """Widths that exist nowhere but in these nodes, shape `(n_groups + 1,)`."""
+        outside = [row for node, row in zip(self._owners, self._table, strict=True) if node not in affected]
+        found = self._table.any(axis=0) & ~np.any(np.array(outside, dtype=bool).reshape(-1, self.n_groups + 1), axis=0)
+        found[self.n_groups] = False
+        return np.asarray(found)
+
+
+def removable_dimensions(closing: Closing, dimensions: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
     """Mark the dimensions that may close entirely, each alone and all of them together.
 
     Of parallel branches without a shortcut between input and output, one has to stay: the last in the order of `dimensions`
     is not removable then.
 
     Args:
-        graph: The exported graph.
-        nodes: Gates of each dimension of each node's output.
+        closing: Of the graph.
         dimensions: All distinct dimensions.
-        gate_group: Width of every gate.
-        inputs: Names of the placeholders that are inputs of the model.
 
     Returns:
         The dimensions, with `removable` set.
     """
-    n_groups = int(gate_group.max()) + 1 if gate_group.size else 0
-    seen: dict[int, npt.NDArray[np.bool_]] = {}
-
-    def groups_of(gates: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        if id(gates) not in seen:
-            member = np.zeros(n_groups + 1, dtype=bool)  # the last entry stands for "not gated"
-            member[np.where(gates < 0, n_groups, gate_group[gates])] = True
-            seen[id(gates)] = member
-        return seen[id(gates)]
-
-    order = list(graph.nodes)
-    live = input_dependent(graph, inputs)
-    owners: list[Node] = []
-    rows: list[npt.NDArray[np.bool_]] = []
-    for node in order:
-        if node.op == "call_function":
-            for gates in _common_dimensions(nodes.get(node.name)):
-                if gates is not None:
-                    owners.append(node)
-                    rows.append(groups_of(gates))
-    table = np.array(rows, dtype=bool).reshape(len(rows), n_groups + 1)
-
-    def survives_without(closed: npt.NDArray[np.bool_]) -> bool:
-        dead = {owners[i] for i in np.flatnonzero(~(table & ~closed).any(axis=1))}
-        return _survives(branch_states(order, dead, live))
-
     result = []
-    all_closed = np.zeros(n_groups + 1, dtype=bool)
+    all_closed = np.zeros(closing.n_groups + 1, dtype=bool)
     for dimension in dimensions:
-        closed = groups_of(dimension.gates)
-        removable = dimension.n_ungated == 0 and survives_without(closed) and survives_without(all_closed | closed)
+        closed = closing.groups_of(dimension.gates)
+        removable = dimension.n_ungated == 0 and closing.survives(closed) and closing.survives(all_closed | closed)
         if removable:
             all_closed |= closed
         result.append(replace(dimension, removable=removable))
@@ -152,10 +187,6 @@ def branch_states(order: Iterable[Node], dead: set[Node], live: frozenset[Node])
                 if state is not None:
                     states[node] = state
     return states
-
-
-def _survives(states: dict[Node, State]) -> bool:
-    return State.STUCK not in states.values() and not any(node.op == "output" for node in states)
 
 
 def _state(node: Node, states: dict[Node, State], live: frozenset[Node]) -> State | None:

@@ -11,10 +11,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0prune.errors import CaptureError, ConfigError, TraceError
+from l0prune.flow.branches import Branch, find_branches
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import dimensions_of, macs_terms, params_terms
 from l0prune.flow.follow import Followed, follow, restrict_to_recorded
-from l0prune.flow.removable import removable_dimensions
+from l0prune.flow.removable import Closing, removable_dimensions
 from l0prune.flow.units import Units, solve, unreached_parameters
 from l0prune.look.capture import Captured, NormCalls, capture, without_graph
 from l0prune.look.program import open_contexts_
@@ -233,6 +234,13 @@ def _assemble(
             norms.append(NormSite(norm.node, norm.kind, norm.weight, norm.order, gates))
     dimensions = dimensions_of(tensors)
     groups = gate_groups(dimensions, units.n_gates)
+    branches: tuple[Branch, ...] = ()
+    if not refusal:
+        signature = program.graph_signature
+        closing = Closing(program.graph, nodes, groups, frozenset(signature.user_inputs))
+        dimensions = removable_dimensions(closing, dimensions)
+        known = {node: aliases.get(name, name) for node, name in signature.inputs_to_parameters.items()}
+        branches = find_branches(closing, dimensions, groups, known)
     return ChannelFlow(
         captured=captured,
         n_gates=units.n_gates,
@@ -244,11 +252,7 @@ def _assemble(
             "macs": macs_terms(captured, followed, units),
             "params": params_terms(tensors, parameters, sizes),
         },
-        dimensions=dimensions
-        if refusal
-        else removable_dimensions(
-            program.graph, nodes, dimensions, groups, frozenset(program.graph_signature.user_inputs)
-        ),
+        dimensions=dimensions,
         gate_group=groups,
         pinned=units.pinned,
         unreached=unreached_parameters(
@@ -259,6 +263,7 @@ def _assemble(
         parameters=parameters,
         sizes={name: sizes[name] for name in tensors},
         refusal=refusal,
+        branches=branches,
     )
 
 

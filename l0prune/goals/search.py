@@ -9,8 +9,9 @@ import numpy.typing as npt
 from l0prune.cost.cost import FloatArray, IntArray
 from l0prune.cost.widths import Widths
 from l0prune.goals.grids import Grid, Grids, n_combinations
+from l0prune.goals.values import Values
 
-__all__ = ["CountSearch"]
+__all__ = ["CountSearch", "Moves"]
 
 _REACH = 64
 _MAX_FILL = 200
@@ -18,10 +19,12 @@ _PAIR_BATCH = 128
 _PAIR_BATCHES = 32
 _MAX_COMBINATIONS = 100_000
 _BATCH_ELEMENTS = 2_000_000
+_MOST_SLACK = 0.05
+"""How far the costs of two changes may be from the sum of what each adds."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Moves:
+class Moves:
     """Single changes: width -> new count, with the costs after it, shape `(n_costs, n_moves)`, and the value it adds."""
 
     widths: IntArray
@@ -35,17 +38,11 @@ class CountSearch:
 
     Of several costs each is at or under its bound, and at least one lies in its window.
 
-    The value of a selection is how little capacity its widths lose against the counts that the ranking wants. Where the
-    gates' salience is known, the share of it that stays open is added: salience tells which small change hurts least
-    now, capacity keeps large ones from taking what the recovery would need.
-
     Args:
         widths: gates by width.
         keep: upper bound of each cost, fraction of dense, shape `(n_costs,)`.
         tolerance: width of the windows, > 0; a number, or one for each cost.
-        wanted: counts that the ranking of the gates wants, shape `(n_widths,)`.
-        threshold: score between the open and the closed gates.
-        salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`; None if nobody measured it.
+        values: what counts are worth.
     """
 
     def __init__(
@@ -53,26 +50,20 @@ class CountSearch:
         widths: Widths,
         keep: FloatArray,
         tolerance: float | FloatArray,
-        *,
-        wanted: IntArray,
-        threshold: float,
-        salience: FloatArray | None = None,
+        values: Values,
     ) -> None:
         self.widths = widths
         self.keep = keep
         self.low = keep - tolerance
-        self._values = _capacities(widths, wanted, threshold)
-        if salience is not None and salience.any():
-            self._values = _kept_salience(widths, salience) + self._values / len(widths.scores)
-        self._first = widths.starts[:-1] + np.arange(widths.n)
+        self.values = values
 
     def value(self, counts: IntArray) -> float:
         """Value of the counts; only differences between counts mean something."""
-        return float(self._values[self._first + counts].sum())
+        return float(self.values.of(counts))
 
     def fits(self, counts: IntArray) -> bool:
         """Whether each cost is at or under its bound."""
-        return bool(self._fits(self.widths.cost(counts)))
+        return bool(self.within(self.widths.cost(counts)))
 
     def lands(self, counts: IntArray) -> bool:
         """Whether each cost is at or under its bound, and one of them in its window."""
@@ -83,8 +74,8 @@ class CountSearch:
         cost = self.widths.cost(counts)
         return np.asarray(np.where(self._above(cost, self.low), 0.0, (self.keep - cost.T).min(axis=-1)))
 
-    def _fits(self, cost: FloatArray, slack: float | FloatArray = 0.0) -> npt.NDArray[np.bool_]:
-        """`(n_costs, ...)` -> `(...)`."""
+    def within(self, cost: FloatArray, slack: float | FloatArray = 0.0) -> npt.NDArray[np.bool_]:
+        """Whether costs are at or under their bounds, `(n_costs, ...)` -> `(...)`."""
         return np.all([one <= keep for one, keep in zip(cost, self.keep + slack, strict=True)], axis=0)
 
     def _above(self, cost: FloatArray, low: FloatArray) -> npt.NDArray[np.bool_]:
@@ -92,14 +83,14 @@ class CountSearch:
         return np.any([one > bound for one, bound in zip(cost, low, strict=True)], axis=0)
 
     def _lands(self, cost: FloatArray) -> npt.NDArray[np.bool_]:
-        return self._fits(cost) & self._above(cost, self.low)
+        return self.within(cost) & self._above(cost, self.low)
 
     def reduce(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray:
         """Step down the grids, least value lost for the cost saved, until each cost fits or nothing more can go."""
         counts = counts.copy()
         cost = self.widths.cost(counts)
-        while not self._fits(cost):
-            moves = self._moves(counts, grids, down=1, up=0)
+        while not self.within(cost):
+            moves = self.moves(counts, grids, down=1, up=0)
             if not len(moves.widths):
                 break
             excess = np.maximum(cost - self.keep, 0.0)
@@ -115,9 +106,9 @@ class CountSearch:
         counts = counts.copy()
         cost = self.widths.cost(counts)
         while not self._above(cost, self.low):
-            moves = self._moves(counts, grids, down=0, up=_REACH)
+            moves = self.moves(counts, grids, down=0, up=_REACH)
             growth = (moves.cost.T - cost).max(axis=-1)
-            allowed = self._fits(moves.cost) & (growth > 0)
+            allowed = self.within(moves.cost) & (growth > 0)
             if not allowed.any():
                 break
             landing = allowed & self._above(moves.cost, self.low)
@@ -132,7 +123,7 @@ class CountSearch:
 
     def land_by_one(self, counts: IntArray, grids: Sequence[Grid]) -> IntArray | None:
         """The most valuable change of one width that lands in the window, or None."""
-        moves = self._moves(counts, grids, down=_REACH, up=_REACH)
+        moves = self.moves(counts, grids, down=_REACH, up=_REACH)
         landing = self._lands(moves.cost)
         if not landing.any():
             return None
@@ -153,14 +144,14 @@ class CountSearch:
             reach: how many grid points a width may move.
             at_least: only accept changes that add more value than this.
         """
-        one = self._moves(counts, grids, down=reach, up=reach)
-        two = one if others is grids else self._moves(counts, others, down=reach, up=reach)
+        one = self.moves(counts, grids, down=reach, up=reach)
+        two = one if others is grids else self.moves(counts, others, down=reach, up=reach)
         if not len(one.widths) or not len(two.widths):
             return None
-        cost, slack = self.widths.cost(counts), self.keep - self.low
+        cost, slack = self.widths.cost(counts), np.minimum(self.keep - self.low, _MOST_SLACK)
         together = one.cost[:, :, None] + two.cost[:, None, :] - cost[:, None, None]
         gain = one.gain[:, None] + two.gain[None, :]
-        likely = self._above(together, self.low - slack) & self._fits(together, slack) & (gain > at_least)
+        likely = self._above(together, self.low - slack) & self.within(together, slack) & (gain > at_least)
         likely &= one.widths[:, None] != two.widths[None, :]
         first, second = np.nonzero(likely)
         ranked = np.argsort(-gain[first, second], kind="stable")[: _PAIR_BATCH * _PAIR_BATCHES]
@@ -181,8 +172,8 @@ class CountSearch:
         counts = counts.copy()
         enough = self.keep - 0.1 * (self.keep - self.low)
         for _ in range(_MAX_FILL):
-            moves = self._moves(counts, grids, down=0, up=1)
-            allowed = self._fits(moves.cost)
+            moves = self.moves(counts, grids, down=0, up=1)
+            allowed = self.within(moves.cost)
             if not allowed.any() or self._above(self.widths.cost(counts), enough):
                 break
             steps = moves.new_counts - counts[moves.widths]
@@ -215,11 +206,11 @@ class CountSearch:
             index = np.unravel_index(np.arange(begin, min(begin + size, total)), shape) if shape else ()
             columns = [grid[i] for grid, i in zip(grids, index, strict=True)]
             batch = np.array(columns, dtype=np.int64).reshape(len(shape), -1 if shape else 1)
-            batch = batch[:, self._fits(self.widths.cost(batch)) & self.widths.covers(batch)]
+            batch = batch[:, self.within(self.widths.cost(batch)) & self.widths.covers(batch)]
             if not batch.shape[1]:
                 continue
             short = self.shortfall(batch)
-            value = self._values[self._first[:, None] + batch].sum(axis=0)
+            value = self.values.of(batch)
             misaligned = alignment.n_misaligned(batch)
             winner = int(np.lexsort((-value, misaligned, short))[0])
             rank = (float(short[winner]), int(misaligned[winner]), -float(value[winner]))
@@ -227,7 +218,7 @@ class CountSearch:
                 best = (rank, batch[:, winner])
         return None if best is None else best[1]
 
-    def _moves(self, counts: IntArray, grids: Sequence[Grid], *, down: int, up: int) -> _Moves:
+    def moves(self, counts: IntArray, grids: Sequence[Grid], *, down: int, up: int) -> Moves:
         """Changes of one width to a neighbouring grid point that leave no required dimension empty."""
         widths: list[npt.NDArray[np.int64]] = []
         targets: list[npt.NDArray[np.int64]] = []
@@ -244,41 +235,4 @@ class CountSearch:
         legal = ((kept >= self.widths.required[:, None]) | (change >= 0)).all(axis=0)
         which, new = which[legal], new[legal]
         cost = self.widths.cost_of_moves(counts, which, new)
-        first = self._first[which]
-        return _Moves(which, new, cost, self._values[first + new] - self._values[first + counts[which]])
-
-
-def _kept_salience(widths: Widths, salience: FloatArray) -> FloatArray:
-    """Share of all salience that the best `count` gates of a width hold; laid out as `_capacities`.
-
-    Args:
-        widths: gates by width.
-        salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`.
-    """
-    ordered = salience[widths.order] / max(float(salience.sum()), 1e-300)
-    values = np.zeros(len(ordered) + widths.n)
-    for width, (start, stop) in enumerate(zip(widths.starts[:-1], widths.starts[1:], strict=True)):
-        values[start + width + 1 : stop + width + 1] = np.cumsum(ordered[start:stop])
-    return values
-
-
-def _capacities(widths: Widths, counts: IntArray, threshold: float) -> FloatArray:
-    """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
-
-    What a width can represent is taken to grow with the logarithm of its open gates, as in a divergence: with r the
-    gates kept over those in `counts`, a width of n gates is worth -n (r - 1 - log r). So taking a fifth from a width
-    costs little, emptying one that the ranking wants costs most, and adding to one is hardly rewarded. Gates count
-    by how far they rank above `threshold`, from a quarter (never wanted) to one.
-    """
-    distance = np.clip(widths.scores[widths.order] - threshold, -30.0, 30.0)
-    worth = 0.25 + 0.75 / (1.0 + np.exp(-distance))
-    values = np.zeros(len(worth) + widths.n)
-    for width, (start, stop) in enumerate(zip(widths.starts[:-1], widths.starts[1:], strict=True)):
-        kept = np.concatenate([[0.0], np.cumsum(worth[start:stop])])
-        wanted = kept[counts[width]]
-        if wanted > 0:
-            share = np.maximum(kept, 0.1) / wanted
-            values[start + width : stop + width + 1] = -wanted * (share - 1.0 - np.log(share))
-        else:
-            values[start + width : stop + width + 1] = -0.01 * kept
-    return values
+        return Moves(which, new, cost, self.values.gain(counts, which, new))

@@ -12,9 +12,12 @@ from l0prune.cost.cost import FloatArray, IntArray
 from l0prune.cost.kinds import rounded_up
 from l0prune.cost.widths import Floor, Widths, smallest_counts
 from l0prune.errors import BudgetInfeasibleError, ConfigError
+from l0prune.flow.branches import Branch
 from l0prune.flow.costs import Dimension
 from l0prune.goals.grids import Grids, finer_alignments, full_grids
 from l0prune.goals.search import CountSearch
+from l0prune.goals.staircase import most_valuable
+from l0prune.goals.values import Values
 
 if TYPE_CHECKING:
     from l0prune.goals.budget import Bound
@@ -33,6 +36,8 @@ def select_open(
     align: int = 1,
     tolerance: float = 0.01,
     salience: npt.ArrayLike | None = None,
+    branches: Sequence[Branch] = (),
+    of_branches: npt.ArrayLike | None = None,
 ) -> BoolArray:
     """The best-ranked gates whose exact costs are at or under the bounds, one of them within `tolerance` where reachable.
 
@@ -40,6 +45,9 @@ def select_open(
     width is then rounded to a multiple of `align`, losing as little as possible of the widths' capacity
     (`CountSearch`) and, where it is given, of the salience. Where no such widths land in (keep - tolerance, keep],
     as few widths as possible take a finer alignment: align / 2, ... down to 1.
+
+    Where a cost knows the steps that hardware takes, or whole branches may close, the most valuable counts are looked for
+    among the ends of these steps (`most_valuable`): the costs decide which widths suit the hardware.
 
     Args:
         scores: rank of the gates, higher is kept first, shape `(n_gates,)`; equal scores rank by gate number. Trained
@@ -51,6 +59,8 @@ def select_open(
         tolerance: how far below the budget the cost may end, > 0.
         salience: estimate of how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`. Ranks saturate:
             among gates that training left wide open they say little about which width can spare some.
+        branches: sets of gates that may close together; each before those that are nested in it.
+        of_branches: as `salience`, when all of a branch closes, shape `(n_branches,)`.
 
     Returns:
         Open gates, shape `(n_gates,)`, bool. Equal arguments give equal results.
@@ -63,11 +73,19 @@ def select_open(
         raise ConfigError(
             f"tolerance is {tolerance!r}; expected a positive fraction of the dense cost, 0.01 by default"
         )
-    widths, keep = Widths(scores, [bound.cost for bound in bounds], dimensions, groups), _keep(bounds)
-    least = _feasible_counts(widths, bounds, dimensions)
+    costs = [bound.cost for bound in bounds]
+    widths, keep = Widths(scores, costs, dimensions, groups, branches=branches), _keep(bounds)
+    least = _feasible_counts(widths, bounds, dimensions, branches)
     counts, threshold = _best_ranked(widths, least, keep)
-    measured = None if salience is None else _checked_salience(salience, len(widths.scores))
-    search = CountSearch(widths, keep, tolerance, wanted=counts, threshold=threshold, salience=measured)
+    measured = None if salience is None else _checked("salience", salience, len(widths.scores))
+    together = None if of_branches is None else _checked("salience of branches", of_branches, len(branches))
+    by_steps = bool(branches) or any(cost.knows_steps for cost in costs)
+    values = Values(
+        widths, wanted=counts, threshold=threshold, salience=measured, of_branches=together, monotone=by_steps
+    )
+    if by_steps:
+        return widths.best_gates(most_valuable(CountSearch(widths, keep, np.inf, values), counts, least, align=align))
+    search = CountSearch(widths, keep, tolerance, values)
     exact = _landed(search, counts, full_grids(widths.sizes), Grids(widths, 1, counts))
     alignment = Grids(widths, align, counts)
     if alignment.align > 1 and alignment.n_misaligned(exact):
@@ -115,7 +133,7 @@ def align_open(
     if (widths.cost(raised) <= keep).all():
         return widths.best_gates(raised)
     least = _feasible_counts(widths, bounds, dimensions)
-    search = CountSearch(widths, keep, keep, wanted=counts, threshold=_threshold(widths, is_open))
+    search = CountSearch(widths, keep, keep, Values(widths, wanted=counts, threshold=_threshold(widths, is_open)))
     for step in finer_alignments(alignment.align):
         nearby = Grids(widths, step, counts)
         ends = (nearby.rounded(counts, up=False), nearby.rounded(counts, up=True))
@@ -141,17 +159,20 @@ def covered(open_gates: BoolArray, scores: FloatArray, dimensions: Sequence[Dime
     return chosen
 
 
-def require_feasible(bounds: Sequence[Bound], dimensions: Sequence[Dimension]) -> None:
+def require_feasible(bounds: Sequence[Bound], dimensions: Sequence[Dimension], branches: Sequence[Branch] = ()) -> None:
     """See that some set of gates costs no more than every bound.
 
     Raises:
         BudgetInfeasibleError: says which cannot be met, what can, and which layers stand in the way.
     """
     alike = np.zeros(bounds[0].cost.n_gates)
-    _feasible_counts(Widths(alike, [bound.cost for bound in bounds], dimensions, alike), bounds, dimensions)
+    widths = Widths(alike, [bound.cost for bound in bounds], dimensions, alike, branches=branches)
+    _feasible_counts(widths, bounds, dimensions, branches)
 
 
-def _feasible_counts(widths: Widths, bounds: Sequence[Bound], dimensions: Sequence[Dimension]) -> IntArray:
+def _feasible_counts(
+    widths: Widths, bounds: Sequence[Bound], dimensions: Sequence[Dimension], branches: Sequence[Branch] = ()
+) -> IntArray:
     """The smallest counts, which meet every bound.
 
     Raises:
@@ -161,7 +182,7 @@ def _feasible_counts(widths: Widths, bounds: Sequence[Bound], dimensions: Sequen
     if (widths.cost(least) <= _keep(bounds)).all():
         return least
     for bound in bounds:
-        floor = Floor.of(bound.cost, dimensions)
+        floor = Floor.of(bound.cost, dimensions, branches)
         if floor.fraction > bound.keep:
             raise BudgetInfeasibleError(_what_is_left(bound, floor))
     raise BudgetInfeasibleError(
@@ -183,11 +204,11 @@ def _keep(bounds: Sequence[Bound]) -> FloatArray:
     return np.array([bound.keep for bound in bounds])
 
 
-def _checked_salience(salience: npt.ArrayLike, n_gates: int) -> FloatArray:
-    values = np.asarray(salience, dtype=np.float64)
-    if values.shape != (n_gates,) or not (np.isfinite(values) & (values >= 0)).all():
+def _checked(name: str, given: npt.ArrayLike, n: int) -> FloatArray:
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape != (n,) or not (np.isfinite(values) & (values >= 0)).all():
         raise ConfigError(
-            f"salience has shape {values.shape}, least {values.min(initial=0.0)}; expected {n_gates} finite numbers >= 0"
+            f"{name} has shape {values.shape}, least {values.min(initial=0.0)}; expected {n} finite numbers >= 0"
         )
     return values
 

@@ -235,7 +235,12 @@ def make_plan(
 
 def _require_nonempty(flow: ChannelFlow, kept: Kept) -> None:
     """Refuse gate values that close a whole dimension the network cannot do without."""
-    empty = [d.name for d in flow.dimensions if d.n_ungated == 0 and not d.removable and not kept[d.gates].any()]
+    closed = [branch.gates for branch in flow.branches if not kept[branch.gates].any()]
+    empty = [
+        d.name
+        for d in flow.dimensions
+        if not (d.n_ungated or d.removable or kept[d.gates].any() or any(np.isin(d.gates, b).all() for b in closed))
+    ]
     if empty:
         raise ConfigError(
             f"all units of {', '.join(empty[:3])}{' and more' if len(empty) > 3 else ''} are closed, which cuts the model's "
