@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -135,15 +134,11 @@ class Cost(ABC):
         ConfigError: if a side is impossible, or the dense cost is not positive.
 
     Attributes:
-        knows_steps: Whether `layer_costs` goes in the steps that hardware takes; widths that suit it then follow from the cost,
-            and need not be aligned.
         layers: Names, for people, shape `(n_layers,)`.
         sides: The counts it depends on.
         layer_sides: Which of them each layer has, shape `(n_layers, width)`, padded with side 0.
         dense: Cost with every gate open, in the metric's unit.
     """
-
-    knows_steps: ClassVar[bool] = False
 
     def __init__(self, layers: Sequence[tuple[str, Sequence[Side]]], n_gates: int) -> None:
         self.layers = tuple(name for name, _ in layers)

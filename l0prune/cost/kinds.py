@@ -44,6 +44,8 @@ class CostMetric:
         units: Suffix of an amount -> its size, in what `Cost.dense` is given in, as in {"ms": 1, "s": 1000}. With an empty
             suffix the metric counts whole things.
         measure: Where there is no `cost`: how to get what is needed, for the error that says it is missing.
+        in_steps: Whether it goes in the steps that hardware takes. Then widths that suit it follow from the cost, and branches,
+            which cost time beside their work, close as a whole.
     """
 
     name: str
@@ -51,6 +53,7 @@ class CostMetric:
     cost: Callable[[ChannelFlow], Cost] | None
     units: Mapping[str, float]
     measure: str = ""
+    in_steps: bool = False
 
     def amount(self, text: str) -> float | None:
         """An amount from text with a unit, as in `20M`; None where it has none of the units or is no finite number."""
@@ -98,6 +101,7 @@ _METRICS = {
         {"us": 1e-3, "ms": 1.0, "s": 1e3},
         measure="make a profile with `l0prune profile MODEL --out PROFILE`, and give it as --profile PROFILE, or in Python as"
         " Budget('latency', 0.5, profile='PROFILE')",
+        in_steps=True,
     ),
 }
 

@@ -234,6 +234,11 @@ class FinetuneConfig(Options):
         group=GATES,
         shown="auto; 1 with a penalty or a budget of latency, which knows what widths cost",
     )
+    depth: bool | None = _gates(
+        None,
+        "Let residual branches (blocks, attention, feed-forward layers) close as a whole.",
+        shown="on with a budget of latency, else off",
+    )
     seed: int = _run(0, "Seed of everything random; batches passed in Python keep their own order.", within="[0, inf)")
     mixed_precision: str = _run(
         "no", "Mixed precision of the training; fp16 needs a GPU.", choices=("no", "bf16", "fp16"), key="precision"

@@ -75,7 +75,7 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
         penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
     )
     phases = plan_phases(settings, count_batches(batches))
-    goal = goal.over_samples(lambda: count_samples(batches, task))
+    goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(config.depth)
     plan = RunPlan(gated, batches, task, goal, settings, phases)
     require_precision(gated.model)
     require_finite(gated.model)

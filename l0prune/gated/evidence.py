@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l0prune.flow.branches import Branch
 from l0prune.gates.bank import GateBank
 from l0prune.gates.optimizer import GateOptimizerConfig, average_over_processes_
 from l0prune.goals.goal import Pursuit
@@ -35,16 +36,23 @@ class EvidenceMover:
     which the expected cost is on the target of the step. So a gate closes because others are worth more for their cost, not
     because a step was noisy; and what the network loses is measured while its weights adapt to what it has lost already.
 
+    A branch has a location of its own, by the effect of all its units at once and what all of them cost, and is a ceiling for
+    those of its units: the odds that a unit closes are those that it or its branch does, 1/odds = 1/odds_i + 1/odds_b + 1/both.
+    What a unit is worth its cost is asked as if its branch were open.
+
     Args:
         gates: What is moved.
         pursuit: Targets of the step, and what a gate adds to the costs.
         config: Memory and sharpness.
+        branches: Sets of gates that may close together.
 
     Source: the estimate, Molchanov et al. (2019), arXiv:1906.10771, equation 8, and Theis et al. (2018), arXiv:1801.05787,
     equation 8; closing in small steps between which it is measured again is theirs too. Placing gates by it is this project's.
     """
 
-    def __init__(self, gates: GateBank, pursuit: Pursuit, config: GateOptimizerConfig) -> None:
+    def __init__(
+        self, gates: GateBank, pursuit: Pursuit, config: GateOptimizerConfig, branches: Sequence[Branch] = ()
+    ) -> None:
         self._gates, self._pursuit, self._config = gates, pursuit, config
         self._start: Tensor | None = None
         self._price = 0.0
@@ -52,36 +60,50 @@ class EvidenceMover:
         self._weights = torch.full((n_bounds,), 1 / max(1, n_bounds), dtype=torch.float64)
         self._worth = torch.zeros(gates.n_gates, dtype=torch.float64)
         self._seen = torch.zeros(gates.n_gates, dtype=torch.float64)
+        self._branches = [torch.from_numpy(branch.gates) for branch in branches]
+        self._branch_worth = torch.zeros(len(branches), dtype=torch.float64)
+        self._branch_seen = torch.zeros(len(branches), dtype=torch.float64)
+        self._alone: Tensor | None = None
 
-    def observe(self, squares: Tensor, count: float = 1.0) -> None:
+    def observe(self, squares: Tensor, count: float = 1.0, of_branches: Tensor | None = None) -> None:
         """Take in squared effects.
 
         Args:
             squares: Means of (z dL/dz)^2, shape `(n_gates,)`; 0 where a gate was closed, which is no evidence.
             count: Of how many batches.
+            of_branches: The same of branches, shape `(n_branches,)`.
         """
-        squares = squares.detach().to(self._worth)
-        seen = (squares > 0) & squares.isfinite()
-        self._seen += count * seen
-        weight = (count / self._seen.clamp_max(self._config.memory).clamp_min(count)) * seen
-        self._worth = self._worth.lerp(torch.where(seen, squares, self._worth), weight)
+        self._worth = self._mean(self._worth, self._seen, squares, count)
+        if of_branches is not None:
+            self._branch_worth = self._mean(self._branch_worth, self._branch_seen, of_branches, count)
+
+    def _mean(self, worth: Tensor, seen: Tensor, squares: Tensor, count: float) -> Tensor:
+        """A running mean with new squares in it; `seen`, which counts batches, is brought up to date in place."""
+        squares = squares.detach().to(worth)
+        is_new = (squares > 0) & squares.isfinite()
+        seen += count * is_new
+        weight = (count / seen.clamp_max(self._config.memory).clamp_min(count)) * is_new
+        return worth.lerp(torch.where(is_new, squares, worth), weight)
 
     @property
     def worth(self) -> Tensor | None:
         """Running means of (z dL/dz)^2, shape `(n_gates,)`, float64; None before anything was seen."""
         return self._worth.clone() if bool(self._seen.any()) else None
 
-    def step(self, effects: Tensor) -> list[float]:
+    def step(self, effects: Tensor, of_branches: Tensor | None = None) -> list[float]:
         """Take in the effects of a step, and move the gates to where the target wants them.
 
         Args:
             effects: z dL/dz, shape `(n_gates,)`.
+            of_branches: From `branch_effects`, shape `(n_branches,)`.
 
         Returns:
             The price of each cost that is bounded.
         """
         average_over_processes_(effects)
-        self.observe(effects.square())
+        if of_branches is not None:
+            average_over_processes_(of_branches)
+        self.observe(effects.square(), of_branches=None if of_branches is None else of_branches.square())
         return self._place()
 
     @torch.no_grad()
@@ -91,13 +113,22 @@ class EvidenceMover:
             self._start = (bank.locations - bank.distribution.initial_log_alpha).double().cpu()
         start = self._start
         costs = self._weights @ self._pursuit.marginal(bank.open_probability()).double().cpu()
+        branch_value = self._branch_values(costs)
         is_free = costs <= 0
         worth = self._worth.clamp_min(_LEAST_WORTH * float(self._worth.max()) or 1.0)
         value = worth.log() - costs.where(~is_free, torch.ones_like(costs)).log()
 
         def placed(price: float) -> Tensor:
+            raw = alone(price)
+            for gates, value_of_all in zip(self._branches, branch_value, strict=True):
+                ceiling = self._config.sharpness * (value_of_all - price)
+                own = raw[gates]
+                raw[gates] = -torch.stack([-own, -ceiling.expand_as(own), -own - ceiling]).logsumexp(0)
+            return _within(raw, bank.bound)
+
+        def alone(price: float) -> Tensor:
             raw = start + self._config.sharpness * (value - price)
-            return _within(raw.where(~is_free, torch.full_like(raw, bank.bound)), bank.bound)
+            return raw.where(~is_free, torch.full_like(raw, bank.bound))
 
         def over(price: float) -> float:
             return max(self._pursuit.over(bank.open_probability(placed(price))))
@@ -108,10 +139,38 @@ class EvidenceMover:
             price = _least(over, self._price, float(value.min()) - _BEYOND, float(value.max()) + _BEYOND)
         bank.log_alpha.copy_(placed(price))
         self._price = price
+        if self._branches:
+            self._alone = _within(alone(price), bank.bound)
         prices = (math.exp(min(price, _LARGEST)) * self._weights).tolist()
         if len(prices) > 1:
             self._weigh()
         return prices
+
+    def _branch_values(self, costs: Tensor) -> Tensor:
+        """Logarithm of what each branch is worth for what it costs; what its units cost is set to what it is where it is open.
+
+        Args:
+            costs: What opening each gate costs, shape `(n_gates,)`; those of units in branches are replaced.
+
+        Returns:
+            Shape `(n_branches,)`, infinite where nothing was seen or it costs nothing.
+        """
+        bank = self._gates
+        if not self._branches:
+            return self._branch_worth
+        is_open = (
+            bank.open_probability() if self._alone is None else bank.open_probability(self._alone.to(bank.log_alpha))
+        )
+        inside = torch.cat(self._branches).unique()
+        costs[inside] = (self._weights @ self._pursuit.marginal(is_open).double().cpu())[inside]
+        every = torch.tensor(self._pursuit.over(is_open), dtype=torch.float64)
+        saved = []
+        for gates in self._branches:
+            without = is_open.index_fill(0, gates.to(is_open.device), 0.0)
+            saved.append(self._weights @ (every - torch.tensor(self._pursuit.over(without), dtype=torch.float64)))
+        cost = torch.stack(saved)
+        known = (self._branch_worth > 0) & (cost > 0)
+        return torch.where(known, self._branch_worth.log() - cost.clamp_min(_LEAST_WORTH).log(), math.inf)
 
     def _weigh(self) -> None:
         """Let the budget that is furthest over its target count more in what a gate costs."""
@@ -125,6 +184,9 @@ class EvidenceMover:
             "start": self._start,
             "worth": self._worth,
             "seen": self._seen,
+            "branch_worth": self._branch_worth,
+            "branch_seen": self._branch_seen,
+            "alone": self._alone,
             "price": self._price,
             "weights": self._weights,
         }
@@ -133,6 +195,9 @@ class EvidenceMover:
         """Continue from `state_dict`."""
         self._start, self._price = state["start"], state["price"]
         self._worth, self._seen, self._weights = (state[name].clone() for name in ("worth", "seen", "weights"))
+        if len(state.get("branch_worth", ())) == len(self._branches):
+            self._branch_worth, self._branch_seen = state["branch_worth"].clone(), state["branch_seen"].clone()
+            self._alone = state["alone"]
 
 
 def _within(raw: Tensor, bound: float) -> Tensor:

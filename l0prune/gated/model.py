@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
+from l0prune.gated.branches import branch_effects
 from l0prune.gated.calling import SHARED, CalledLikeItsModel
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.open_norms import MaskedNorms
@@ -44,6 +45,7 @@ def inject(
     steps: int | None = None,
     gate_optimizer: GateOptimizerConfig | None = None,
     droprate: DropRate | None = None,
+    depth: bool | None = None,
     seed: int = 0,
 ) -> GatedModel:
     """Put gates on the units that `flow` found in `model`.
@@ -59,6 +61,7 @@ def inject(
         gate_optimizer: Settings of the gates' own optimizer.
         droprate: In (0, 1); gates start at log((1 - droprate) / droprate). Can be given by layer, as in `{"fc1": 0.2}`, with
             the empty name for the other gates. None starts all of them nearly fully open.
+        depth: Whether residual branches may close as a whole; None lets them under a budget whose metric goes in steps.
         seed: Seed of initial jitter and sampling noise.
 
     Returns:
@@ -74,7 +77,7 @@ def inject(
     start = distribution.initial_log_alpha
     initial = None if droprate is None else initial_locations(flow, droprate, default=start)
     bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)
-    goal = None if budget is None and penalty is None else one_goal(budget, penalty)
+    goal = None if budget is None and penalty is None else one_goal(budget, penalty).with_depth(depth)
     return GatedModel(model, flow, bank, goal=goal, steps=steps, gate_optimizer=gate_optimizer)
 
 
@@ -342,16 +345,28 @@ class GatedModel(nn.Module):
         Raises:
             ConfigError: the model was injected without a budget or penalty.
         """
-        self._gate_training.step()
+        self._gate_training.step(self.effects_of_branches)
 
-    def observe(self, squares: Tensor, count: float = 1.0) -> None:
+    def effects_of_branches(self, effects: Tensor) -> Tensor:
+        """What scaling the branches that may close does to the loss, after `backward()`; see `branch_effects`.
+
+        Args:
+            effects: z dL/dz, shape `(n_gates,)`.
+
+        Returns:
+            Shape `(n_branches,)`, of the goal's branches.
+        """
+        return branch_effects(self.model, self.goal.branches(self.costs), effects)
+
+    def observe(self, squares: Tensor, count: float = 1.0, of_branches: Tensor | None = None) -> None:
         """Take in evidence of what units are worth, gathered before the first `step()`.
 
         Args:
             squares: Means over batches of (z dL/dz)^2, shape `(n_gates,)`.
             count: Number of the batches, > 0.
+            of_branches: The same of the branches that may close, shape `(n_branches,)`.
         """
-        self._gate_training.observe(squares, count)
+        self._gate_training.observe(squares, count, of_branches)
 
     @property
     def worth(self) -> Tensor | None:

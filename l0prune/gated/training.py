@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +56,7 @@ class GateTraining:
         self._done = 0
         self._optimizer = config.build(gates.trained, self._steps)
         places = config.places and bool(self.pursuit.constraints)
-        self._evidence = EvidenceMover(gates, self.pursuit, config) if places else None
+        self._evidence = EvidenceMover(gates, self.pursuit, config, goal.branches(costs)) if places else None
         gates.watched = places
         self.advance()
 
@@ -71,8 +72,11 @@ class GateTraining:
             return gates.locations.new_zeros(())
         return self.pursuit.penalty(gates.open_probability())
 
-    def step(self) -> None:
+    def step(self, of_branches: Callable[[Tensor], Tensor]) -> None:
         """After `backward()`: move the gates and the multiplier on, and clear the gates' gradient.
+
+        Args:
+            of_branches: From effects of the units, shape `(n_gates,)`, to those of the goal's branches.
 
         Raises:
             ConfigError: there is neither a budget nor a penalty.
@@ -82,7 +86,7 @@ class GateTraining:
         effects = self._gates.take_effects()
         if self._evidence is not None and effects is not None and not self._gates.frozen:
             log_alpha.grad = None
-            prices = self._evidence.step(effects)
+            prices = self._evidence.step(effects, of_branches(effects))
             self._done += 1
             self.pursuit.step(self._gates, prices=prices)
             self.advance()
@@ -100,15 +104,16 @@ class GateTraining:
         if self._steps < self._gates.distribution.held_below:
             self._hold()
 
-    def observe(self, squares: Tensor, count: float) -> None:
+    def observe(self, squares: Tensor, count: float, of_branches: Tensor | None = None) -> None:
         """Take in evidence that was gathered before the first step; nothing where gates follow their gradient.
 
         Args:
             squares: Means of (z dL/dz)^2 over batches, shape `(n_gates,)`.
             count: Number of the batches.
+            of_branches: The same of the goal's branches, shape `(n_branches,)`.
         """
         if self._evidence is not None:
-            self._evidence.observe(squares, count)
+            self._evidence.observe(squares, count, of_branches)
 
     @property
     def worth(self) -> Tensor | None:

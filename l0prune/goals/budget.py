@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from l0prune.cost.cost import Cost
 from l0prune.cost.kinds import Costs, metric_named, metric_names, rounded_up
 from l0prune.errors import ConfigError
+from l0prune.flow.branches import Branch
 from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import BoolArray, FloatArray, Goal
 from l0prune.goals.lagrangian import ConstrainedPursuit
@@ -123,6 +124,7 @@ class Budgets(Goal):
 
     Attributes:
         budgets: The first one's metric is the run's.
+        depth: Whether branches may close as a whole; None lets them where a metric goes in steps (`CostMetric.in_steps`).
 
     Raises:
         ConfigError: if there is none, or two have the same metric.
@@ -131,6 +133,7 @@ class Budgets(Goal):
     kind: ClassVar[str] = "budget"
     cuts_as_trained: ClassVar[bool] = False
     budgets: tuple[Budget, ...]
+    depth: bool | None = None
 
     def __post_init__(self) -> None:
         """Check that each metric has one bound."""
@@ -143,6 +146,8 @@ class Budgets(Goal):
     @classmethod
     def of(cls, budget: Budget | Sequence[Budget] | Budgets) -> Budgets:
         """From what a caller may give."""
+        if isinstance(budget, Budgets):
+            return budget
         return cls((budget,) if isinstance(budget, Budget) else tuple(budget))
 
     @classmethod
@@ -156,7 +161,15 @@ class Budgets(Goal):
 
     def by(self, profile: Profile | None) -> Budgets:
         """The same, those measured by a profile that have to be and have none yet."""
-        return Budgets(tuple(budget.by(profile) for budget in self.budgets))
+        return replace(self, budgets=tuple(budget.by(profile) for budget in self.budgets))
+
+    def with_depth(self, depth: bool | None) -> Budgets:
+        """The same, with branches that may close as a whole or not; None leaves that as it is."""
+        return self if depth is None else replace(self, depth=depth)
+
+    def branches(self, costs: Costs) -> tuple[Branch, ...]:
+        """The branches that may close as a whole."""
+        return costs.flow.branches if (self.knows_widths if self.depth is None else self.depth) else ()
 
     def __iter__(self) -> Iterator[Budget]:
         """One after another."""
@@ -181,7 +194,7 @@ class Budgets(Goal):
         Raises:
             BudgetInfeasibleError: names one that cannot be met, and which layers cost it.
         """
-        require_feasible(self.bounds(costs), costs.flow.dimensions)
+        require_feasible(self.bounds(costs), costs.flow.dimensions, self.branches(costs))
 
     def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> ConstrainedPursuit:
         """A multiplier for each, over a gate phase of so many steps."""
@@ -190,7 +203,14 @@ class Budgets(Goal):
         )
 
     def choose_open(
-        self, costs: Costs, scores: FloatArray, is_open: BoolArray, *, align: int, salience: FloatArray | None = None
+        self,
+        costs: Costs,
+        scores: FloatArray,
+        is_open: BoolArray,
+        *,
+        align: int,
+        salience: FloatArray | None = None,
+        of_branches: FloatArray | None = None,
     ) -> BoolArray:
         """The best-ranked gates within all bounds, whatever training left open; arguments and result as in `Goal`.
 
@@ -198,12 +218,22 @@ class Budgets(Goal):
             BudgetInfeasibleError: closing every gate costs more.
         """
         flow = costs.flow
-        return select_open(scores, self.bounds(costs), flow.dimensions, flow.gate_group, align=align, salience=salience)
+        return select_open(
+            scores,
+            self.bounds(costs),
+            flow.dimensions,
+            flow.gate_group,
+            align=align,
+            salience=salience,
+            in_steps=self.knows_widths,
+            branches=self.branches(costs),
+            of_branches=of_branches,
+        )
 
     @property
     def knows_widths(self) -> bool:
-        """Whether a bound is measured: widths that the runtime likes are cheap in it, so that none has to be rounded."""
-        return any(metric_named(budget.metric).cost is None for budget in self.budgets)
+        """Whether a bound goes in steps: widths that the runtime likes are cheap in it, so that none has to be rounded."""
+        return any(metric_named(budget.metric).in_steps for budget in self.budgets)
 
 
 def one_goal(budget: Budget | Sequence[Budget] | Budgets | None, penalty: Goal | None) -> Goal:

@@ -14,6 +14,7 @@ from l0prune.gates.bank import GateBank
 from l0prune.goals.selection import align_open, covered
 
 if TYPE_CHECKING:
+    from l0prune.flow.branches import Branch
     from l0prune.goals.budget import Bound
     from l0prune.goals.lagrangian import Constraint
 
@@ -46,6 +47,14 @@ class Goal:
         """What costs are counted in, the one of `hard_cost` first."""
         return ("macs",)
 
+    def branches(self, costs: Costs) -> tuple[Branch, ...]:
+        """The branches of the network that may close as a whole."""
+        return ()
+
+    def with_depth(self, depth: bool | None) -> Goal:
+        """The same goal, with branches that may close as a whole or not; None leaves that as it is."""
+        return self
+
     def bounds(self, costs: Costs) -> tuple[Bound, ...]:
         """What the compact network must not cost more than."""
         return ()
@@ -67,7 +76,14 @@ class Goal:
         return self
 
     def choose_open(
-        self, costs: Costs, scores: FloatArray, is_open: BoolArray, *, align: int, salience: FloatArray | None = None
+        self,
+        costs: Costs,
+        scores: FloatArray,
+        is_open: BoolArray,
+        *,
+        align: int,
+        salience: FloatArray | None = None,
+        of_branches: FloatArray | None = None,
     ) -> BoolArray:
         """The gates that stay open.
 
@@ -77,6 +93,7 @@ class Goal:
             is_open: Which ones training left open, shape `(n_gates,)`.
             align: Kept widths are multiples of this, where the bounds allow it, >= 1.
             salience: How much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`, where it was measured.
+            of_branches: How much it suffers when all of a branch closes, for each of `branches`, where it was measured.
 
         Returns:
             Shape `(n_gates,)`, bool. Without bounds, the best of each dimension that would vanish stay as well.

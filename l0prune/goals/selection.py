@@ -36,6 +36,7 @@ def select_open(
     align: int = 1,
     tolerance: float = 0.01,
     salience: npt.ArrayLike | None = None,
+    in_steps: bool = False,
     branches: Sequence[Branch] = (),
     of_branches: npt.ArrayLike | None = None,
 ) -> BoolArray:
@@ -46,7 +47,7 @@ def select_open(
     (`CountSearch`) and, where it is given, of the salience. Where no such widths land in (keep - tolerance, keep],
     as few widths as possible take a finer alignment: align / 2, ... down to 1.
 
-    Where a cost knows the steps that hardware takes, or whole branches may close, the most valuable counts are looked for
+    Where a cost goes in steps, or whole branches may close, the most valuable counts are looked for
     among the ends of these steps (`most_valuable`): the costs decide which widths suit the hardware.
 
     Args:
@@ -59,6 +60,7 @@ def select_open(
         tolerance: how far below the budget the cost may end, > 0.
         salience: estimate of how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`. Ranks saturate:
             among gates that training left wide open they say little about which width can spare some.
+        in_steps: whether a cost goes in the steps that hardware takes.
         branches: sets of gates that may close together; each before those that are nested in it.
         of_branches: as `salience`, when all of a branch closes, shape `(n_branches,)`.
 
@@ -79,7 +81,7 @@ def select_open(
     counts, threshold = _best_ranked(widths, least, keep)
     measured = None if salience is None else _checked("salience", salience, len(widths.scores))
     together = None if of_branches is None else _checked("salience of branches", of_branches, len(branches))
-    by_steps = bool(branches) or any(cost.knows_steps for cost in costs)
+    by_steps = in_steps or bool(branches)
     values = Values(
         widths, wanted=counts, threshold=threshold, salience=measured, of_branches=together, monotone=by_steps
     )

@@ -48,7 +48,9 @@ class Residual:
         return Bound(Budget("macs", keep), self.cost)
 
     def select(self, scores, keep, **options):
-        return select_open(scores, [self.bound(keep)], self.dimensions, self.groups, branches=self.branches, **options)
+        return select_open(
+            scores, [self.bound(keep)], self.dimensions, self.groups, in_steps=True, branches=self.branches, **options
+        )
 
     def values(self, scores, keep, salience=None, of_branches=None):
         widths = Widths(scores, [self.cost], self.dimensions, self.groups, branches=self.branches)

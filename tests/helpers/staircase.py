@@ -3,19 +3,15 @@
 import numpy as np
 import torch
 
-from l0prune.cost.cost import Cost
-from l0prune.cost.products import ProductCost
+from l0prune.cost.cost import Cost, SidesOn
 
 
 class Staircase(Cost):
     """Every layer that is left costs `fixed`, and its coefficient for each index of its sides rounded up to whole blocks."""
 
-    knows_steps = True
-
     def __init__(self, terms, n_gates, *, block=16, fixed=0.0):
         self.block, self.fixed = block, fixed
         self.coefficient = np.array([term.coefficient for term in terms])
-        self.smooth = ProductCost(terms, n_gates)
         super().__init__([(term.name, term.sides) for term in terms], n_gates)
 
     def layer_costs(self, counts):
@@ -30,7 +26,7 @@ class Staircase(Cost):
 
     def expected_layers(self, open_probability):
         """As if counts were their means, with steps smoothed to lines, and a layer there if its emptiest side is."""
-        counts = self.smooth.sides_on(open_probability).counts(open_probability)
+        counts = SidesOn(self.sides, open_probability).counts(open_probability)
         cost = torch.as_tensor(self.coefficient).to(open_probability)
         is_there = torch.ones_like(cost)
         for column in range(self.layer_sides.shape[1]):
