@@ -80,7 +80,7 @@ class Widths:
             row[self.of_gate[branch.gates]] = True
             self.exits.append([np.unique(self.of_gate[exit_gates]) for exit_gates in branch.exits])
         inside = self.in_dimensions.astype(bool)
-        self._freed: BoolArray = ~(inside[:, None, :] & ~self.in_branches[None, :, :]).any(axis=2)
+        self._freed: BoolArray = np.asarray(~(inside[:, None, :] & ~self.in_branches[None, :, :]).any(axis=2))
         late = np.zeros(n_gates, bool) if first is None else ~first
         self.order: IntArray = np.lexsort((np.arange(n_gates), -self.scores, late, self.of_gate)).astype(np.int64)
         self.starts: IntArray = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)

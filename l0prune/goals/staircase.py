@@ -95,7 +95,7 @@ class _Climb:
     def __init__(self, search: CountSearch, grids: list[Grid], wanted: IntArray) -> None:
         self._search, self._widths = search, search.widths
         self._wanted = wanted
-        in_branch = self._widths.in_branches.any(axis=0)
+        in_branch = np.atleast_1d(self._widths.in_branches.any(axis=0))
         self._grids = [
             grid[grid > 0] if inside and grid.max() > 0 else grid for grid, inside in zip(grids, in_branch, strict=True)
         ]
@@ -172,7 +172,7 @@ class _Climb:
 
     def _beside_closed(self, counts: IntArray, grids: list[Grid]) -> list[Grid]:
         """The grids without what would open part of a closed branch."""
-        closed = self._widths.in_branches[self._widths.closed_branches(counts)].any(axis=0)
+        closed = np.atleast_1d(self._widths.in_branches[self._widths.closed_branches(counts)].any(axis=0))
         return [np.array([0]) if shut else grid for grid, shut in zip(grids, closed, strict=True)]
 
     def _take(self, counts: IntArray, moves: Moves, merit: FloatArray) -> None:
