@@ -33,7 +33,7 @@ from l0prune.profiling.graphs import WidthGraph
 from l0prune.profiling.outline import Moment, Outline, Sample
 from l0prune.profiling.tables import MULTIPLE, checks_of, tables_of
 
-__all__ = ["ProfileOptions", "Workload", "profile_network"]
+__all__ = ["ProfileOptions", "Workload", "profile_network", "remember"]
 
 PROVIDER = "CPUExecutionProvider"
 BLOCKS = {"avx512f": 16}
@@ -135,7 +135,8 @@ def profile_network(
         flow: Of the network.
         name: What it is called.
         options: On what terms.
-        fresh: Measure again what was measured before, for the same network, processor, version and options.
+        fresh: Measure again what was measured before, for the same network, processor, version and options; what was
+            measured on a noisy machine is measured again in any case.
         progress: Is told how much is done, in [0, 1], and what.
 
     Returns:
@@ -188,10 +189,16 @@ def profile_network(
         seconds=time.perf_counter() - began,
     )
     if cache is not None:
+        remember(profile, cache)
+    return profile
+
+
+def remember(profile: Profile, cache: Path) -> None:
+    """Keep a profile for the next time, where that is possible; one of a noisy machine is rather made again."""
+    if profile.noise <= NOISY:
         with suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
             profile.save(cache)
-    return profile
 
 
 def profile_of(

@@ -8,6 +8,7 @@ import pytest
 import l0prune
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.latency.profile import Profile
+from l0prune.profiling.measure import remember
 from tests.helpers.profile_example import branching_net, hand_made_profile
 
 
@@ -67,3 +68,10 @@ def test_a_profile_of_other_threads_or_batches_is_refused(profile):
 def test_noise_is_the_width_of_the_interval(profile):
     assert profile.noise == pytest.approx(0.01)
     assert replace(profile, dense_interval_ms=(0.95, 1.05)).noise == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("noise", "is_kept"), [(0.01, True), (0.2, False)])
+def test_what_was_measured_on_a_noisy_machine_is_not_remembered(profile, tmp_path, noise, is_kept):
+    remember(replace(profile, dense_interval_ms=(1 - noise / 2, 1 + noise / 2)), tmp_path / "cache" / "profile.json")
+
+    assert (tmp_path / "cache" / "profile.json").exists() is is_kept
