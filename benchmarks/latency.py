@@ -16,14 +16,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 import torch
 from scipy.stats import spearmanr
 
 import l0prune
 from l0prune.cost.kinds import Costs
 from l0prune.measuring.hardware import Environment, processor
-from l0prune.measuring.session import open_session
+from l0prune.measuring.session import onnxruntime, open_session  # type: ignore[attr-defined]
 from l0prune.measuring.timing import interleave
 from l0prune.model_call import ModelCall
 from l0prune.profiling import runner

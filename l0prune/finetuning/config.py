@@ -374,6 +374,7 @@ class FinetuneConfig(Options):
             "settle_fraction": 0.0,
             "gate_decision": self.gate_decision or ("soft" if penalised else "binary"),
             "align": resolve_alignment(align),
+            "depth": knows_widths and not penalised if self.depth is None else self.depth,
         }
         return Settings(**{**vars(self), **written_out})
 
@@ -419,6 +420,7 @@ class Settings(FinetuneConfig):
         gate_start: str
         gate_training: str
         align: int
+        depth: bool
 
     @property
     def phase_epochs(self) -> tuple[float, float, float, float]:

@@ -111,6 +111,8 @@ def test_help_lists_the_commands_in_the_order_of_use():
     assert listed == [
         "inspect",
         "verify",
+        "profile",
+        "vocabulary",
         "finetune",
         "sweep",
         "shrink",

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import zipfile
+from contextlib import suppress
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_the_trap_would_have_worked_in_torch(program, tmp_path):
         torch.save(((Bomb(trap),), {}), buffer)
         members[SAMPLES] = buffer.getvalue()
 
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever torch makes of it afterwards
+    with suppress(Exception):  # whatever torch makes of it afterwards
         torch.export.load(rewritten(program[1], tmp_path / "x.pt2", edit))
 
     assert trap.exists()
