@@ -36,6 +36,7 @@ from l0prune.onnx.freedom import (
     trials,
     without_refused,
 )
+from l0prune.onnx.channel_constants import write_as_norms_
 from l0prune.onnx.onnx_model import (
     DYNAMIC_BATCH_KEY,
     EXAMPLE_KEY,
@@ -275,6 +276,7 @@ class _Job:
         """Translate, check, and move to the final name; the number of weights that became zero."""
         program = self.translate(captured)
         _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
+        write_as_norms_(program.model)
         n_flushed = flush_program_(program.model)
         program.model.ir_version = _oldest_ir(program.model)
         with self.draft() as draft:
