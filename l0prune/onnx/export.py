@@ -24,6 +24,7 @@ from l0prune.look.free_sizes import FreeSizes
 from l0prune.look.kept_by_forward import forgetful, without_caches
 from l0prune.look.program import forget_fake_results
 from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode
+from l0prune.onnx.channel_constants import write_as_norms_
 from l0prune.onnx.freedom import (
     SIZE_TOLERANCE,
     Freedom,
@@ -36,7 +37,6 @@ from l0prune.onnx.freedom import (
     trials,
     without_refused,
 )
-from l0prune.onnx.channel_constants import write_as_norms_
 from l0prune.onnx.onnx_model import (
     DYNAMIC_BATCH_KEY,
     EXAMPLE_KEY,

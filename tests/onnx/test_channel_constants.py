@@ -36,5 +36,3 @@ def test_numbers_added_to_channels_become_norms_and_other_sums_stay(tmp_path):
     assert onnx_difference(path, model, x).max_rel < 1e-6
     read = {name for node in written.graph.node for name in node.input}
     assert {tensor.name for tensor in written.graph.initializer} <= read
-
-
