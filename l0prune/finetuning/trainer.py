@@ -281,8 +281,11 @@ class Trainer:
         evidence = Evidence(self._scored_examples(), self._stage.objective, self._settings.seed)
         scores = score(criterion, self._gated, evidence)
         self._runtime.average_(scores)
-        added = self._plan.goal.pursuit(self._gated.costs, 1).marginal(torch.ones(self._gated.n_gates))
-        place_(self._gated, criterion, scores, costs=added.mean(0) if len(added) else None)
+        costs = None
+        if criterion.per_cost and self._plan.goal.bounds(self._gated.costs):
+            added = self._plan.goal.pursuit(self._gated.costs, 1).marginal(torch.ones(self._gated.n_gates))
+            costs = added.mean(0)
+        place_(self._gated, criterion, scores, costs=costs)
 
     def _gather_evidence(self) -> None:
         """See what the loss depends on before the first gate moves."""

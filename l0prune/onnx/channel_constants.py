@@ -15,16 +15,16 @@ _EPSILON = 1e-5
 """The least that some runtimes take; the variance is as much less than 1."""
 
 
-def write_as_norms_(model: onnx_ir.Model) -> int:
-    """Replace such sums in the main graph, in place; their number."""
+def write_as_norms_(model: onnx_ir.Model) -> None:
+    """Replace such sums in the main graph, in place."""
     graph = model.graph
-    n_replaced = 0
     for node in list(graph):
         found = _image_and_constant(node)
         if found is None:
             continue
-        image, constant = found
+        image, added = found
         name = node.outputs[0].name
+        constant = np.asarray(added.const_value.numpy()).reshape(-1)
         tensors = {
             "scale": np.ones_like(constant),
             "bias": constant,
@@ -40,12 +40,11 @@ def write_as_norms_(model: onnx_ir.Model) -> int:
             values.append(value)
         norm = onnx_ir.node("BatchNormalization", [image, *values], {"epsilon": _EPSILON}, name=node.name)
         onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [norm], node.outputs, norm.outputs)
-        n_replaced += 1
-    _drop_unused(graph)
-    return n_replaced
+        if added.is_initializer() and not added.uses():
+            del graph.initializers[added.name]
 
 
-def _image_and_constant(node: onnx_ir.Node) -> tuple[onnx_ir.Value, np.ndarray] | None:
+def _image_and_constant(node: onnx_ir.Node) -> tuple[onnx_ir.Value, Any] | None:
     """What is added up, where that is an image (N, C, H, W) in float32 and a number for each of its channels."""
     if (node.domain, node.op_type) not in (("", "Add"), ("ai.onnx", "Add")):
         return None
@@ -57,12 +56,5 @@ def _image_and_constant(node: onnx_ir.Node) -> tuple[onnx_ir.Value, np.ndarray] 
         if tensor.dtype != onnx_ir.DataType.FLOAT or shape is None or len(shape) != 4:
             continue
         if tuple(tensor.shape) == (1, shape[1], 1, 1):
-            return image, np.asarray(tensor.numpy()).reshape(-1)
+            return image, constant
     return None
-
-
-def _drop_unused(graph: Any) -> None:
-    """Initializers that nothing reads."""
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        if not graph.initializers[name].is_graph_output():
-            del graph.initializers[name]
