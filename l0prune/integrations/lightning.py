@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from l0prune.errors import ConfigError
-from l0prune.goals.budget import Budget
-from l0prune.goals.penalty import Penalty
-from l0prune.integrations.pruning import Pruning
+from l0prune.integrations.pruning import Prunes
 
 __all__ = ["L0Prune"]
 
 
-class L0Prune(Callback):
+class L0Prune(Prunes, Callback):
     """Learns the gates of the gated model in a LightningModule, cuts it on the way, and leaves the rest of the steps to recovery.
 
     The module's steps and optimizer stay as they are, with accumulated batches, mixed precision, several processes and the
@@ -28,39 +24,8 @@ class L0Prune(Callback):
         Trainer(callbacks=[pruning]).fit(module, data)
         l0prune.save(pruning.compact, "small")
 
-    Args:
-        budget: What the compact network may cost; None keeps the goal that the model was injected with.
-        penalty: A fixed price of open gates instead.
-        gate_fraction: Share of the steps that learns the gates; None chooses by their number.
-        align: Widths are multiples of this; None is what onnxruntime likes on this machine.
-        distillation: Weight of the dense network's outputs in the loss, where they carry a loss of their own; 0 trains without
-            a teacher.
-        temperature: Softens the classes that it teaches.
+    Arguments are those of `Prunes`.
     """
-
-    def __init__(
-        self,
-        *,
-        budget: Budget | Sequence[Budget] | None = None,
-        penalty: Penalty | None = None,
-        gate_fraction: float | None = None,
-        align: int | str | None = None,
-        distillation: float = 0.9,
-        temperature: float = 4.0,
-    ) -> None:
-        self.pruning = Pruning(
-            budget=budget,
-            penalty=penalty,
-            gate_fraction=gate_fraction,
-            align=align,
-            distillation=distillation,
-            temperature=temperature,
-        )
-
-    @property
-    def compact(self) -> nn.Module | None:
-        """The network that was cut, in its own class; None before."""
-        return self.pruning.compact
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the gated model."""

@@ -19,12 +19,13 @@ from l0prune.finetuning.schedule import plan_phases
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.goals.budget import Budget, one_goal
+from l0prune.goals.goal import Goal
 from l0prune.goals.penalty import Penalty
 from l0prune.integrations.handover import hand_over_
 from l0prune.integrations.teaching import OutputTeacher
 from l0prune.surgery.shrink import absorb_, shrink, surgery_of
 
-__all__ = ["Pruning"]
+__all__ = ["Prunes", "Pruning"]
 
 _STATE = "gates.training"
 
@@ -37,36 +38,16 @@ class Pruning:
     network, and cut at the end. All of it goes into the gated model's state dict, and so into the trainer's own checkpoints.
 
     Args:
-        budget: What the compact network may cost; None keeps the goal that the gated model was injected with.
-        penalty: A fixed price of open gates instead.
-        gate_fraction: Share of the steps that learns the gates; None chooses by their number, as `finetune` does.
-        align: Widths are multiples of this; "auto" is what onnxruntime likes on this machine.
-        distillation: Weight of the dense network's outputs in the loss, in [0, 1]; 0 trains without a teacher. It teaches where
-            the model's outputs have `loss` and `logits`, as those of transformers do.
-        temperature: Softens the classes that it teaches, > 0.
+        goal: What is wanted of the gates; None keeps the one that the gated model was injected with.
+        config: Share of the steps that learns the gates, alignment, and the teacher, which teaches where the model's outputs
+            have `loss` and `logits`, as those of transformers do.
 
     Attributes:
         compact: The network that was cut; None before.
     """
 
-    def __init__(
-        self,
-        *,
-        budget: Budget | Sequence[Budget] | None = None,
-        penalty: Penalty | None = None,
-        gate_fraction: float | None = None,
-        align: int | str | None = None,
-        distillation: float = 0.9,
-        temperature: float = 4.0,
-    ) -> None:
-        self._goal = None if budget is None and penalty is None else one_goal(budget, penalty)
-        self._config = FinetuneConfig(
-            epochs=1.0,
-            gate_fraction=gate_fraction,
-            align=align,
-            distillation=distillation,
-            distillation_temperature=temperature,
-        )
+    def __init__(self, goal: Goal | None, config: FinetuneConfig) -> None:
+        self._goal, self._config = goal, config
         self.compact: nn.Module | None = None
         self._gated: GatedModel | None = None
         self._restored: dict[str, Any] | None = None
@@ -258,6 +239,46 @@ class Pruning:
         if is_cut:
             gated.freeze(state[f"{prefix}gates.frozen_values"])
             self._cut()
+
+
+class Prunes:
+    """What the callback of a trainer begins with.
+
+    Args:
+        budget: What the compact network may cost; None keeps the goal that the model was injected with.
+        penalty: A fixed price of open gates instead.
+        gate_fraction: Share of the steps that learns the gates; None chooses by their number, as `finetune` does.
+        align: Widths are multiples of this; None is what onnxruntime likes on this machine.
+        distillation: Weight of the dense network's outputs in the loss, in [0, 1], where they carry a loss of their own; 0 trains
+            without a teacher.
+        temperature: Softens the classes that it teaches, > 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Budget | Sequence[Budget] | None = None,
+        penalty: Penalty | None = None,
+        gate_fraction: float | None = None,
+        align: int | str | None = None,
+        distillation: float = 0.9,
+        temperature: float = 4.0,
+    ) -> None:
+        self.pruning = Pruning(
+            None if budget is None and penalty is None else one_goal(budget, penalty),
+            FinetuneConfig(
+                epochs=1.0,
+                gate_fraction=gate_fraction,
+                align=align,
+                distillation=distillation,
+                distillation_temperature=temperature,
+            ),
+        )
+
+    @property
+    def compact(self) -> nn.Module | None:
+        """The network that was cut, in its own class; None before."""
+        return self.pruning.compact
 
 
 def _n_processes() -> int:

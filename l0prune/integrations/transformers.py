@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from l0prune.errors import ConfigError
-from l0prune.goals.budget import Budget
-from l0prune.goals.penalty import Penalty
-from l0prune.integrations.pruning import Pruning
+from l0prune.integrations.pruning import Prunes
 
 __all__ = ["L0PruneCallback"]
 
 
-class L0PruneCallback(TrainerCallback):
+class L0PruneCallback(Prunes, TrainerCallback):
     """Learns the gates of the Trainer's model, cuts it on the way, and leaves the rest of the steps to its recovery.
 
     The Trainer is used as it is, with gradient accumulation, mixed precision, several processes, activation checkpointing and its
@@ -28,38 +24,8 @@ class L0PruneCallback(TrainerCallback):
         Trainer(model=gated, args=args, train_dataset=data, callbacks=[pruning]).train()
         l0prune.hf.save_pretrained(pruning.compact, "small")
 
-    Args:
-        budget: What the compact network may cost; None keeps the goal that the model was injected with.
-        penalty: A fixed price of open gates instead.
-        gate_fraction: Share of the steps that learns the gates; None chooses by their number.
-        align: Widths are multiples of this; None is what onnxruntime likes on this machine.
-        distillation: Weight of the dense network's outputs in the loss; 0 trains without a teacher.
-        temperature: Softens the classes that it teaches.
+    Arguments are those of `Prunes`.
     """
-
-    def __init__(
-        self,
-        *,
-        budget: Budget | Sequence[Budget] | None = None,
-        penalty: Penalty | None = None,
-        gate_fraction: float | None = None,
-        align: int | str | None = None,
-        distillation: float = 0.9,
-        temperature: float = 4.0,
-    ) -> None:
-        self.pruning = Pruning(
-            budget=budget,
-            penalty=penalty,
-            gate_fraction=gate_fraction,
-            align=align,
-            distillation=distillation,
-            temperature=temperature,
-        )
-
-    @property
-    def compact(self) -> nn.Module | None:
-        """The network that was cut, in its own class; None before."""
-        return self.pruning.compact
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """See that the Trainer trains a gated model, in a way that it can be."""
