@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.evaluate import case_of_run
-from l0prune.cli.loading import open_finished
+from l0prune.cli.opened_run import open_finished
 from l0prune.cli.output import note
 from l0prune.errors import ConfigError
 

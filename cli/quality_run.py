@@ -15,7 +15,7 @@ from l0prune.cli.finetune_run import (
     require_typed_calls,
     train_or_resume,
 )
-from l0prune.cli.loading import OpenedRun, gated_model
+from l0prune.cli.opened_run import OpenedRun, gated_model
 from l0prune.cli.output import note, score_text
 from l0prune.cli.prepared import DenseWeights, Shared, calls_of, share
 from l0prune.cli.request import FinetuneRequest

@@ -21,7 +21,7 @@ from l0prune.cli.flags import (
     threads_option,
     whole,
 )
-from l0prune.cli.loading import OpenedRun, dense_model, gated_model, open_finished
+from l0prune.cli.opened_run import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.output import (
     console,
     cost_rows,
