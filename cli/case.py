@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from l0prune.errors import DataError
+from l0prune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +63,11 @@ class Case:
         if not data.labelled and spec not in (UNLABELLED, "embeddings") and not is_factory(spec):
             raise DataError(f"{data.name} has no targets, which task {spec!r} needs: give them, or --task {UNLABELLED}")
         fitted = load_task(spec, **task_args).for_data(loaded, data)
+        if fitted.compares and loaded.runs_only:
+            raise ConfigError(
+                f"task {spec!r} compares with the dense network, which {loaded.spec} does not tell: score the run that it belongs"
+                " to, or give data with targets and their --task"
+            )
         return cls(loaded, data, fitted, spec, frozen_copy(loaded.model) if fitted.compares else None)
 
     @property

@@ -9,7 +9,7 @@ import click
 
 from l0prune.cli.case import EVALUATION_BATCH, Case
 from l0prune.cli.flags import GroupedCommand, common_options, flag, flags_of, given, threads_option, whole
-from l0prune.cli.loading import has_random_weights, load, load_case
+from l0prune.cli.loading import has_random_weights, load, load_case, sides
 from l0prune.cli.opened_run import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, metric_text, note, print_table, score_text, show, working
 from l0prune.cli.request import ModelOptions, RunOptions, model_options
@@ -28,7 +28,7 @@ OF_DATA = (
 
 
 @click.command("eval", cls=GroupedCommand)
-@model_options(metavar="RUN|MODEL")
+@model_options(metavar="RUN|MODEL|FILE.onnx")
 @flags_of(RunOptions, only=OF_DATA, group="")
 @click.option(
     "--batch-size", type=whole("[1, inf)"), default=EVALUATION_BATCH, show_default=True, help="Inputs per call."
@@ -39,7 +39,8 @@ OF_DATA = (
 def eval_command(model: ModelOptions, batch_size: int, trust: bool, as_json: bool, **options: Any) -> None:
     """Score a model, or every form of a run, on test data.
 
-    The forms are dense, gated, compact and ONNX. --data and --task default to RUN's own.
+    The forms are dense, gated, compact and ONNX. --data and --task default to RUN's own. An ONNX file may be anybody's, also in
+    int8; images become its input as preprocessing.json beside it says.
     """
     from l0prune.sources.compact_folder import is_compact_folder
 
@@ -72,14 +73,42 @@ def require_no_options(model: ModelOptions) -> None:
 
 def evaluate_model(model: ModelOptions, run: RunOptions, *, batch_size: int) -> dict[str, Any]:
     """Score of a model as it is loaded; plain data."""
-    loaded = load(model, run=run)
+    loaded = load_file(model) if is_onnx(model.spec) else load(model, run=run)
     if has_random_weights(model):
         note(f"{model.spec} has random weights; load trained ones with --weights FILE")
     case = load_case(loaded, model, run)
     for call in (model_call(model), data_call(run.data, run.data_args), task_call(run.task, run.task_args)):
         remember(call)
     score = case.score(loaded.model, batch_size=batch_size)
-    return described(model.spec, run.data, case, {"dense": score}, trained=not has_random_weights(model))
+    form = "onnx" if loaded.runs_only else "dense"
+    return described(model.spec, run.data, case, {form: score}, trained=not has_random_weights(model))
+
+
+def is_onnx(spec: str) -> bool:
+    """Whether what is scored is an ONNX file."""
+    return spec.endswith(".onnx")
+
+
+def load_file(model: ModelOptions) -> "LoadedModel":
+    """The ONNX file that the options name.
+
+    Raises:
+        ConfigError: they say how to build a model, which a file is already.
+        L0PruneError: as `l0prune.onnx.network.load_onnx`.
+    """
+    from l0prune.onnx.network import load_onnx
+
+    plain = ModelOptions(model.spec)
+    for name in ("weights", "model_args", "num_labels", "pretrained"):
+        if getattr(model, name) != getattr(plain, name):
+            raise ConfigError(f"{flag(name)} is for a model that is built; {model.spec} is an ONNX file, as it is")
+    return load_onnx(
+        model.spec,
+        mean=model.mean,
+        std=model.std,
+        image_size=sides(model.image_size),
+        input_shape=model.input_shape,
+    )
 
 
 def evaluate_run(
@@ -149,7 +178,7 @@ def compact_forms(run: OpenedRun, loaded: "LoadedModel") -> dict[str, Callable[.
 
 def described(name: str, data_spec: str, case: Case, scores: dict[str, float], *, trained: bool) -> dict[str, Any]:
     """Scores with what they are scores of, and what speaks against them where the dense network is a trained one."""
-    doubts = case.doubts(scores["dense"]) if trained else None
+    doubts = case.doubts(next(iter(scores.values()))) if trained else None
     if doubts:
         note(doubts)
     about = case.described()

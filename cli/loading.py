@@ -31,6 +31,7 @@ __all__ = [
     "price_by_profile",
     "require_from_scratch",
     "require_weights",
+    "sides",
     "traced",
 ]
 
@@ -49,9 +50,6 @@ def load(options: ModelOptions, *, seed: int = 0, run: RunOptions | None = None)
     """
     from l0prune.sources.model_spec import load_model
 
-    size = options.image_size
-    if size is not None and len(size) > 2:
-        raise ConfigError(f"image size has {len(size)} numbers; give one side, or HEIGHT,WIDTH")
     loaded = load_model(
         options.spec,
         weights=None if options.weights is None else str(options.weights),
@@ -59,13 +57,24 @@ def load(options: ModelOptions, *, seed: int = 0, run: RunOptions | None = None)
         input_shape=options.input_shape,
         mean=options.mean,
         std=options.std,
-        image_size=None if size is None else (size[0], size[-1]),
+        image_size=sides(options.image_size),
         pretrained=options.pretrained,
         seed=seed,
         built=compact(options),
     )
     loaded = replace(loaded, model=trainable(loaded.model))
     return with_segments(loaded) if run is not None and run.text_pair and run.task != PAIRS_APART else loaded
+
+
+def sides(size: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """(height, width) of an image size that is typed: one side, or both.
+
+    Raises:
+        ConfigError: it has more than two numbers.
+    """
+    if size is not None and len(size) > 2:
+        raise ConfigError(f"image size has {len(size)} numbers; give one side, or HEIGHT,WIDTH")
+    return None if size is None else (size[0], size[-1])
 
 
 def _model_args(options: ModelOptions) -> dict[str, Any]:
@@ -316,7 +325,10 @@ def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None"
             raise ConfigError(f"{asked[0]} is for texts (csv:, tsv:, jsonl:, hf-datasets:), and the data is {run.data}")
         return None
     folder = str(run.tokenizer) if run.tokenizer is not None else loaded.spec.removeprefix("hf:")
-    if run.tokenizer is None and not loaded.spec.startswith("hf:"):
+    own = getattr(loaded.model, "folder", None)
+    if run.tokenizer is None and own is not None:
+        folder = str(own)
+    elif run.tokenizer is None and not loaded.spec.startswith("hf:"):
         raise ConfigError(f"{loaded.spec} has no tokenizer of its own: give the folder of one with --tokenizer")
     if not isinstance(loaded.example_inputs, Mapping):
         raise ConfigError(f"{loaded.spec} takes no named inputs, such as input_ids, which texts become")
@@ -329,6 +341,7 @@ def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None"
         labelled=run.labels == "given",
         max_length=run.max_length,
         positions=getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None),
+        width=getattr(loaded.model, "fixed_length", None),
         as_pairs=run.task == PAIRS_APART,
         as_language=run.task == "language",
         class_names=class_names(loaded.model),

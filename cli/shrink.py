@@ -38,7 +38,7 @@ from l0prune.cli.output import (
 )
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import trust_option
-from l0prune.files import draft_folder, remove, write_json
+from l0prune.files import draft_folder, remove
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import MOST_USED, RUN, Rule, options_of, require_kept
 
@@ -46,12 +46,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from l0prune.sources.model_spec import LoadedModel
-    from l0prune.sources.preprocessing import Preprocessing
 
 __all__ = ["shrink_command", "shrink_model", "shrink_run"]
 
 FORMS = ("dense", "compact")
-PREPROCESSING = "preprocessing.json"
 ONE_PATH = (
     "the ONNX files hold one path through a model with conditions in its code. No input that was tried takes another; one that "
     "does is computed wrongly there."
@@ -217,6 +215,7 @@ def shrink_run(
     import l0prune
     from l0prune.hf.saving import require_folder
     from l0prune.measuring.alignment import resolve_alignment
+    from l0prune.onnx.image_file import PREPROCESSING, describe_images
     from l0prune.surgery.shrink import surgery_of
 
     run = open_finished(path, trust=trust)
@@ -235,7 +234,7 @@ def shrink_run(
         l0prune.save(compact, run.directory.compact, preprocessing=loaded.preprocessing)
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
         if loaded.preprocessing is not None and not without_onnx:
-            describe_inputs(loaded.preprocessing, run.directory.onnx / PREPROCESSING)
+            describe_images(loaded.preprocessing, run.directory.onnx / PREPROCESSING)
     for outdated in (run.directory.bench, run.directory.report):  # of the files that were here before
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
@@ -316,19 +315,6 @@ def withdraw(target: Path) -> dict[str, int | None]:
     """Take away ONNX files of an earlier cut; there is no size of what is not there."""
     remove(target)
     return dict.fromkeys(FORMS)
-
-
-def describe_inputs(preprocessing: "Preprocessing", path: Path) -> None:
-    """Write down what images have to become before they go into the ONNX files: these hold the network alone."""
-    content = {
-        "format": "l0prune.preprocessing",
-        "version": 1,
-        "image_size": list(preprocessing.image_size),
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "input": "float32, (batch, channels, height, width), each channel (pixel / 255 - mean) / std",
-    }
-    write_json(path, content)
 
 
 def publish(draft: Path, target: Path) -> dict[str, int | None]:

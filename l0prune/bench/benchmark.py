@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from torch import Tensor
 
-from l0prune.bench.feeds import given_feeds, random_feeds, rows_of
 from l0prune.bench.processes import Sessions, measure_in_processes
 from l0prune.bench.report import BenchReport, ColdStart, Latency, ModelTiming, Speedup, bench_table
 from l0prune.bench.running import Start, bound_run
@@ -20,6 +19,7 @@ from l0prune.measuring.denormals import flushed_denormals
 from l0prune.measuring.hardware import Environment
 from l0prune.measuring.session import open_session
 from l0prune.measuring.timing import interleave, median_ratio, ratio_between_sessions
+from l0prune.onnx.feeds import given_feeds, random_feeds, rows_of
 from l0prune.reading import reading
 
 __all__ = [

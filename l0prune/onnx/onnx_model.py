@@ -19,6 +19,7 @@ from l0prune.model_call import ExampleInputs, ModelCall, evaluation_mode, output
 from l0prune.tensor_names import named_tensors
 
 __all__ = [
+    "DTYPES",
     "DYNAMIC_BATCH_KEY",
     "EXAMPLE_KEY",
     "FIXED_KEY",
@@ -28,7 +29,19 @@ __all__ = [
     "OnnxModel",
     "compare_outputs",
     "onnx_difference",
+    "sizes_of",
 ]
+
+DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+"""onnxruntime's names of the types that inputs have."""
 
 DYNAMIC_BATCH_KEY = "l0prune.dynamic_batch"
 """Metadata property of an exported file: "true" where every batch size works, "false" where only one does."""
@@ -103,7 +116,8 @@ class OnnxModel:
                 the last one filled up with copies of the last row.
 
         Raises:
-            ConfigError: if number, names, types or shapes of the inputs are not those of the file.
+            ConfigError: if number, names, types or shapes of the inputs are not those of the file, or it takes one batch
+                alone and has an output without rows.
         """
         feeds = self.feeds(*args, **kwargs)
         batch = self.static_batch
@@ -112,7 +126,7 @@ class OnnxModel:
             outputs = self._run(feeds)
         else:
             parts = [self._run(part) for part in _batches(feeds, rows, batch)]
-            outputs = [np.concatenate(values)[:rows] for values in zip(*parts, strict=True)]
+            outputs = [self._joined(values)[:rows] for values in zip(*parts, strict=True)]
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in outputs)
         return tensors[0] if len(tensors) == 1 else self._outputs(*tensors)
 
@@ -130,7 +144,8 @@ class OnnxModel:
         if set(named) != set(self.input_names) or len(tensors) + len(by_name) != len(self.input_names):
             given = f"{len(tensors)} positional" + (f" and {', '.join(kwargs)}" if kwargs else "")
             raise ConfigError(f"{self.path}: expected the inputs {', '.join(self.input_names)}, found {given}.")
-        return {name: value.detach().cpu().numpy() for name, value in named.items()}
+        types = {node.name: DTYPES.get(node.type) for node in self.session.get_inputs()}
+        return {name: _in_type(value.detach().cpu().numpy(), types[name]) for name, value in named.items()}
 
     def _named(self, name: str, value: Any) -> list[tuple[str, Tensor]]:
         """The tensors of a keyword argument; one without tensors has to be what the file was exported with."""
@@ -146,12 +161,25 @@ class OnnxModel:
         known: dict[str, str] = json.loads(self.session.get_modelmeta().custom_metadata_map.get(FIXED_KEY, "{}"))
         return known
 
+    def _joined(self, values: Sequence[Any]) -> np.ndarray:
+        """An output of several batches as one."""
+        if np.ndim(values[0]) == 0:
+            raise ConfigError(
+                f"{self.path} takes a batch of {self.static_batch} alone, and an output of it has no rows: call it with that many"
+            )
+        return np.concatenate(values)
+
     def _run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
             outputs: list[np.ndarray] = self.session.run(None, feeds)
         except _REFUSED_INPUT as error:
             raise ConfigError(f"{self.path}: the inputs do not fit the model ({first_line(error)}).") from error
         return outputs
+
+
+def sizes_of(node: Any) -> list[int | str]:
+    """The sizes of an input: a number where one is fixed, else its name, made up where it has none."""
+    return [size if isinstance(size, int | str) and size else f"{node.name}.{i}" for i, size in enumerate(node.shape)]
 
 
 def onnx_difference(path: Path | str, model: nn.Module, inputs: ExampleInputs, *, threads: int = 1) -> OnnxDifference:
@@ -201,6 +229,17 @@ def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
     max_abs = float(gap.max()) if gap.numel() else 0.0
     scale = float(finite.max()) if finite.numel() else 0.0
     return max_abs, max_abs / max(scale, torch.finfo(torch.float32).tiny) if max_abs else 0.0
+
+
+def _in_type(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """The same numbers as a file takes them: whole ones in another width, fractions in another precision; else as they are."""
+    if dtype is None or value.dtype == dtype:
+        return value
+    if np.issubdtype(dtype, np.floating) and np.issubdtype(value.dtype, np.floating):
+        return value.astype(dtype)
+    whole = [np.issubdtype(kind, np.integer) or kind == np.bool_ for kind in (value.dtype, dtype)]
+    cast = value.astype(dtype)
+    return cast if all(whole) and bool((cast == value).all()) else value
 
 
 def _batches(feeds: Mapping[str, np.ndarray], rows: int, batch: int) -> Iterator[dict[str, np.ndarray]]:

@@ -40,6 +40,7 @@ class LoadedModel:
         preprocessing: How uint8 images become its input, or None where its input is no image.
         spec: The specification it was loaded from.
         weights: The file its weights came from, or None.
+        runs_only: Whether it is a file of another runtime, which can be run, and neither trained nor copied.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class LoadedModel:
     preprocessing: Preprocessing | None
     spec: str
     weights: Path | None = None
+    runs_only: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -170,6 +172,10 @@ def _build(spec: str, arguments: dict[str, Any], *, pretrained: bool) -> Built:
             raise ModelSpecError(f"{spec!r}: unknown prefix {kind!r}; did you mean {close[0]}:{name}?")
         return _from_factory(spec, arguments)
     close = get_close_matches(spec, models.names(), n=3)
+    if spec.endswith(".onnx"):
+        raise ModelSpecError(
+            f"{spec!r} is an ONNX file, which is for `l0prune eval` and `l0prune bench`: it can be run only."
+        )
     hint = f"did you mean {' or '.join(close)}?" if close else f"registered models are {', '.join(models.names())}."
     if (Path(spec) / "compact").is_dir():
         hint = f"is it a run? Its compact model is {Path(spec) / 'compact'}."

@@ -60,17 +60,22 @@ class TokenRows(Stored):
         starts: Where each row begins in it, (N,), or of pairs (N, 2).
         ends: Where it ends.
         fill: What shorter rows of a batch are padded with.
+        width: What all batches are padded to; None pads each to its longest row.
     """
 
     dtype = np.dtype(np.int64)
 
-    def __init__(self, flat: npt.NDArray[np.int32], starts: Indices, ends: Indices, fill: int) -> None:
-        self._flat, self._starts, self._ends, self._fill = flat, starts, ends, fill
+    def __init__(
+        self, flat: npt.NDArray[np.int32], starts: Indices, ends: Indices, fill: int, width: int | None = None
+    ) -> None:
+        self._flat, self._starts, self._ends, self._fill, self._width = flat, starts, ends, fill, width
         longest = int((ends - starts).max()) if len(starts) else 0
         self.shape = (*starts.shape, longest)
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], fill: int, *, pairs: bool = False) -> TokenRows:
+    def of(
+        cls, rows: Sequence[Sequence[int]], fill: int, *, pairs: bool = False, width: int | None = None
+    ) -> TokenRows:
         """Lists of tokens; of pairs, all first ones and then all second ones."""
         lengths = np.array([len(row) for row in rows], np.int64)
         ends = np.cumsum(lengths)
@@ -78,7 +83,7 @@ class TokenRows(Stored):
         starts = ends - lengths
         if pairs:
             starts, ends = (np.stack(np.split(bounds, 2), axis=1) for bounds in (starts, ends))
-        return cls(flat, starts, ends, fill)
+        return cls(flat, starts, ends, fill, width)
 
     @property
     def common(self) -> tuple[int, ...]:
@@ -87,12 +92,12 @@ class TokenRows(Stored):
 
     def __getitem__(self, rows: Any) -> TokenRows:
         """Some rows, or one of each pair."""
-        return TokenRows(self._flat, self._starts[rows], self._ends[rows], self._fill)
+        return TokenRows(self._flat, self._starts[rows], self._ends[rows], self._fill, self._width)
 
     def read(self, rows: Indices) -> npt.NDArray[np.int64]:
         """Rows (n, T), or of pairs (n, 2, T), padded to the longest."""
         starts, ends = self._starts[rows], self._ends[rows]
-        within = np.arange(int((ends - starts).max()))
+        within = np.arange(self._width or int((ends - starts).max()))
         index = starts[..., None] + within
         is_there = index < ends[..., None]
         return np.where(is_there, self._flat[np.where(is_there, index, 0)], self._fill).astype(np.int64)
@@ -104,7 +109,7 @@ class TokenRows(Stored):
 
     def filled(self, fill: int) -> TokenRows:
         """The same rows, padded with another number."""
-        return TokenRows(self._flat, self._starts, self._ends, fill)
+        return TokenRows(self._flat, self._starts, self._ends, fill, self._width)
 
     def numbers(self) -> npt.NDArray[np.int64]:
         """The tokens of all rows, (M,)."""

@@ -23,7 +23,7 @@ PAIRED = {"sentence1": "sentence2", "premise": "hypothesis"}
 LABELS = ("label", "labels", "score", "class", "target")
 TEST_SHARE = 0.1
 IGNORED = -100
-_MOST = 512
+_MOST, _UNBOUNDED = 512, 1 << 30
 _MASK, _SEGMENTS = "attention_mask", "token_type_ids"
 
 
@@ -40,6 +40,7 @@ class TextOptions:
         labelled: Whether there are targets.
         max_length: Most tokens of an entry; None is what the tokenizer and the model take, 512 at most.
         positions: Most that the model takes, where that is known.
+        width: Tokens that all entries are padded to, where the model takes no other number; None pads as little as it can.
         as_pairs: Whether the two texts of a pair are two inputs, instead of one.
         as_language: Whether the tokens are their own targets.
         class_names: What the model calls its outputs; empty where it does not say.
@@ -53,6 +54,7 @@ class TextOptions:
     labelled: bool = True
     max_length: int | None = None
     positions: int | None = None
+    width: int | None = None
     as_pairs: bool = False
     as_language: bool = False
     class_names: tuple[str, ...] = ()
@@ -127,7 +129,7 @@ def _encoded(tokenizer: Any, table: Table, text: str, pair: str | None, options:
     """Name -> rows, of the inputs that the model takes."""
     columns = [_texts(table, name) for name in (text, pair) if name is not None]
     known = (getattr(tokenizer, "model_max_length", None) or _MOST, options.positions or _MOST)
-    longest = options.max_length or min(_MOST, *known)
+    longest = min(options.max_length or min(_MOST, *known), options.width or _UNBOUNDED)
     if options.as_pairs and pair is not None:
         given: tuple[list[str], ...] = (columns[0] + columns[1],)
     else:
@@ -149,7 +151,10 @@ def _encoded(tokenizer: Any, table: Table, text: str, pair: str | None, options:
     if missing:
         raise DataError(f"{options.tokenizer}: its tokenizer makes no {missing[0]}, which the model takes")
     pairs = options.as_pairs and pair is not None
-    return {name: TokenRows.of(encoded[name], fills.get(name, 0), pairs=pairs) for name in options.inputs}
+    return {
+        name: TokenRows.of(encoded[name], fills.get(name, 0), pairs=pairs, width=options.width)
+        for name in options.inputs
+    }
 
 
 def _texts(table: Table, name: str) -> list[str]:

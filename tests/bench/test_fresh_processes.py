@@ -11,13 +11,13 @@ from test_bench import write_mlp
 
 import l0prune
 from l0prune.bench import processes
-from l0prune.bench.feeds import random_feeds
 from l0prune.bench.report import BenchReport
 from l0prune.cli.main import cli
 from l0prune.errors import ConfigError, L0PruneError
 from l0prune.measuring.denormals import denormals_are_flushed, flushed_denormals
 from l0prune.measuring.session import open_session
 from l0prune.measuring.timing import ratio_between_sessions
+from l0prune.onnx.feeds import random_feeds
 
 QUICK = {"warmup_s": 0.0, "min_samples": 6, "min_seconds": 0.0, "processes": 2}
 TYPED = ["--warmup", "0", "--samples", "6", "--min-seconds", "0"]

@@ -1,12 +1,15 @@
 """Texts on the command line: a table, the tokenizer of the model's folder, and what goes wrong with them."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 from text_case import text_folder, text_table
 
 from l0prune.cli.main import cli
+from l0prune.onnx.onnx_model import OnnxModel
 
 pytest.importorskip("transformers")
 
@@ -30,6 +33,31 @@ def test_a_model_is_scored_on_a_folder_of_tables(model):
     found = json.loads(told("eval", f"hf:{model}/model", "--data", f"tsv:{model}", "--json").stdout)
     assert found["n"] == 12
     assert 0 <= found["accuracy"]["dense"] <= 100
+
+
+def test_onnx_files_of_a_folder_score_as_it_does_at_free_lengths_and_at_one(model):
+    transformers = pytest.importorskip("transformers")
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(model / "model", use_cache=False)
+    with torch.no_grad():
+        network.classifier.weight.mul_(100)
+        network.bert.pooler.dense.weight.mul_(10)
+    network.save_pretrained(model / "scored")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / "model" / name, model / "scored")
+    (model / "scored" / "onnx").mkdir()
+    ids = torch.randint(1, 18, (2, 12))
+    files = {name: model / "scored" / "onnx" / f"{name}.onnx" for name in ("model", "static")}
+    names = ["input_ids", "attention_mask"]
+    for name, axes in (("model", {key: {0: "n", 1: "length"} for key in names}), ("static", None)):
+        how = {"input_names": names, "dynamic_axes": axes, "dynamo": False}
+        torch.onnx.export(network.eval(), (ids, torch.ones_like(ids)), str(files[name]), **how)
+    data = ("--data", f"tsv:{model}/train.tsv,{model}/train.tsv", "--batch-size", "5", "--json")
+
+    expected = json.loads(told("eval", f"hf:{model}/scored", *data).stdout)["accuracy"]["dense"]
+
+    assert OnnxModel(files["static"]).session.get_inputs()[0].shape == [2, 12]
+    for name in ("model", "static"):
+        assert json.loads(told("eval", files[name], *data).stdout)["accuracy"]["onnx"] == pytest.approx(expected)
 
 
 def test_without_labels_the_dense_network_is_matched(model):

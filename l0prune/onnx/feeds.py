@@ -1,4 +1,4 @@
-"""What a model is timed on: inputs given, or made at random in the model's own shapes and types."""
+"""What an ONNX file is run on: inputs given, or made at random in the file's own shapes and types."""
 
 import math
 from collections.abc import Mapping
@@ -9,19 +9,9 @@ import onnxruntime
 
 from l0prune.errors import ConfigError
 from l0prune.machine import memory_bytes
-from l0prune.onnx.onnx_model import EXAMPLE_KEY, LARGEST_KEY
+from l0prune.onnx.onnx_model import DTYPES, EXAMPLE_KEY, LARGEST_KEY, sizes_of
 
 __all__ = ["given_feeds", "random_feeds", "rows_of"]
-
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def rows_of(inputs: Any) -> int | None:
@@ -69,7 +59,7 @@ def random_feeds(
     _require_batch(name, session, rows)
     sizes = _free_sizes(name, session, sizes)
     for node in session.get_inputs():
-        shape = [sizes.get(size) or int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in node.shape]
+        shape = [sizes.get(size) or int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in sizes_of(node)]
         if shape and isinstance(shape[0], str):
             shape[0] = rows
         unknown = [size for size in shape if not isinstance(size, int)]
@@ -90,7 +80,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _require_batch(name: str, session: onnxruntime.InferenceSession, rows: int) -> None:
     """See that a model takes so many rows; one that names a first dimension takes any."""
-    first = {node.name: node.shape[0] for node in session.get_inputs() if node.shape}
+    first = {node.name: sizes_of(node)[0] for node in session.get_inputs() if node.shape}
     if first and rows not in first.values() and not any(isinstance(size, str) for size in first.values()):
         key, size = next(iter(first.items()))
         raise ConfigError(
@@ -105,7 +95,7 @@ def _free_sizes(name: str, session: onnxruntime.InferenceSession, sizes: Mapping
     Raises:
         ConfigError: it has none of a name.
     """
-    free = dict.fromkeys(size for node in session.get_inputs() for size in node.shape[1:] if isinstance(size, str))
+    free = dict.fromkeys(size for node in session.get_inputs() for size in sizes_of(node)[1:] if isinstance(size, str))
     if len(free) == len(sizes) == 1:
         return {next(iter(free)): next(iter(sizes.values()))}
     wrong = next((size for size in sizes if size not in free), None)
@@ -130,7 +120,7 @@ def _require_room(name: str, input_name: str, shape: list[int]) -> None:
 
 
 def _random_array(name: str, node: Any, shape: list[int], rng: np.random.Generator, *, largest: int) -> np.ndarray:
-    dtype = _DTYPES.get(node.type)
+    dtype = DTYPES.get(node.type)
     if dtype is None:
         raise ConfigError(f"model {name!r}: input {node.name!r} is a {node.type}; pass inputs for it.")
     if "mask" in node.name or dtype is np.bool_:
