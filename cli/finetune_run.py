@@ -223,7 +223,7 @@ def noting_the_end(run: "RunDirectory", part_of: str | None = None) -> "Iterator
             raise
         if not checkpoint_exists(run.checkpoint):
             run.discard()
-            nothing = "before the first epoch ended, so nothing is kept; start the run again"
+            nothing = "before the first checkpoint, so nothing is kept; start the run again"
             raise Interrupted(f"continue with `{part_of}`" if part_of else nothing) from interrupt
         run.set_status("interrupted")
         command = part_of or f"l0prune finetune --out {quote(str(run.path))} --resume"

@@ -155,9 +155,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     """
     folder = _present(directory)
     if folder is None:
-        raise CheckpointError(
-            f"{directory} holds no checkpoint: the run stopped before its first epoch; start it again"
-        )
+        raise CheckpointError(f"{directory} holds no checkpoint: the run stopped before its first one; start it again")
     trainer = _read_trainer(folder / TRAINER)
     return Checkpoint(
         model=_read_tensors(folder / MODEL),
@@ -192,7 +190,7 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
         FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
         for identity in (before, now)
     )
-    for name in asked.differing(settings):
+    for name in set(asked.differing(settings)) - {"checkpoint_minutes"}:  # changes nothing but the checkpoints
         before[name], now[name] = getattr(asked, name), getattr(settings, name)
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if "dense_weights" in differing:

@@ -247,6 +247,11 @@ class FinetuneConfig(Options):
         True, "Keep 4-dimensional weights and inputs in channels-last memory order while training.", flag=None
     )
     log_every: int = _run(20, "Steps between two lines of metrics.jsonl.", within="[1, inf)")
+    checkpoint_minutes: float = _run(
+        5.0,
+        "Minutes between two checkpoints, besides those that end an epoch; with 0, or in several processes, these are all.",
+        within="[0, inf)",
+    )
     histogram_every: int = _run(
         1, "Lines of metrics.jsonl between two histograms of the gates.", within="[1, inf)", flag=None
     )

@@ -162,12 +162,14 @@ class Journal:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Tensors and plain values."""
         history = [milestone.to_json() for milestone in self.history]
-        return {"n_lines": self._n_lines, "history": history, "doubts": list(self.doubts)}
+        window = self._window.state_dict()
+        return {"n_lines": self._n_lines, "history": history, "doubts": list(self.doubts), "window": window}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from `state_dict`; the losses since the last line are on a device."""
+        self._window.load_state_dict(state.get("window", []), device)
         self._n_lines = state["n_lines"]
         self.history = [Milestone(**entry) for entry in state["history"]]
         self.doubts = list(state.get("doubts", ()))

@@ -211,4 +211,4 @@ def _require_free(directory: Path | None, *, resume: bool) -> None:
 def _how_to_continue(directory: Path | None) -> str:
     if directory is None or not checkpoint_exists(directory / "checkpoint"):
         return "stopped before the first checkpoint; start the run again"
-    return f"the last epoch's checkpoint is in {directory / 'checkpoint'}; resume the run to continue from it"
+    return f"the last checkpoint is in {directory / 'checkpoint'}; resume the run to continue from it"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import DataError
+from l0prune.finetuning.randomness import Randomness, seed_all
 from l0prune.tasks.task import Task
 
 __all__ = [
@@ -32,8 +33,10 @@ class Batches(Protocol):
     """Training data: can be iterated repeatedly, and yields batches that the task splits into inputs and targets.
 
     A batch is `(inputs, targets)`, or a dict with `labels`; inputs are a tensor, a tuple of positional tensors or a dict of
-    keyword tensors. An optional method `set_epoch(epoch)` is called before each pass; order and augmentation must depend only
-    on the epoch (and a seed), so that a resumed run sees the same batches.
+    keyword tensors. Before each pass an optional method `set_epoch(epoch)` is called, also of a loader's sampler and data set,
+    and the default generators of torch, Python and numpy, and a loader's own, are seeded anew: order and augmentation must follow
+    from these alone, so that a resumed run sees the same batches. Within a pass, an optional method `from_batch(n)` returns it
+    without its first `n` batches; without one they are made and thrown away.
     """
 
     def __iter__(self) -> Iterator[Any]:
@@ -89,19 +92,22 @@ def _first(batches: Batches, task: Task) -> tuple[Any, Any]:
     raise DataError(f"train_batches promised {len(batches)} batches and yielded none")
 
 
-def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) -> Iterator[tuple[int, Any]]:
+def steps(
+    batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0, randomness: Randomness | None = None
+) -> Iterator[tuple[int, Any]]:
     """Batches of the optimizer steps `start` to `stop` - 1, over as many passes as that takes.
 
-    The default random generator is seeded anew at the begin of each pass, so that a pass is the same whether the run
+    The default random generators are seeded anew at the begin of each pass, so that a pass is the same whether the run
     was interrupted before it or not.
 
     Args:
         batches: What is iterated.
-        start: First step; a whole number of passes.
+        start: First step.
         stop: Step after the last one.
         seed: Seed of the passes.
         rank: Index of this process: the seed after the first batch differs among processes (dropout should), before
             it they agree (shuffling must).
+        randomness: Where the generators stood before `start`, where that lies within a pass.
 
     Yields:
         (step, batch).
@@ -112,8 +118,11 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
     per_pass = count_batches(batches)
     for epoch in range(start // per_pass, -(-stop // per_pass)):
         begin_pass(batches, epoch, seed=seed)
-        step, end = epoch * per_pass, min(stop, (epoch + 1) * per_pass)
-        for batch in batches:
+        step, end = max(start, epoch * per_pass), min(stop, (epoch + 1) * per_pass)
+        source = _from_batch(batches, step - epoch * per_pass)
+        if step > epoch * per_pass and randomness is not None:
+            randomness.restore()
+        for batch in source:
             if step == epoch * per_pass and rank:
                 torch.manual_seed(mixed_seed(seed, epoch, rank))
             yield step, batch
@@ -130,14 +139,39 @@ def steps(batches: Batches, start: int, stop: int, *, seed: int, rank: int = 0) 
 def begin_pass(batches: Batches, epoch: int, *, seed: int) -> None:
     """Let everything random in a pass follow from its number and the seed of the run."""
     set_epoch(batches, epoch)
-    torch.manual_seed(mixed_seed(seed, epoch))
+    number = mixed_seed(seed, epoch)
+    for part in _parts(batches):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(number)
+    seed_all(number)
 
 
 def set_epoch(batches: Batches, epoch: int) -> None:
-    """Tell the batches which pass comes, where they want to know."""
-    setter = getattr(batches, "set_epoch", None)
-    if setter is not None:
-        setter(epoch)
+    """Tell the batches, and the sampler and data set of a loader, which pass comes, where they want to know."""
+    for part in _parts(batches):
+        setter = getattr(part, "set_epoch", None)
+        if callable(setter):
+            setter(epoch)
+
+
+def _parts(batches: Batches) -> list[Any]:
+    """The batches and, of a loader, what it draws from."""
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    samplers = (getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [part for part in (batches, *samplers, getattr(batches, "dataset", None)) if part is not None]
+    return list({id(part): part for part in found}.values())
+
+
+def _from_batch(batches: Batches, first: int) -> Iterator[Any]:
+    """A pass without its first batches."""
+    skip = getattr(batches, "from_batch", None)
+    if first and skip is not None:
+        return iter(skip(first))
+    source = iter(batches)
+    for _ in itertools.islice(source, first):
+        pass
+    return source
 
 
 def share(inputs: Any, targets: Any, task: Task, *, rank: int, n_processes: int) -> tuple[Any, Any, float]:

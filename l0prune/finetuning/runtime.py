@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError
+from l0prune.finetuning.randomness import left_alone
 
 __all__ = ["Runtime", "in_float32", "send_home"]
 
@@ -80,8 +81,7 @@ class Runtime:
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
         """Leave the caller's default random generators as they were."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with left_alone(self.device):
             yield
 
     def wait(self) -> None:

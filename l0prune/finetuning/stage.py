@@ -182,6 +182,15 @@ class LossWindow:
         """Take in one step."""
         self._losses.append(losses)
 
+    def state_dict(self) -> list[dict[str, Tensor | None]]:
+        """The losses by name, step by step."""
+        return [dict(vars(losses)) for losses in self._losses]
+
+    def load_state_dict(self, state: list[dict[str, Any]], device: torch.device) -> None:
+        """Continue from `state_dict`, on a device."""
+        moved = [{name: None if loss is None else loss.to(device) for name, loss in one.items()} for one in state]
+        self._losses = [Losses(**one) for one in moved]
+
     def means(self, *, last_step: int, lr: float, phase: str) -> LossMeans:
         """Means since the last call; the window is empty afterwards.
 

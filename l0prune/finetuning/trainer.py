@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.passes import begin_pass, first_samples, share, steps
 from l0prune.finetuning.preflight import RunPlan, require_converging
+from l0prune.finetuning.randomness import Randomness
 from l0prune.finetuning.results import Evaluate, FinetuneResult, figures_of
 from l0prune.finetuning.runtime import Runtime, send_home
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP
@@ -91,6 +93,8 @@ class Trainer:
         self._average = self._new_average(self._gated)
         self._stage = self._new_stage(self._gated)
         self._expected_cost = 1.0
+        self._randomness: Randomness | None = None
+        self._saved_at = time.monotonic()
 
     def run(self) -> None:
         """Train from the present step to the last; freeze on the way."""
@@ -100,7 +104,14 @@ class Trainer:
         total = self._phases.total
         if not total:
             begin_pass(self._plan.batches, 0, seed=self._settings.seed)
-        source = steps(self._plan.batches, self.step, total, seed=self._settings.seed, rank=self._runtime.rank)
+        source = steps(
+            self._plan.batches,
+            self.step,
+            total,
+            seed=self._settings.seed,
+            rank=self._runtime.rank,
+            randomness=self._randomness,
+        )
         for step, batch in source:
             self._enter(self._phases.name_at(step))
             self._train(step, batch)
@@ -114,8 +125,10 @@ class Trainer:
         self._gated.gates.load_state_dict(checkpoint.gates)
         self._gated.load_training_state(state["gates"])
         self.step = state["step"]
-        self._journal.load_state_dict(state["journal"])
+        self._journal.load_state_dict(state["journal"], self._runtime.device)
         self._expected_cost = state["expected_cost"]
+        if state.get("randomness") is not None:
+            self._randomness = Randomness.from_state(state["randomness"])
         if state["settling"] is not None:
             self._settling = Settling(**state["settling"])
         if checkpoint.compact is not None:
@@ -210,9 +223,14 @@ class Trainer:
         ends_pass = self._phases.ends_pass(self.step)
         if ends_pass or self.step % self._settings.log_every == 0 or self.step in (1, self._phases.freeze_at):
             self._tell(lr, ends_pass=ends_pass)
-        if ends_pass and self.step < self._phases.total:
+        if (ends_pass or self._is_due()) and self.step < self._phases.total:
             self.save()
         self._journal.go_on()
+
+    def _is_due(self) -> bool:
+        """Whether it is time for one within a pass, where several processes differ in more than a checkpoint holds."""
+        seconds = 60 * self._settings.checkpoint_minutes
+        return 0 < seconds <= time.monotonic() - self._saved_at and self._runtime.n_processes == 1
 
     def _tell(self, lr: float, *, ends_pass: bool) -> None:
         """Have a line written; at the end of a pass, but for the last, with an evaluation."""
@@ -392,7 +410,7 @@ class Trainer:
         return *runtime.place(inputs, targets), weight
 
     def save(self) -> None:
-        """Write a checkpoint of the present state."""
+        """Write a checkpoint of the present state, which may lie within a pass."""
         compact = None if self._compact is None else dict(self._compact.state_dict())
         self._store.save(
             Checkpoint(
@@ -408,7 +426,9 @@ class Trainer:
                     "journal": self._journal.state_dict(),
                     "stage": None if self._phase == FINISHED else self._stage.state_dict(),
                     "gates": self._gated.training_state(),
+                    "randomness": Randomness.now(self._runtime.device).state_dict(),
                     "settling": None if self._settling is None else self._settling.state_dict(),
                 },
             ),
         )
+        self._saved_at = time.monotonic()

@@ -75,7 +75,11 @@ class ArrayBatches:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         """One pass."""
-        for rows in self._rows(self._generator()):
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[tuple[Any, Tensor]]:
+        """One pass without its first batches, which are not made."""
+        for rows in self._rows(self._generator())[first:]:
             inputs = {name: self._to_device(_rows_of(array, rows)) for name, array in self.x.items()}
             yield inputs.get("", inputs), self._to_device(_rows_of(self.y, rows))
 
@@ -151,14 +155,14 @@ class ImageBatches(ArrayBatches):
         preprocessing.check(x.shape)
         self.preprocessing, self.augment, self.channels_last = preprocessing, augment, channels_last
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass."""
+    def from_batch(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass without its first batches, which are not made."""
         generator = self._generator()
         batches = self._rows(generator)
         pad, flip = (self.augment.pad, self.augment.flip) if self.augment else (0, False)
         corners = torch.randint(0, 2 * pad + 1, (2, self.n), generator=generator)
         flips = torch.rand(self.n, generator=generator) < 0.5 * flip
-        for rows in batches:
+        for rows in batches[first:]:
             images = self.preprocessing.fit(_rows_of(self.x[""], rows))
             if self.augment is not None:
                 images = crop_and_flip(images, corners[:, rows], flips[rows], pad=pad)

@@ -111,5 +111,5 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(tmp_path, monkeypatch
     result = CliRunner().invoke(cli, [*FINETUNE, "--out", str(tmp_path / "run")])
 
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1].startswith("interrupted: before the first epoch ended")
+    assert result.stderr.splitlines()[-1].startswith("interrupted: before the first checkpoint")
     assert not (tmp_path / "run").exists()

@@ -139,7 +139,7 @@ def test_wherever_writing_is_killed_one_complete_checkpoint_remains(tmp_path, mo
 
 
 def test_no_checkpoint_is_an_error_with_a_remedy(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint: the run stopped before its first epoch"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint: the run stopped before its first one"):
         load_checkpoint(tmp_path / "checkpoint")
 
 
