@@ -1,8 +1,5 @@
 """`l0prune profile`: what a network takes in onnxruntime at any widths, here or on another machine."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +8,8 @@ import click
 
 from l0prune.cli.flags import FilePath, GroupedCommand, chosen, common_options, flags_of, given
 from l0prune.cli.loading import load
-from l0prune.cli.output import console, note, print_table, say, show, working
+from l0prune.cli.output import console, print_table, say, show, working
+from l0prune.cli.progress import share_bar
 from l0prune.cli.request import ModelOptions
 from l0prune.cli.trust import model_call, remember
 from l0prune.machine import most_threads
@@ -19,11 +17,9 @@ from l0prune.options import Options, documented, option
 
 if TYPE_CHECKING:
     from l0prune.latency.profile import Profile
-    from l0prune.profiling.measure import Progress
 
 __all__ = ["profile_command"]
 
-LINES_EVERY_S = 10.0
 SHOWN = 12
 
 
@@ -113,7 +109,7 @@ def measure(model: ModelOptions, terms: ProfileFlags, *, fresh: bool) -> "Profil
     loaded = load(model)
     remember(model_call(model))
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
-    with bar() as progress:
+    with share_bar() as progress:
         return profile_network(
             loaded.model,
             loaded.example_inputs,
@@ -135,7 +131,7 @@ def make_kit(model: ModelOptions, terms: ProfileFlags, folder: Path) -> Path:
     remember(model_call(model))
     flow = l0prune.trace(loaded.model, loaded.example_inputs)
     options = ProfileOptions(**vars(terms))
-    with bar() as progress:
+    with share_bar() as progress:
         return write_kit(
             loaded.model, loaded.example_inputs, folder, flow=flow, name=model.spec, options=options, progress=progress
         )
@@ -146,27 +142,6 @@ def read_kit(results: Path) -> "Profile":
     from l0prune.profiling.kit import profile_from_kit
 
     return profile_from_kit(results)
-
-
-@contextmanager
-def bar() -> "Iterator[Progress]":
-    """A bar on a terminal; else a line now and then."""
-    out = console(stderr=True)
-    if out.is_terminal:
-        from rich.progress import Progress as Bars
-
-        with Bars(console=out, transient=True) as bars:
-            task = bars.add_task("", total=1.0)
-            yield lambda share, text: bars.update(task, completed=share, description=text)
-        return
-    said = [-LINES_EVERY_S]
-
-    def line(share: float, text: str) -> None:
-        if time.monotonic() - said[0] >= LINES_EVERY_S:
-            said[0] = time.monotonic()
-            note(f"{share:4.0%}  {text}")
-
-    yield line
 
 
 def figures(profile: "Profile") -> dict[str, Any]:
