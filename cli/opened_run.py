@@ -99,12 +99,14 @@ def gated_model(run: OpenedRun, loaded: "LoadedModel") -> "GatedModel":
         CheckpointError: if the checkpoint is damaged or of another model.
     """
     from l0prune.finetuning.checkpoints import load_checkpoint
+    from l0prune.gated.in_step import sizes_in_step
     from l0prune.goals.budget import Budgets
 
     checkpoint = load_checkpoint(run.directory.checkpoint)
     gated = gated_model_of(loaded, run.request, flow=traced(loaded, run.request.run))
     if run.request.run.budget:
-        gated.set_goal(Budgets.parse(run.request.run.budget), 1)
+        alike = sizes_in_step(gated.model) if run.request.training.uniform else None
+        gated.set_goal(Budgets.parse(run.request.run.budget).uniform(alike), 1)
     with reading(run.directory.path, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
         try:
             gated.model.load_state_dict(checkpoint.model)

@@ -57,7 +57,7 @@ ONE_PATH = (
 
 
 OF_RUN = ("data", "task", "task_args", "budget", "profile", "batch_size", "ignore", "device")
-OF_TRAINING = ("method", "calibration_samples", "seed")
+OF_TRAINING = ("method", "calibration_samples", "uniform", "seed")
 """What can be said of a model that is shrunk at once."""
 OF_MODEL = (*(name for name in options_of(ModelOptions) if name != "spec"), *OF_RUN, *OF_TRAINING, "overwrite")
 RULES = (
@@ -289,7 +289,8 @@ def write_hf(compact: "nn.Module", folder: Path, run: OpenedRun, trained: dict[s
         if trained.keys() >= set(keys)
         else None
     )
-    l0prune.hf.save_pretrained(compact, folder, source, scores=scores)
+    plain = True if run.request.training.uniform else None
+    l0prune.hf.save_pretrained(compact, folder, source, scores=scores, plain=plain)
 
 
 def export(model: "nn.Module", loaded: "LoadedModel", path: Path, onnx: Mapping[str, Any] | None = None) -> str | None:

@@ -239,6 +239,11 @@ class FinetuneConfig(Options):
         "Let residual branches (blocks, attention, feed-forward layers) close as a whole.",
         shown="on with a budget of latency, else off",
     )
+    uniform: bool = _gates(
+        False,
+        "Keep the same numbers of heads and widths in all layers, as the configuration of a model of transformers can say them:"
+        " transformers then loads the result without l0prune.",
+    )
     seed: int = _run(0, "Seed of everything random; batches passed in Python keep their own order.", within="[0, inf)")
     mixed_precision: str = _run(
         "no", "Mixed precision of the training; fp16 needs a GPU.", choices=("no", "bf16", "fp16"), key="precision"
@@ -269,6 +274,7 @@ class FinetuneConfig(Options):
             "{lr_drop_factor} says how far the learning rate falls at {lr_drops}, which is missing",
             unless=("lr_drops",),
         ),
+        Rule("depth", "{uniform} keeps every layer, so {depth} has no effect: leave one of them out"),
         Rule(
             "gate_lr_end", "{gate_lr_end} is the end of the ramp and cosine that {lr_drops} replaces: give one of them"
         ),

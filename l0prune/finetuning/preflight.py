@@ -19,6 +19,7 @@ from l0prune.finetuning.passes import Batches, count_batches, count_samples, fir
 from l0prune.finetuning.runtime import Runtime, in_float32, send_home
 from l0prune.finetuning.schedule import Phases, plan_phases
 from l0prune.gated.decision import choose_open
+from l0prune.gated.in_step import sizes_in_step
 from l0prune.gated.model import GatedModel
 from l0prune.goals.goal import Goal
 from l0prune.goals.selection import covered
@@ -76,6 +77,7 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
     )
     phases = plan_phases(settings, count_batches(batches))
     goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(config.depth)
+    goal = goal.uniform(sizes_in_step(gated.model)) if config.uniform else goal
     plan = RunPlan(gated, batches, task, goal, settings, phases)
     require_precision(gated.model)
     require_finite(gated.model)

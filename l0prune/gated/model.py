@@ -15,6 +15,7 @@ from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.branches import branch_effects
 from l0prune.gated.calling import SHARED, CalledLikeItsModel
+from l0prune.gated.in_step import sizes_in_step
 from l0prune.gated.initial import DropRate, initial_locations
 from l0prune.gated.open_norms import MaskedNorms
 from l0prune.gated.substitution import Substitution
@@ -46,6 +47,7 @@ def inject(
     gate_optimizer: GateOptimizerConfig | None = None,
     droprate: DropRate | None = None,
     depth: bool | None = None,
+    uniform: bool = False,
     seed: int = 0,
 ) -> GatedModel:
     """Put gates on the units that `flow` found in `model`.
@@ -62,6 +64,8 @@ def inject(
         droprate: In (0, 1); gates start at log((1 - droprate) / droprate). Can be given by layer, as in `{"fc1": 0.2}`, with
             the empty name for the other gates. None starts all of them nearly fully open.
         depth: Whether residual branches may close as a whole; None lets them under a budget whose metric goes in steps.
+        uniform: Whether all layers end with the same widths, as the configuration of a model of transformers can say them
+            (`l0prune.hf.save_pretrained` then writes a folder that transformers loads alone); needs a budget.
         seed: Seed of initial jitter and sampling noise.
 
     Returns:
@@ -78,6 +82,8 @@ def inject(
     initial = None if droprate is None else initial_locations(flow, droprate, default=start)
     bank = GateBank(flow.n_gates, distribution=distribution, initial=initial, seed=seed)
     goal = None if budget is None and penalty is None else one_goal(budget, penalty).with_depth(depth)
+    if uniform:
+        goal = (Goal() if goal is None else goal).uniform(sizes_in_step(model))
     return GatedModel(model, flow, bank, goal=goal, steps=steps, gate_optimizer=gate_optimizer)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from l0prune.cost.cost import Cost
 from l0prune.cost.kinds import Costs, metric_named, metric_names, rounded_up
 from l0prune.errors import ConfigError
@@ -16,6 +18,7 @@ from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import BoolArray, FloatArray, Goal
 from l0prune.goals.lagrangian import ConstrainedPursuit
 from l0prune.goals.selection import require_feasible, select_open
+from l0prune.goals.uniform import Alike, Bundles
 from l0prune.latency.profile import Profile
 
 __all__ = ["Bound", "Budget", "Budgets", "one_goal"]
@@ -125,6 +128,7 @@ class Budgets(Goal):
     Attributes:
         budgets: The first one's metric is the run's.
         depth: Whether branches may close as a whole; None lets them where a metric goes in steps (`CostMetric.in_steps`).
+        alike: Sizes that keep the same share of their indices, so that no branch closes; None leaves each to itself.
 
     Raises:
         ConfigError: if there is none, or two have the same metric.
@@ -134,6 +138,7 @@ class Budgets(Goal):
     cuts_as_trained: ClassVar[bool] = False
     budgets: tuple[Budget, ...]
     depth: bool | None = None
+    alike: Alike | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that each metric has one bound."""
@@ -167,8 +172,14 @@ class Budgets(Goal):
         """The same, with branches that may close as a whole or not; None leaves that as it is."""
         return self if depth is None else replace(self, depth=depth)
 
+    def uniform(self, alike: Alike | None) -> Budgets:
+        """The same, with sizes that have to be alike."""
+        return replace(self, alike=alike)
+
     def branches(self, costs: Costs) -> tuple[Branch, ...]:
         """The branches that may close as a whole."""
+        if self.alike is not None:
+            return ()
         return costs.flow.branches if (self.knows_widths if self.depth is None else self.depth) else ()
 
     def __iter__(self) -> Iterator[Budget]:
@@ -194,7 +205,11 @@ class Budgets(Goal):
         Raises:
             BudgetInfeasibleError: names one that cannot be met, and which layers cost it.
         """
-        require_feasible(self.bounds(costs), costs.flow.dimensions, self.branches(costs))
+        if self.alike is None:
+            require_feasible(self.bounds(costs), costs.flow.dimensions, self.branches(costs))
+        else:
+            bundles = Bundles(costs.flow, np.zeros(costs.flow.n_gates), self.bounds(costs), self.alike)
+            require_feasible(bundles.bounds, bundles.dimensions)
 
     def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> ConstrainedPursuit:
         """A multiplier for each, over a gate phase of so many steps."""
@@ -218,6 +233,19 @@ class Budgets(Goal):
             BudgetInfeasibleError: closing every gate costs more.
         """
         flow = costs.flow
+        if self.alike is not None:
+            bundles = Bundles(flow, scores, self.bounds(costs), self.alike)
+            chosen = select_open(
+                bundles.scores,
+                bundles.bounds,
+                bundles.dimensions,
+                bundles.groups,
+                align=align,
+                salience=None if salience is None else bundles.sums(salience),
+                in_steps=self.knows_widths,
+                weights=bundles.sizes,
+            )
+            return bundles.gates(bundles.accepted(chosen, align=align))
         return select_open(
             scores,
             self.bounds(costs),
@@ -229,6 +257,12 @@ class Budgets(Goal):
             branches=self.branches(costs),
             of_branches=of_branches,
         )
+
+    def rounded(self, costs: Costs, scores: FloatArray, is_open: BoolArray, *, align: int) -> BoolArray:
+        """Open gates whose widths are multiples of `align`; where sizes have to be alike, they are chosen anew."""
+        if self.alike is None:
+            return super().rounded(costs, scores, is_open, align=align)
+        return self.choose_open(costs, scores, is_open, align=align)
 
     @property
     def knows_widths(self) -> bool:

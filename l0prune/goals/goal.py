@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from l0prune.cost.kinds import Costs
+from l0prune.errors import ConfigError
 from l0prune.gates.bank import GateBank
 from l0prune.goals.selection import align_open, covered
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from l0prune.flow.branches import Branch
     from l0prune.goals.budget import Bound
     from l0prune.goals.lagrangian import Constraint
+    from l0prune.goals.uniform import Alike
 
 __all__ = ["Goal", "Pursuit"]
 
@@ -53,6 +55,18 @@ class Goal:
 
     def with_depth(self, depth: bool | None) -> Goal:
         """The same goal, with branches that may close as a whole or not; None leaves that as it is."""
+        return self
+
+    def uniform(self, alike: Alike | None) -> Goal:
+        """The same goal, with sizes that have to be alike.
+
+        Raises:
+            ConfigError: it does not choose what is kept, but takes what training leaves.
+        """
+        if alike is not None:
+            raise ConfigError(
+                "uniform widths are chosen under a budget: give one, such as macs=0.5, or leave uniform out"
+            )
         return self
 
     def bounds(self, costs: Costs) -> tuple[Bound, ...]:

@@ -39,6 +39,7 @@ def select_open(
     in_steps: bool = False,
     branches: Sequence[Branch] = (),
     of_branches: npt.ArrayLike | None = None,
+    weights: FloatArray | None = None,
 ) -> BoolArray:
     """The best-ranked gates whose exact costs are at or under the bounds, one of them within `tolerance` where reachable.
 
@@ -63,6 +64,7 @@ def select_open(
         in_steps: whether a cost goes in the steps that hardware takes.
         branches: sets of gates that may close together; each before those that are nested in it.
         of_branches: as `salience`, when all of a branch closes, shape `(n_branches,)`.
+        weights: units that a gate stands for, > 0, shape `(n_gates,)`; None for one each.
 
     Returns:
         Open gates, shape `(n_gates,)`, bool. Equal arguments give equal results.
@@ -83,7 +85,13 @@ def select_open(
     together = None if of_branches is None else _checked("salience of branches", of_branches, len(branches))
     by_steps = in_steps or bool(branches)
     values = Values(
-        widths, wanted=counts, threshold=threshold, salience=measured, of_branches=together, monotone=by_steps
+        widths,
+        wanted=counts,
+        threshold=threshold,
+        salience=measured,
+        of_branches=together,
+        monotone=by_steps,
+        weights=weights,
     )
     if by_steps:
         return widths.best_gates(most_valuable(CountSearch(widths, keep, np.inf, values), counts, least, align=align))

@@ -29,6 +29,7 @@ class Values:
         salience: how much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`; None if nobody measured it.
         of_branches: how much it suffers when a branch closes, in the same unit, shape `(n_branches,)`; None takes the sum.
         monotone: whether more open gates are never worth less, also beyond what is wanted.
+        weights: units that a gate stands for, > 0, shape `(n_gates,)`; None for one each.
     """
 
     def __init__(
@@ -40,16 +41,18 @@ class Values:
         salience: FloatArray | None = None,
         of_branches: FloatArray | None = None,
         monotone: bool = False,
+        weights: FloatArray | None = None,
     ) -> None:
         self._widths = widths
         self._first = widths.starts[:-1] + np.arange(widths.n)
-        capacity, units = _capacities(widths, wanted, threshold)
+        weights = np.ones(len(widths.scores)) if weights is None else weights
+        capacity, units = _capacities(widths, wanted, threshold, weights)
         if monotone:
             capacity = _never_falling(widths, capacity)
         measured = np.zeros_like(capacity)
         scale = 1.0
         if salience is not None and salience.any():
-            measured, scale = _kept_salience(widths, salience), 1.0 / len(widths.scores)
+            measured, scale = _kept_salience(widths, salience), 1.0 / float(weights.sum())
         self._table = measured + scale * capacity
         inside = widths.in_branches.astype(np.float64)
         self._closed = -scale * (inside @ units)
@@ -101,19 +104,21 @@ def _kept_salience(widths: Widths, salience: FloatArray) -> FloatArray:
     return values
 
 
-def _capacities(widths: Widths, counts: IntArray, threshold: float) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+def _capacities(
+    widths: Widths, counts: IntArray, threshold: float, weights: FloatArray
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
     """Value of every possible count of every width, relative to `counts`; width after width, sizes + 1 entries each.
 
     What a width can represent is taken to grow with the logarithm of its open gates, as in a divergence: with r the
     gates kept over those in `counts`, a width of n gates is worth -n (r - 1 - log r). So taking a fifth from a width
     costs little, emptying one that the ranking wants costs most, and adding to one is hardly rewarded. Gates count
-    by how far they rank above `threshold`, from a quarter (never wanted) to one.
+    by how far they rank above `threshold`, from a quarter (never wanted) to one, times the units they stand for.
 
     Returns:
         The values, and n of every width, shape `(n_widths,)`.
     """
     distance = np.clip(widths.scores[widths.order] - threshold, -30.0, 30.0)
-    worth = 0.25 + 0.75 / (1.0 + np.exp(-distance))
+    worth = (0.25 + 0.75 / (1.0 + np.exp(-distance))) * weights[widths.order]
     values = np.zeros(len(worth) + widths.n)
     units = np.zeros(widths.n)
     for width, (start, stop) in enumerate(zip(widths.starts[:-1], widths.starts[1:], strict=True)):

@@ -6,38 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from l0prune.cost.kinds import metric_named
 from l0prune.errors import ConfigError
 from l0prune.hf.companions import MODULES
 from l0prune.hf.onnx_file import ONNX
-from l0prune.sources.hf_folder import CutFolder
-from l0prune.surgery.into_class import dense_model
+from l0prune.sources.hf_folder import is_cut
 from l0prune.surgery.record import surgery_of
 
 __all__ = ["card_of"]
 
 
-def card_of(compact: Any, folder: CutFolder, name: str, scores: Mapping[str, Any], draft: Path) -> str:
+def card_of(compact: Any, dense: nn.Module, name: str, scores: Mapping[str, Any], draft: Path) -> str:
     """The text of README.md.
 
     Args:
         compact: The model.
-        folder: What was written of it.
+        dense: What it was cut from; its weights are not looked at.
         name: Of the folder.
         scores: Name -> value, or values by model.
         draft: The folder itself, for the files that it holds.
     """
     record = surgery_of(compact)
-    dense = dense_model(folder.origin, record.plan, folder.weights, empty=True)
     before, after = _parameters(dense), _parameters(compact)
-    kind = type(compact).__name__
+    kind, plain = type(compact).__name__, not is_cut(draft)
     source = getattr(compact.config, "_name_or_path", "") or ""
     front = ["---", "library_name: transformers", "tags:", "- l0prune", "- pruned"]
     front += ["- sentence-transformers", "pipeline_tag: sentence-similarity"] if (draft / MODULES).exists() else []
     lines = [*front, "---", "", f"# {name}", ""]
     lines += [
         f"A `{kind}` of transformers, made smaller by l0prune: heads, channels and neurons that it can do without were removed."
-        " Its layers are dense ones of smaller, and different, widths.",
+        f" Its layers are dense ones of smaller{'' if plain else ', and different,'} widths.",
         "",
         *([f"Cut from `{Path(source).name}`.", ""] if source else []),
         *([f"Budget: `{record.budget}`.", ""] if record.budget else []),
@@ -54,27 +54,25 @@ def card_of(compact: Any, folder: CutFolder, name: str, scores: Mapping[str, Any
             " the largest.",
             "",
         ]
-    return "\n".join([*lines, *_use(kind, name, draft)]) + "\n"
+    return "\n".join([*lines, *_use(kind, name, draft, plain=plain)]) + "\n"
 
 
-def _use(kind: str, name: str, draft: Path) -> list[str]:
+def _use(kind: str, name: str, draft: Path, *, plain: bool) -> list[str]:
     """How to load it."""
-    lines = [
-        "## Use",
-        "",
-        "```python",
-        "import l0prune",
-        "",
-        f'model = l0prune.hf.from_pretrained("{name}")  # a {kind}',
-        "```",
-        "",
-    ]
-    lines += [
-        "After `l0prune.hf.register()`, the `from_pretrained` methods of transformers, its pipelines"
-        + (" and `SentenceTransformer`" if (draft / MODULES).exists() else "")
-        + " load the folder too. Without l0prune they refuse it: the configuration has one width for all layers.",
-        "",
-    ]
+    call = f"from transformers import {kind}" if plain else "import l0prune"
+    loader = f"{kind}.from_pretrained" if plain else "l0prune.hf.from_pretrained"
+    of_kind = "" if plain else f"  # a {kind}"
+    lines = ["## Use", "", "```python", call, "", f'model = {loader}("{name}"){of_kind}', "```", ""]
+    lines += (
+        ["transformers loads it alone: all layers have the widths that its configuration says.", ""]
+        if plain
+        else [
+            "After `l0prune.hf.register()`, the `from_pretrained` methods of transformers, its pipelines"
+            + (" and `SentenceTransformer`" if (draft / MODULES).exists() else "")
+            + " load the folder too. Without l0prune they refuse it: the configuration has one width for all layers.",
+            "",
+        ]
+    )
     if (draft / ONNX).exists():
         lines += [f"`{ONNX}` runs in onnxruntime alone, and in optimum.", ""]
     return lines

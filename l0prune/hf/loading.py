@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from l0prune.errors import FileFormatError, L0PruneWarning, first_line
 from l0prune.reading import is_file, read_json, reading
-from l0prune.sources.hf_folder import KIND, PLAN, REMEDY, CutFolder
-from l0prune.sources.libraries import optional, quiet
+from l0prune.sources.hf_folder import CONFIG, KIND, PLAN, REMEDY, CutFolder, is_cut
+from l0prune.sources.libraries import build_hf, optional, quiet
 from l0prune.surgery.equivalence import Difference
 from l0prune.surgery.in_place import cut_in_place
 from l0prune.surgery.into_class import allocated, dense_model, filled
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.record import Surgery, remember_surgery_
 
-__all__ = ["GENERATION", "from_pretrained", "model_of", "plan_of", "record_of"]
+__all__ = ["GENERATION", "dense_of", "from_pretrained", "model_of", "plan_of", "record_of"]
 
 GENERATION = "generation_config.json"
 
@@ -47,6 +48,8 @@ def from_pretrained(directory: str | Path, **config: Any) -> nn.Module:
     """
     optional("transformers", "hf")
     with reading(directory, KIND, remedy=REMEDY, folder=True):
+        if not is_cut(directory) and is_file(Path(directory) / PLAN):
+            return _plain(Path(directory), config)
         folder = CutFolder.open(directory, config)
         model = model_of(folder)
         if not folder.origin.is_of_this_version:
@@ -59,11 +62,25 @@ def from_pretrained(directory: str | Path, **config: Any) -> nn.Module:
         return model
 
 
+def _plain(directory: Path, config: dict[str, Any]) -> nn.Module:
+    """The model in a folder that transformers loads itself: it has no record of its cut, and is pruned again as a dense one."""
+    stated = read_json(directory / CONFIG, "configuration of transformers")
+    model: Any = build_hf(str(directory), config, pretrained=True).model
+    if "use_cache" not in config and "use_cache" in stated:
+        model.config.use_cache = bool(stated["use_cache"])
+    dtype = getattr(torch, str(stated.get("dtype")), None)
+    return model.to(dtype).eval() if isinstance(dtype, torch.dtype) else model.eval()
+
+
+def dense_of(folder: CutFolder) -> nn.Module:
+    """The dense model that the one in a folder was cut from, without memory for its weights."""
+    return dense_model(folder.origin, plan_of(folder), folder.weights, empty=True)
+
+
 def model_of(folder: CutFolder) -> nn.Module:
     """The model in a folder, with the record of its cut."""
     plan = plan_of(folder)
-    empty = dense_model(folder.origin, plan, folder.weights, empty=True)
-    model: Any = filled(allocated(cut_in_place(empty, plan)), folder.weights)
+    model: Any = filled(allocated(cut_in_place(dense_of(folder), plan)), folder.weights)
     _configure_(model, folder)
     remember_surgery_(model, record_of(folder))
     return model.eval()

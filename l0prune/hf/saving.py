@@ -22,9 +22,11 @@ from l0prune.errors import (
 from l0prune.files import replaced_folder, write_json, write_whole
 from l0prune.hf.card import card_of
 from l0prune.hf.companions import write_companions
-from l0prune.hf.loading import model_of
+from l0prune.hf.loading import dense_of, model_of
 from l0prune.hf.onnx_file import ONNX, write_onnx
+from l0prune.hf.plain import PlainModel, plain_model
 from l0prune.model_call import ModelCall, signature_of
+from l0prune.reading import is_file
 from l0prune.sources.hf_folder import (
     CONFIG,
     PLAN,
@@ -36,7 +38,7 @@ from l0prune.sources.hf_folder import (
     digest,
     is_cut,
 )
-from l0prune.sources.libraries import optional
+from l0prune.sources.libraries import optional, quiet
 from l0prune.sources.weights import save_weights
 from l0prune.surgery.equivalence import compare
 from l0prune.surgery.into_class import tolerance_of
@@ -56,9 +58,12 @@ def save_pretrained(
     pooling: str | None = None,
     scores: Scores | None = None,
     onnx: bool = True,
+    plain: bool | None = None,
 ) -> Path:
     """Write a cut model of transformers as a folder that `l0prune.hf.from_pretrained` reads.
 
+    Where all layers have the same widths (`uniform`), and the class can be built with them, the folder is a plain one: its
+    configuration says the sizes of the cut model, and transformers loads it without l0prune, which is tried. Else
     `config.json` (of the dense model, with a section on the cut), `model.safetensors`, `surgery.json`, `README.md`; where there
     are any, the settings of `generate` and the files of the tokenizer; `onnx/model.onnx`, which onnxruntime runs on what the
     tokenizer returns; `modules.json` and what it names, for sentence-transformers. Everything is written to a temporary folder,
@@ -74,18 +79,21 @@ def save_pretrained(
             folder of the dense model.
         scores: What the model card says of its quality.
         onnx: Whether to write `onnx/model.onnx`. Where none can be written, a warning says why.
+        plain: Whether the folder has to be a plain one, or must not be; None makes it one where it can be.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: the model comes neither from `shrink` nor from a folder, or is no class of transformers.
+        ConfigError: the model comes neither from `shrink` nor from a folder, or is no class of transformers; or there is no plain
+            configuration for it, and `plain` asks for one.
         ModelSpecError: transformers is not installed.
         FileFormatError: the folder exists and holds something else.
         CheckpointError: what was written is not read back as the same model.
     """
     record, target = surgery_of(compact), Path(directory)
     require_folder(compact, target)
+    as_plain = None if plain is False else plain_model(compact, required=bool(plain))
     complaint = None
     with replaced_folder(target) as draft:
         save_weights(compact, draft / WEIGHTS)
@@ -93,14 +101,18 @@ def save_pretrained(
         settings: Any = getattr(compact, "generation_config", None)
         if settings is not None:
             settings.save_pretrained(draft)
-        folder = _written(compact, record, draft, target)
+        if as_plain is None:
+            dense = dense_of(_written(compact, record, draft, target))
+        else:
+            dense = as_plain.dense
+            _write_plain(compact, as_plain, draft, target)
         names = write_companions(draft, tokenizer, pooling=pooling)
         if onnx:
             try:
                 write_onnx(compact, draft / ONNX, names)
             except (ExportError, ConfigError) as error:
                 complaint = first_line(error).replace(str(draft), str(target))
-        write_whole(draft / "README.md", card_of(compact, folder, target.name, scores or {}, draft))
+        write_whole(draft / "README.md", card_of(compact, dense, target.name, scores or {}, draft))
     if complaint is not None:
         warnings.warn(f"{target}: saved without {ONNX}, because {complaint}", L0PruneWarning, stacklevel=2)
     return target
@@ -115,7 +127,7 @@ def require_folder(compact: nn.Module, target: Path) -> None:
         FileFormatError: the folder exists and holds something else.
     """
     record, name = surgery_of(compact), type(compact).__name__
-    if target.exists() and not (target.is_dir() and (is_cut(target) or not any(target.iterdir()))):
+    if target.exists() and not (target.is_dir() and (_is_own(target) or not any(target.iterdir()))):
         raise FileFormatError(f"{target} exists and is not a folder of a cut model; choose another one")
     if (target / ".git").exists():
         raise FileFormatError(
@@ -129,6 +141,32 @@ def require_folder(compact: nn.Module, target: Path) -> None:
         )
     if getattr(optional("transformers", "hf"), name, None) is not type(compact):
         raise ConfigError(f"{name} is no class that transformers exports: write it with l0prune.save")
+
+
+def _is_own(target: Path) -> bool:
+    """Whether a folder was written here: it says that its model was cut, or holds the plan of the cut beside a configuration."""
+    return is_cut(target) or all(is_file(target / name) for name in (CONFIG, PLAN, WEIGHTS))
+
+
+def _write_plain(compact: Any, plain: PlainModel, draft: Path, target: Path) -> None:
+    """Write the configuration, and see that transformers reads the folder as the model that was saved.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    write_json(draft / CONFIG, plain.config)
+    kind: Any = type(compact)
+    problem = ""
+    try:
+        with quiet(optional("transformers", "hf")):
+            loaded = kind.from_pretrained(draft, local_files_only=True, use_safetensors=True, dtype="auto").eval()
+        difference = _difference(compact, loaded)
+        if not difference <= tolerance_of(compact, call_of(compact)):
+            problem = f"what transformers reads gives outputs that differ by {difference:.1e}"
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        problem = first_line(error).replace(str(draft), str(target))
+    if problem:
+        raise CheckpointError(f"{target}: the model cannot be written as a plain folder: {problem}; pass plain=False")
 
 
 def _written(compact: Any, record: Surgery, draft: Path, target: Path) -> CutFolder:

@@ -23,7 +23,7 @@ from l0prune.surgery.in_graph import cut_in_graph, has_dropped_branches
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.reaction import holding, own_modules, with_values
 
-__all__ = ["DrawnWeights", "redrawn_weights"]
+__all__ = ["DrawnWeights", "numbers_for", "redrawn_weights"]
 
 _COMMON = 0.8
 """Share of the common part that is taken out: with all of it, a wrong constant for all units would not show."""
@@ -61,7 +61,7 @@ def redrawn_weights(
             if id(tensor) not in drawn:
                 value = tensor.detach()
                 if leaf in module._parameters or leaf in statistics:
-                    value = _drawn(leaf, tensor, generator, negative)
+                    value = numbers_for(leaf, tensor, generator, negative)
                     if name in consumers:
                         _take_out_common_(value, consumers[name], factors)
                 drawn[id(tensor)] = value.to(device=tensor.device, dtype=_type_of(tensor, dtype))
@@ -75,10 +75,10 @@ def _type_of(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype.to_complex() if tensor.is_complex() else dtype
 
 
-def _drawn(leaf: str, tensor: Tensor, generator: torch.Generator, negative: float) -> Tensor:
+def numbers_for(leaf: str, tensor: Tensor, generator: torch.Generator, negative: float) -> Tensor:
     """New numbers for one tensor, in single precision on the CPU."""
     if tensor.is_complex():
-        parts = [_drawn(leaf, tensor.real, generator, negative) for _ in range(2)]
+        parts = [numbers_for(leaf, tensor.real, generator, negative) for _ in range(2)]
         return torch.complex(*parts) / 2**0.5
     noise = torch.rand(tensor.shape, generator=generator)
     if leaf == "running_mean":
