@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import l0prune
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.freezing import decided_values
+from l0prune.finetuning.settings import resolve
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_distribution, gate_names
@@ -61,7 +62,7 @@ def outcome(name: str, steps: int, seed: int, *, held: bool) -> tuple[float, flo
             gated.step()
     costs = float(gated.expected_cost("macs").detach()), gated.hard_cost("macs")
     gated.freeze(
-        decided_values(gated, choose_open(gated, gated.goal, align=1), FinetuneConfig().resolved(penalised=False))
+        decided_values(gated, choose_open(gated, gated.goal, align=1), resolve(FinetuneConfig(), penalised=False))
     )
     optimizer = torch.optim.Adam(gated.parameters(), lr=3e-3)
     for _ in range(RECOVERY_STEPS):

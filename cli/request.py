@@ -10,7 +10,8 @@ import click
 
 from l0prune.cli.flags import Command, Decorator, apply, chosen, flag, flags_of
 from l0prune.errors import ConfigError, FileFormatError
-from l0prune.finetuning.config import OPEN, FinetuneConfig, Settings
+from l0prune.finetuning.config import OPEN, FinetuneConfig
+from l0prune.finetuning.settings import Settings, resolve
 from l0prune.gates.registry import family_names
 from l0prune.options import GATES, MODEL, MOST_USED, RUN, Options, documented, option, options_of, plain
 from l0prune.reading import shortened
@@ -275,8 +276,8 @@ class FinetuneRequest:
             from l0prune.goals.budget import Budgets
 
             knows_widths = Budgets.parse(self.run.budget).knows_widths
-        return training.resolved(
-            penalised=bool(self.run.penalty), knows_widths=knows_widths, steps_per_epoch=steps_per_epoch
+        return resolve(
+            training, penalised=bool(self.run.penalty), knows_widths=knows_widths, steps_per_epoch=steps_per_epoch
         )
 
     def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int) -> "FinetuneRequest":

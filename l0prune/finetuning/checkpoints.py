@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from l0prune.errors import CheckpointError, first_line
 from l0prune.files import remove
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.settings import resolve
 from l0prune.reading import reading
 from l0prune.sources.pickles import read_pickled_tensors
 
@@ -187,7 +188,7 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
     """
     before, now = (dict(identity) for identity in (saved, present))
     asked, settings = (
-        FinetuneConfig.from_json(identity.pop("config")).resolved(penalised=identity.get("penalty") is not None)
+        resolve(FinetuneConfig.from_json(identity.pop("config")), penalised=identity.get("penalty") is not None)
         for identity in (before, now)
     )
     for name in set(asked.differing(settings)) - {"checkpoint_minutes"}:  # changes nothing but the checkpoints

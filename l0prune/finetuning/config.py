@@ -5,34 +5,36 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l0prune.criteria.registry import GATES as TRAINED_GATES
 from l0prune.criteria.registry import criterion_names, method_names
 from l0prune.errors import ConfigError
 from l0prune.options import GATES, MOST_USED, PHASES, RUN, TEACHING, WEIGHTS, Options, Rule, documented, option
 
-__all__ = ["OPEN", "OPTIMIZERS", "FinetuneConfig", "Settings", "alignment"]
+__all__ = ["OPEN", "OPTIMIZERS", "FinetuneConfig", "alignment"]
 
 
 OPTIMIZERS = {
-    "sgd": {"lr": 0.03, "recovery_lr": 0.03, "weight_decay": 1e-4},
-    "adam": {"lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0},
-    "adamw": {"lr": 5e-4, "recovery_lr": 1e-3, "weight_decay": 0.02},
+    "sgd": {"lr": 0.03, "recovery_lr": 0.03, "weight_decay": 1e-4, "short_run": 0.2},
+    "adam": {"lr": 1e-3, "recovery_lr": 1e-3, "weight_decay": 0.0, "short_run": 0.0},
+    "adamw": {"lr": 5e-4, "recovery_lr": 1e-3, "weight_decay": 0.02, "short_run": 0.0},
 }
-"""What each starts from where no numbers are given."""
+"""What each starts from where no numbers are given; in a run of n < `FULL_STEPS` steps lr is lr (n / FULL_STEPS)^short_run."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
-FULL_GATE_STEPS = 700
-"""Steps of a run from which on the gate phase has its full share; in shorter ones the cut network needs the steps more."""
+FULL_STEPS = 700
+"""Steps of a run from which on gate phase and learning rate are full. In shorter ones the cut network needs the steps more, and
+a rate that it can come down from."""
 UNTRAINED = "magnitude"
 """The criterion that chooses where nothing is trained."""
 OPEN = "open"
 """The start of gates that nobody has ranked: all where the distribution has those of trained networks begin."""
 
 
-def _of_optimizer(text: str, name: str, **about: Any) -> Any:
-    """An option that each optimizer has its own default of."""
-    shown = ", ".join(f"{numbers[name]:g} {optimizer}" for optimizer, numbers in OPTIMIZERS.items())
+def _of_optimizer(text: str, name: str, *, of_sgd: str = "", **about: Any) -> Any:
+    """An option that each optimizer has its own default of; `of_sgd` is said of that of sgd."""
+    notes = {"sgd": of_sgd}
+    shown = ", ".join(f"{numbers[name]:g} {which}{notes.get(which, '')}" for which, numbers in OPTIMIZERS.items())
     return option(None, text, shown=shown, **{"group": WEIGHTS, **about})
 
 
@@ -52,7 +54,7 @@ _run = partial(option, group=RUN)
 @documented
 @dataclass(frozen=True)
 class FinetuneConfig(Options):
-    """Options of `l0prune.finetune`, as asked for; what is None is left open until `resolved`.
+    """Options of `l0prune.finetune`, as asked for; what is None is left open until `resolve`.
 
     Raises:
         ConfigError: if a value is of another kind or out of its range, or options do not go together.
@@ -81,7 +83,7 @@ class FinetuneConfig(Options):
         "Share of `epochs` that learns the gates; `gate_epochs` overrides it.",
         within="(0, 1]",
         flag=None,
-        shown=f"{BUDGET_GATE_FRACTION:g}, less in runs under {FULL_GATE_STEPS} steps; with a penalty"
+        shown=f"{BUDGET_GATE_FRACTION:g}, less in runs under {FULL_STEPS} steps; with a penalty"
         f" {PENALTY_GATE_FRACTION:g} of what the warm-up leaves",
     )
     settle_fraction: float = _phases(
@@ -95,7 +97,7 @@ class FinetuneConfig(Options):
         "Epochs that learn the gates together with the weights (part of `epochs`); recovery takes the rest. Under another"
         " `method` the chosen units close in them, one after another, those with the lowest scores first.",
         within="[0, inf)",
-        shown=f"{BUDGET_GATE_FRACTION:g} of the run, less under {FULL_GATE_STEPS} steps, "
+        shown=f"{BUDGET_GATE_FRACTION:g} of the run, less under {FULL_STEPS} steps, "
         f"{PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
     )
     settle_epochs: float | None = _phases(
@@ -115,6 +117,7 @@ class FinetuneConfig(Options):
         "lr",
         within="(0, inf)",
         group=MOST_USED,
+        of_sgd=f" (less in runs under {FULL_STEPS} steps)",
     )
     recovery_lr: float | None = _weights(
         None,
@@ -292,7 +295,7 @@ class FinetuneConfig(Options):
                 f"lr_drops={self.lr_drops!r}: expected epochs after 0 in ascending order, such as (60, 120)"
             )
         self._check_method()
-        warmup, gate, settle, recovery = self._lengths(penalised=False)
+        warmup, gate, settle, recovery = self.phase_lengths(penalised=False)
         closing = gate if self.trains_gates else settle
         if warmup + closing > self.epochs * (1 + 1e-9):
             raise ConfigError(
@@ -343,57 +346,13 @@ class FinetuneConfig(Options):
         """What chooses the units: the method that was asked for, or else what the length of the run leaves."""
         return self.method or (TRAINED_GATES if self.epochs else UNTRAINED)
 
-    def resolved(self, *, penalised: bool, knows_widths: bool = False, steps_per_epoch: int | None = None) -> Settings:
-        """What these options come to, all numbers written out.
-
-        Args:
-            penalised: Whether open gates have a fixed price, instead of a budget for all.
-            knows_widths: Whether a budget is measured (`Goal.knows_widths`), so that widths are rounded only on request.
-            steps_per_epoch: Batches in one pass over the data, >= 1; None leaves out what follows from the number of steps.
-
-        Raises:
-            ConfigError: a criterion is to choose, and there is no budget that says how many units.
-        """
-        from l0prune.measuring.alignment import resolve_alignment
-
-        if penalised and not self.trains_gates:
-            raise ConfigError(
-                f"method={self.chosen_by} closes as many units as a budget asks for, and a penalty is a price for gates that are"
-                f" trained: give a budget, or method={TRAINED_GATES}"
-            )
-        if penalised and self.gate_training == "evidence":
-            raise ConfigError(
-                "gate_training=evidence finds the price that a budget leaves, and a penalty fixes it: leave out one of them"
-            )
-        warmup, gate, settle, _ = self._lengths(penalised=penalised, steps_per_epoch=steps_per_epoch)
-        align = (1 if penalised or knows_widths else "auto") if self.align is None else self.align
-        usual = OPTIMIZERS[self.optimizer]
-        restarts = penalised or self.recovery_lr is not None or self.gate_lr_end is not None or bool(self.lr_drops)
-        written_out = {
-            **{name: usual[name] for name in ("lr", "weight_decay") if getattr(self, name) is None},
-            "recovery_lr": (self.recovery_lr or usual["recovery_lr"]) if restarts else None,
-            "gate_lr_end": (self.gate_lr_end or 0.0) if restarts else None,
-            "method": self.chosen_by,
-            "closed_form": self.epochs == 0 if self.closed_form is None else self.closed_form,
-            "warmup_epochs": warmup,
-            "gate_epochs": gate if self.trains_gates else settle,
-            "settle_epochs": settle if self.trains_gates else 0.0,
-            "gate_start": self.gate_start or OPEN,
-            "gate_training": self._moved_by(penalised=penalised),
-            "warmup_fraction": 0.0,
-            "gate_fraction": None,
-            "settle_fraction": 0.0,
-            "gate_decision": self.gate_decision or ("soft" if penalised else "binary"),
-            "align": resolve_alignment(align),
-            "depth": knows_widths and not penalised if self.depth is None else self.depth,
-        }
-        return Settings(**{**vars(self), **written_out})
-
-    def _moved_by(self, *, penalised: bool) -> str:
+    def moved_by(self, *, penalised: bool) -> str:
         """What moves the gates, as `gate_training` names it."""
         return self.gate_training or ("gradient" if penalised or self.gate_lr is not None else "evidence")
 
-    def _lengths(self, *, penalised: bool, steps_per_epoch: int | None = None) -> tuple[float, float, float, float]:
+    def phase_lengths(
+        self, *, penalised: bool, steps_per_epoch: int | None = None
+    ) -> tuple[float, float, float, float]:
         """Epochs of (warm-up, gate phase, settling, recovery); their sum is `epochs`, recovery is not under settling.
 
         Under a criterion there is no gate phase, and the epochs that are given for it are spent settling.
@@ -405,35 +364,12 @@ class FinetuneConfig(Options):
         usual = BUDGET_GATE_FRACTION
         if penalised:
             usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs)
-        elif steps_per_epoch is not None and self._moved_by(penalised=False) == "evidence":
+        elif steps_per_epoch is not None and self.moved_by(penalised=False) == "evidence":
             n_steps = max(1.0, self.epochs * steps_per_epoch)
-            usual = max(usual * min(1.0, (n_steps / FULL_GATE_STEPS) ** 0.7), min(1.0, 1.0 / n_steps))
+            usual = max(usual * min(1.0, (n_steps / FULL_STEPS) ** 0.7), min(1.0, 1.0 / n_steps))
         share = usual if self.gate_fraction is None else self.gate_fraction
         gate = share * self.epochs if self.gate_epochs is None else self.gate_epochs
         rest = max(0.0, self.epochs - warmup - gate)
         settle = self.settle_fraction * self.epochs if self.settle_epochs is None else self.settle_epochs
         settle = min(settle, rest / 2)
         return warmup, gate, settle, rest - settle
-
-
-class Settings(FinetuneConfig):
-    """What the options of a run come to: what was left open is written out, under the same names."""
-
-    if TYPE_CHECKING:
-        method: str
-        closed_form: bool
-        lr: float
-        weight_decay: float
-        warmup_epochs: float
-        gate_epochs: float
-        settle_epochs: float
-        gate_decision: str
-        gate_start: str
-        gate_training: str
-        align: int
-        depth: bool
-
-    @property
-    def phase_epochs(self) -> tuple[float, float, float, float]:
-        """Epochs of (warm-up, gate phase, settling, recovery)."""
-        return self._lengths(penalised=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.finetuning.config import Settings
+from l0prune.finetuning.settings import Settings
 from l0prune.gated.model import GatedModel
 
 __all__ = ["Settling", "decided_values", "recalibrate_"]

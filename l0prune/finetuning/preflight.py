@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from l0prune.criteria.registry import criterion_names, load_criterion
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
-from l0prune.finetuning.config import OPEN, FinetuneConfig, Settings
+from l0prune.finetuning.config import OPEN, FinetuneConfig
 from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows, shapes
 from l0prune.finetuning.runtime import Runtime, in_float32, send_home
 from l0prune.finetuning.schedule import Phases, plan_phases
+from l0prune.finetuning.settings import Settings, resolve
 from l0prune.gated.decision import choose_open
 from l0prune.gated.in_step import sizes_in_step
 from l0prune.gated.model import GatedModel
@@ -72,8 +73,8 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
         DataError: the batches are empty.
         CheckpointError: weights are not finite.
     """
-    settings = config.resolved(
-        penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
+    settings = resolve(
+        config, penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
     )
     phases = plan_phases(settings, count_batches(batches))
     goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(config.depth)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from l0prune.errors import ConfigError
-from l0prune.finetuning.config import Settings
+from l0prune.finetuning.settings import Settings
 
 __all__ = ["GATE", "RECOVERY", "SETTLE", "WARMUP", "Phases", "learning_rate", "plan_phases"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.errors import TrainingError
-from l0prune.finetuning.config import Settings
 from l0prune.finetuning.features import FeatureReader, FeatureSite, feature_loss
 from l0prune.finetuning.optimization import GatedDecay, GradientClip, build_optimizer
 from l0prune.finetuning.runtime import Runtime, in_float32
+from l0prune.finetuning.settings import Settings
 from l0prune.gated.model import GatedModel
 from l0prune.tasks.task import Model, Task
 

@@ -16,6 +16,7 @@ from l0prune.errors import CheckpointError, ConfigError, L0PruneWarning
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.freezing import decided_values
 from l0prune.finetuning.schedule import plan_phases
+from l0prune.finetuning.settings import resolve
 from l0prune.gated.decision import choose_open
 from l0prune.gated.model import GatedModel
 from l0prune.goals.budget import Budget, one_goal
@@ -100,7 +101,7 @@ class Pruning:
         """
         gated, goal = self.gated, self._goal
         assert goal is not None
-        asked = self._config.resolved(penalised=goal.kind == "penalty", steps_per_epoch=total)
+        asked = resolve(self._config, penalised=goal.kind == "penalty", steps_per_epoch=total)
         phases = plan_phases(asked, total)
         self._settings, self._freeze_at = asked, phases.freeze_at
         if self._teacher is not None:

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l0prune.errors import ConfigError
-from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig, Settings
+from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP, learning_rate, plan_phases
+from l0prune.finetuning.settings import Settings, resolve
 
 
 def resolved(**options: object) -> Settings:
     """What these options come to under a budget, widths left alone."""
-    return FinetuneConfig(**{"align": 1, **options}).resolved(penalised=False)
+    return resolve(FinetuneConfig(**{"align": 1, **options}), penalised=False)
 
 
 def test_a_configuration_survives_json():
@@ -77,7 +78,7 @@ def test_phases_longer_than_the_run_are_an_error():
 def test_the_optimizer_brings_its_own_numbers_unless_given():
     config = FinetuneConfig(optimizer="adamw", recovery_lr=0.5, align=1)
 
-    settings = config.resolved(penalised=False)
+    settings = resolve(config, penalised=False)
 
     assert config.lr is None
     assert settings.lr == OPTIMIZERS["adamw"]["lr"]
@@ -102,22 +103,22 @@ def test_the_optimizer_brings_its_own_numbers_unless_given():
     )
 )
 def test_what_options_come_to_is_written_out_and_comes_to_itself(penalised, options):
-    settings = FinetuneConfig(**options).resolved(penalised=penalised)
+    settings = resolve(FinetuneConfig(**options), penalised=penalised)
 
     left_open = {name for name, value in vars(settings).items() if value is None}
     one_schedule = set() if penalised else {"recovery_lr", "gate_lr_end"}
     assert left_open == {"gate_fraction", "gate_lr", "ema_decay"} | one_schedule
     assert sum(settings.phase_epochs) == pytest.approx(settings.epochs)
-    assert settings.resolved(penalised=penalised) == settings
+    assert resolve(settings, penalised=penalised) == settings
     assert (
-        FinetuneConfig.from_json(json.loads(json.dumps(settings.to_json()))).resolved(penalised=penalised) == settings
+        resolve(FinetuneConfig.from_json(json.loads(json.dumps(settings.to_json()))), penalised=penalised) == settings
     )
 
 
 def test_open_gates_become_1_under_a_budget_and_keep_their_values_under_a_penalty():
-    assert FinetuneConfig().resolved(penalised=False).gate_decision == "binary"
-    assert FinetuneConfig().resolved(penalised=True).gate_decision == "soft"
-    assert FinetuneConfig(gate_decision="soft").resolved(penalised=False).gate_decision == "soft"
+    assert resolve(FinetuneConfig(), penalised=False).gate_decision == "binary"
+    assert resolve(FinetuneConfig(), penalised=True).gate_decision == "soft"
+    assert resolve(FinetuneConfig(gate_decision="soft"), penalised=False).gate_decision == "soft"
 
 
 def test_explicit_epochs_override_fractions():
@@ -125,7 +126,7 @@ def test_explicit_epochs_override_fractions():
         epochs=10, warmup_fraction=0.5, gate_fraction=0.5, warmup_epochs=1, gate_epochs=2.5, settle_epochs=0.8
     )
 
-    assert config.resolved(penalised=False).phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
+    assert resolve(config, penalised=False).phase_epochs == pytest.approx((1, 2.5, 0.8, 5.7))
 
 
 @given(
@@ -196,9 +197,20 @@ def test_the_learning_rate_falls_in_steps_to_the_freeze_and_then_as_ever():
 def test_short_runs_spend_less_of_their_steps_on_the_gates(n_steps, gate_steps):
     config = FinetuneConfig(epochs=n_steps / 50, align=1)
 
-    settings = config.resolved(penalised=False, steps_per_epoch=50)
+    settings = resolve(config, penalised=False, steps_per_epoch=50)
 
     assert plan_phases(settings, 50).gate == gate_steps
-    assert replace(config, gate_fraction=0.3).resolved(
-        penalised=False, steps_per_epoch=50
+    assert resolve(
+        replace(config, gate_fraction=0.3), penalised=False, steps_per_epoch=50
     ).gate_epochs == pytest.approx(0.3 * config.epochs)
+
+
+@pytest.mark.parametrize(("n_steps", "rate"), [(7000, 0.03), (700, 0.03), (100, 0.03 * 7**-0.2), (1, 0.03 * 700**-0.2)])
+def test_short_runs_have_a_lower_rate_of_sgd(n_steps, rate):
+    config = FinetuneConfig(epochs=n_steps / 50, align=1)
+
+    assert resolve(config, penalised=False, steps_per_epoch=50).lr == pytest.approx(rate)
+    assert resolve(replace(config, lr=0.5), penalised=False, steps_per_epoch=50).lr == 0.5
+    adamw = replace(config, optimizer="adamw")
+    assert resolve(adamw, penalised=False, steps_per_epoch=50).lr == OPTIMIZERS["adamw"]["lr"]
+    assert resolve(config, penalised=True, steps_per_epoch=50).lr == OPTIMIZERS["sgd"]["lr"]

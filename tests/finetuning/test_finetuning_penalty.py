@@ -25,6 +25,7 @@ from l0prune.finetuning.freezing import decided_values
 from l0prune.finetuning.journal import SilentProgress
 from l0prune.finetuning.metrics import read_metrics
 from l0prune.finetuning.passes import count_samples
+from l0prune.finetuning.settings import resolve
 from l0prune.gated.decision import choose_open
 from l0prune.gates.registry import gate_names
 from l0prune.measuring.alignment import resolve_alignment
@@ -202,12 +203,12 @@ def test_an_annealed_gate_resumes_at_its_temperature(tmp_path):
 def test_defaults_follow_the_goal():
     config = l0prune.FinetuneConfig(epochs=10, warmup_epochs=2)
 
-    with_budget, with_penalty = config.resolved(penalised=False), config.resolved(penalised=True)
+    with_budget, with_penalty = resolve(config, penalised=False), resolve(config, penalised=True)
 
     assert with_budget.phase_epochs == pytest.approx((2, 2, 0, 6))
     assert with_budget.align == resolve_alignment("auto")
     assert with_penalty.phase_epochs == pytest.approx((2, 6.4, 0, 1.6))
     assert with_penalty.align == 1
-    assert replace(config, align="auto").resolved(penalised=True).align == with_budget.align
-    assert replace(config, align=8, gate_epochs=5).resolved(penalised=True).align == 8
-    assert replace(config, gate_epochs=5).resolved(penalised=True).phase_epochs == pytest.approx((2, 5, 0, 3))
+    assert resolve(replace(config, align="auto"), penalised=True).align == with_budget.align
+    assert resolve(replace(config, align=8, gate_epochs=5), penalised=True).align == 8
+    assert resolve(replace(config, gate_epochs=5), penalised=True).phase_epochs == pytest.approx((2, 5, 0, 3))

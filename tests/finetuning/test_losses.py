@@ -10,6 +10,7 @@ from torch import nn
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.finetuning.optimization import build_optimizer, decay_groups
+from l0prune.finetuning.settings import resolve
 from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.teaching import frozen_copy, softened_divergence, squared_difference
 
@@ -140,6 +141,6 @@ def test_frozen_parameters_are_not_optimized():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
 
-    optimizer = build_optimizer(model, FinetuneConfig(optimizer="adamw", align=1).resolved(penalised=False), lr=0.1)
+    optimizer = build_optimizer(model, resolve(FinetuneConfig(optimizer="adamw", align=1), penalised=False), lr=0.1)
 
     assert [p is model.weight for group in optimizer.param_groups for p in group["params"]] == [True]

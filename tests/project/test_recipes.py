@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from l0prune.cli import finetune
 from l0prune.cli.main import cli
 from l0prune.cli.request import FinetuneRequest
-from l0prune.finetuning.config import Settings
 from l0prune.finetuning.schedule import plan_phases
+from l0prune.finetuning.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 COMMANDS = re.findall(r"^    l0prune (.+)$", TEXT, re.MULTILINE)
