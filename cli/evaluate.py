@@ -183,12 +183,13 @@ def described(name: str, data_spec: str, case: Case, scores: dict[str, float], *
         note(doubts)
     about = case.described()
     found = {about["metric"]: scores, "doubts": doubts}
-    return {"model": name, "data": data_spec, "n": len(case.data.y_test), **about, **found}
+    return {"model": name, "data": data_spec, "n": case.n_test, **about, **found}
 
 
 def print_scores(result: dict[str, Any]) -> None:
     """One line a form."""
     metric = result["metric"]
     rows = [(form, score_text(score, result)) for form, score in result[metric].items()]
-    title = f"{result['model']} on {result['n']} of {result['data']}"
+    counted = "" if result["n"] is None else f"{result['n']} of "
+    title = f"{result['model']} on {counted}{result['data']}"
     print_table(console(), title, ("form", metric_text(result)), rows)

@@ -247,7 +247,7 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     return {
         **result.to_json(),
         "held_out": prepared.request.run.held_out,
-        "n_scored": len(prepared.case.data.y_test),
+        "n_scored": prepared.case.n_test,
         "from_scratch": prepared.request.run.from_scratch,
         **about,
         "dense": prepared.dense_score,

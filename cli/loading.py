@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from l0prune.gated.model import GatedModel
     from l0prune.latency.profile import Profile
     from l0prune.sources.libraries import Built
+    from l0prune.sources.loaders import Loaders
     from l0prune.sources.model_spec import LoadedModel
     from l0prune.sources.texts import TextOptions
 
@@ -286,11 +287,15 @@ def load_case(loaded: "LoadedModel", options: ModelOptions, run: RunOptions) -> 
         ConfigError: if there is no such task.
     """
     from l0prune.sources.class_map import in_order_of_outputs, read_class_map
-    from l0prune.sources.datasets import load_data
+    from l0prune.sources.datasets import DataSource
+    from l0prune.sources.loaders import load_source
     from l0prune.tasks.class_logits import class_names, classes_of
 
     size = None if loaded.preprocessing is None else loaded.preprocessing.image_size
-    data = load_data(run.data, image_size=size, texts=text_options(loaded, run), arguments=run.data_args)
+    data = load_source(run.data, image_size=size, texts=text_options(loaded, run), arguments=run.data_args)
+    if not isinstance(data, DataSource):
+        require_no_columns(run, data)
+        return Case.of(loaded, data, run.task, run.task_args)
     if run.class_map is not None or (data.class_names and run.task in (None, "classification")):
         data = in_order_of_outputs(
             data,
@@ -305,6 +310,19 @@ def load_case(loaded: "LoadedModel", options: ModelOptions, run: RunOptions) -> 
             f"{options.spec} does not state mean and std, so it is given pixel / 255; if that is wrong, give --mean and --std"
         )
     return case
+
+
+def require_no_columns(run: RunOptions, data: "Loaders") -> None:
+    """See that nothing is asked of batches that loaders make.
+
+    Raises:
+        ConfigError: names what is.
+    """
+    plain = RunOptions()
+    for name in ("class_map", "batch_size"):
+        if getattr(run, name) != getattr(plain, name):
+            remedy = "have the factory do it, with --data-arg where it takes arguments"
+            raise ConfigError(f"{flag(name)} is for arrays, and {data.name} makes its batches itself: {remedy}")
 
 
 def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None":

@@ -82,21 +82,23 @@ class Shared:
         Raises:
             L0PruneError: names what cannot work and what to do.
         """
+        from l0prune.finetuning.counted import counted
         from l0prune.finetuning.preflight import preflight
         from l0prune.goals.by_layer import read_by_layer
 
         case = self.case
         droprate = read_by_layer(request.run.droprate_init) if request.run.droprate_init else None
         augment = case.augments if request.run.augment is None else request.run.augment
-        batches = case.train_batches(
+        made = case.train_batches(
             batch_size=request.run.batch_size,
             augment=bool(augment),
             epochs=request.training.epochs,
             seed=request.settings.seed,
         )
+        batches = counted(made, request.training.batches_per_epoch)
         request = request.resolved(augment=augment, task=case.task_spec, steps_per_epoch=len(batches))
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)
-        goal = goal_of(request.run).over_samples(lambda: len(case.data.y_train))
+        goal = goal_of(request.run).over_samples(lambda: case.n_train(batches))
         if goal.knows_widths and request.training.align not in (None, 1):
             note(f"--align {request.training.align} is not needed: the budget knows what every width costs")
         plan = preflight(gated, batches, task=case.task, goal=goal, config=request.training)

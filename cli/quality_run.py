@@ -56,7 +56,7 @@ class SearchPlan:
     @property
     def n_held(self) -> int:
         """Rows that decide."""
-        return len(self.shared.case.data.y_test)
+        return self.shared.case.n_test or 0
 
     def told(self, score: float) -> str:
         """A score as people read it."""
@@ -197,7 +197,7 @@ def place_to_hold_out(case: Case, *, seed: int) -> str:
     about = case.described()
     note(
         f"the dense network has learned the training data: {about['metric']} {score_text(scores[0], about)} on"
-        f" {len(seen.data.y_test)} rows of them, {score_text(scores[1], about)} on {len(unseen.data.y_test)} of the test data."
+        f" {seen.n_test} rows of them, {score_text(scores[1], about)} on {unseen.n_test} of the test data."
         " So the latter decide, and the other test data judge; --held-out train insists on training data"
     )
     return "test"
@@ -288,7 +288,7 @@ def conclude(
         "dense": dense,
         "final": final,
         "doubts": case.doubts(dense),
-        "n_scored": len(case.data.y_test),
+        "n_scored": case.n_test,
         "quality": {
             "asked": str(plan.search.quality),
             "held_out": plan.request.run.held_out,

@@ -93,8 +93,8 @@ class RunOptions(Options):
 
     data: str = option(
         "",
-        "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, package.module:factory; or texts, as"
-        " csv:, tsv: or jsonl: with TRAIN,TEST (or one file, or a folder), or hf-datasets:DIR.",
+        "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, or package.module:factory, of arrays"
+        " or loaders; or texts, as csv:, tsv: or jsonl: with TRAIN,TEST (or one file, or a folder), or hf-datasets:DIR.",
         group=MOST_USED,
         metavar="SPEC",
     )

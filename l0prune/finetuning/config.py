@@ -255,6 +255,9 @@ class FinetuneConfig(Options):
         True, "Keep 4-dimensional weights and inputs in channels-last memory order while training.", flag=None
     )
     log_every: int = _run(20, "Steps between two lines of metrics.jsonl.", within="[1, inf)")
+    batches_per_epoch: int | None = _run(
+        None, "Batches that are taken of each pass over the training data.", within="[1, inf)", shown="all"
+    )
     checkpoint_minutes: float = _run(
         5.0,
         "Minutes between two checkpoints, besides those that end an epoch; with 0, or in several processes, these are all.",

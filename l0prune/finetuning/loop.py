@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,19 @@ from torch import nn
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
 from l0prune.finetuning.checkpoints import Store, checkpoint_exists, weights_digest
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.counted import counted, require_repeatable
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
-from l0prune.finetuning.passes import Batches
+from l0prune.finetuning.passes import first_rows
 from l0prune.finetuning.preflight import RunPlan, preflight, try_out
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime, send_home
 from l0prune.finetuning.trainer import Teacher, Trainer
-from l0prune.gated.model import GatedModel
+from l0prune.flow.trace import trace
+from l0prune.gated.model import GatedModel, inject
 from l0prune.gates.optimizer import GateOptimizerConfig
 from l0prune.goals.budget import Budget, one_goal
 from l0prune.goals.penalty import Penalty
+from l0prune.model_call import plain_mappings
 from l0prune.reading import reading
 from l0prune.tasks.of_loss import Loss, LossTask
 from l0prune.tasks.registry import load_task
@@ -35,8 +38,8 @@ AGAIN = "start the run again"
 
 
 def finetune(
-    gated: GatedModel,
-    train_batches: Batches,
+    gated: nn.Module,
+    train_batches: Iterable[Any],
     *,
     loss: Loss | None = None,
     task: Task | str | None = None,
@@ -44,7 +47,7 @@ def finetune(
     penalty: Penalty | None = None,
     config: FinetuneConfig | None = None,
     teacher: nn.Module | Literal[False] | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | Iterable[Any] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -57,10 +60,11 @@ def finetune(
     `accelerate launch` the processes share every batch.
 
     Args:
-        gated: From `inject`; its gates must not be frozen. Its model is trained in place.
-        train_batches: Has a length, can be iterated repeatedly, and yields `(inputs, targets)`, or dicts with `labels`; inputs
-            are a tensor, a tuple of positional tensors or a dict of keyword tensors. `set_epoch(epoch)`, if it exists, is
-            called before each pass.
+        gated: From `inject`; its gates must not be frozen. Its model is trained in place. A model without gates gets them, traced
+            with the first rows of the first batch.
+        train_batches: Such as a DataLoader: can be iterated repeatedly, and yields `(inputs, targets)`, or dicts with `labels`;
+            inputs are a tensor, a tuple of positional tensors or a dict of keyword tensors. Where it has no length, the batches
+            of a pass are counted. `Batches` says what a resumed run expects of it.
         loss: `(outputs, targets)` to a scalar, the mean over the batch. An output of which it takes a softmax is taught by
             softened classes, any other by its numbers; which of the two applies is found out by trying.
         task: What the network is for, given instead of a loss: a `Task`, or the name of one, such as "pixels".
@@ -71,7 +75,8 @@ def finetune(
         teacher: Network with the same outputs, which teaches by them; None uses a copy of the dense network as it is
             now, False trains without a teacher.
         evaluate: Called with a network in evaluation mode (on the training device) at the end of each epoch, after the
-            freeze and at the end; returns a number or figures by name, which go to the log and the result.
+            freeze and at the end; returns a number or figures by name, which go to the log and the result. Or batches, such as a
+            DataLoader of test data, on which the task's score is taken.
         out: Directory for metrics.jsonl and checkpoint/; None writes nothing.
         resume: Continue from the checkpoint in `out`, with the same result as without the interruption; `gated` must be
             freshly injected into the dense model. If there is no checkpoint, the run starts from the beginning.
@@ -90,13 +95,13 @@ def finetune(
         TrainingError: the loss is not finite; the last checkpoint is kept.
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint is kept.
     """
-    plan = preflight(
-        gated,
-        train_batches,
-        task=_one_task(loss, task),
-        goal=one_goal(budget, penalty),
-        config=FinetuneConfig() if config is None else config,
-    )
+    chosen, config = _one_task(loss, task), FinetuneConfig() if config is None else config
+    goal = one_goal(budget, penalty)
+    batches = counted(train_batches, config.batches_per_epoch)
+    if not isinstance(gated, GatedModel):
+        inputs, _ = first_rows(batches, chosen)
+        gated = inject(gated, trace(gated, inputs), seed=config.seed)
+    plan = preflight(gated, batches, task=chosen, goal=goal, config=config)
     return train(plan, teacher=teacher, evaluate=evaluate, out=out, resume=resume, progress=progress)
 
 
@@ -104,7 +109,7 @@ def train(
     plan: RunPlan,
     *,
     teacher: nn.Module | Literal[False] | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | Iterable[Any] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -149,7 +154,7 @@ def train(
                 journal=Journal(plan, metrics=metrics, progress=progress),
                 store=store,
                 teacher=taught_by,
-                evaluate=evaluate,
+                evaluate=_judge(evaluate, plan, runtime),
             )
             if continuing and directory is not None:
                 with reading(directory, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
@@ -181,6 +186,23 @@ def _teacher(plan: RunPlan, given: nn.Module | Literal[False] | None, runtime: R
     model = frozen_copy(given if isinstance(given, nn.Module) else plan.gated.model)
     runtime.take_(model)
     return Teacher(model, by_features=given is None and plan.settings.feature_distillation > 0, is_dense=given is None)
+
+
+def _judge(evaluate: Evaluate | Iterable[Any] | None, plan: RunPlan, runtime: Runtime) -> Evaluate | None:
+    """What judges a network: the task's score, where batches are given."""
+    if evaluate is None or callable(evaluate):
+        return evaluate
+    task, batches, name = plan.task, evaluate, plan.task.metric.name
+    require_repeatable(batches, "evaluate")
+    dense = frozen_copy(plan.gated.model) if task.compares else None
+    if dense is not None:
+        runtime.take_(dense)
+
+    def placed() -> Iterator[Any]:
+        for batch in batches:
+            yield runtime.place(plain_mappings(batch), None)[0]
+
+    return lambda model: {name: task.evaluate(model, placed(), dense=dense)}
 
 
 def _one_task(loss: Loss | None, task: Task | str | None) -> Task:

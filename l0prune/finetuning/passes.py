@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import DataError
-from l0prune.finetuning.randomness import Randomness, seed_all
+from l0prune.randomness import Randomness, seed_all
 from l0prune.tasks.task import Task
 
 __all__ = [
     "Batches",
+    "FirstBatches",
     "begin_pass",
     "count_batches",
     "count_samples",
@@ -48,19 +49,33 @@ class Batches(Protocol):
         ...
 
 
+class FirstBatches:
+    """The first batches of each pass.
+
+    Args:
+        source: Where they come from.
+        length: How many are taken.
+    """
+
+    def __init__(self, source: Iterable[Any], length: int) -> None:
+        self.source, self.length = source, length
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin a pass."""
+        return itertools.islice(iter(self.source), self.length)
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return self.length
+
+
 def count_batches(batches: Batches) -> int:
     """Batches in one pass.
 
     Raises:
-        DataError: if there are none, or they cannot be counted.
+        DataError: if there are none.
     """
-    try:
-        count = len(batches)
-    except TypeError as error:
-        raise DataError(
-            f"train_batches is a {type(batches).__name__} without a length: give a DataLoader, a list of batches or an"
-            " object with __len__"
-        ) from error
+    count = len(batches)
     if count < 1:
         raise DataError("train_batches is empty: give at least one batch (is the data set smaller than a batch?)")
     return count
@@ -136,7 +151,7 @@ def steps(
             )
 
 
-def begin_pass(batches: Batches, epoch: int, *, seed: int) -> None:
+def begin_pass(batches: Iterable[Any], epoch: int, *, seed: int) -> None:
     """Let everything random in a pass follow from its number and the seed of the run."""
     set_epoch(batches, epoch)
     number = mixed_seed(seed, epoch)
@@ -147,7 +162,7 @@ def begin_pass(batches: Batches, epoch: int, *, seed: int) -> None:
     seed_all(number)
 
 
-def set_epoch(batches: Batches, epoch: int) -> None:
+def set_epoch(batches: Iterable[Any], epoch: int) -> None:
     """Tell the batches, and the sampler and data set of a loader, which pass comes, where they want to know."""
     for part in _parts(batches):
         setter = getattr(part, "set_epoch", None)
@@ -155,8 +170,10 @@ def set_epoch(batches: Batches, epoch: int) -> None:
             setter(epoch)
 
 
-def _parts(batches: Batches) -> list[Any]:
+def _parts(batches: Iterable[Any]) -> list[Any]:
     """The batches and, of a loader, what it draws from."""
+    if isinstance(batches, FirstBatches):
+        return _parts(batches.source)
     batch_sampler = getattr(batches, "batch_sampler", None)
     samplers = (getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [part for part in (batches, *samplers, getattr(batches, "dataset", None)) if part is not None]

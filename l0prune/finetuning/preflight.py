@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from l0prune.criteria.registry import criterion_names, load_criterion
 from l0prune.errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
 from l0prune.finetuning.config import OPEN, FinetuneConfig
+from l0prune.finetuning.counted import counted
 from l0prune.finetuning.passes import Batches, count_batches, count_samples, first_rows, shapes
 from l0prune.finetuning.runtime import Runtime, in_float32, send_home
 from l0prune.finetuning.schedule import Phases, plan_phases
@@ -70,9 +71,10 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
     Raises:
         BudgetInfeasibleError: the budget is below what closing every gate can reach.
         ConfigError: an option, or the gated model's state, cannot work.
-        DataError: the batches are empty.
+        DataError: the batches are empty, or cannot be iterated repeatedly.
         CheckpointError: weights are not finite.
     """
+    batches = counted(batches, config.batches_per_epoch)
     settings = resolve(
         config, penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
     )

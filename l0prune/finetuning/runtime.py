@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from l0prune.errors import ConfigError
-from l0prune.finetuning.randomness import left_alone
+from l0prune.randomness import left_alone
 
 __all__ = ["Runtime", "in_float32", "send_home"]
 

@@ -27,13 +27,13 @@ from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
 from l0prune.finetuning.passes import begin_pass, first_samples, share, steps
 from l0prune.finetuning.preflight import RunPlan, require_converging
-from l0prune.finetuning.randomness import Randomness
 from l0prune.finetuning.results import Evaluate, FinetuneResult, figures_of
 from l0prune.finetuning.runtime import Runtime, send_home
 from l0prune.finetuning.schedule import GATE, RECOVERY, SETTLE, WARMUP
 from l0prune.finetuning.stage import Stage
 from l0prune.gated.decision import choose_open
 from l0prune.model_call import evaluation_mode
+from l0prune.randomness import Randomness
 from l0prune.surgery.compensation import compensate_
 from l0prune.surgery.shrink import absorb_, shrink
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l0prune.errors import DataError
+from l0prune.randomness import left_alone, seed_all
 from l0prune.reading import is_there
 from l0prune.sources import readers
 from l0prune.sources.factories import call_factory
@@ -18,7 +19,7 @@ from l0prune.sources.tables import TABLES
 if TYPE_CHECKING:
     from l0prune.sources.texts import TextOptions
 
-__all__ = ["Array", "DataSource", "Inputs", "is_factory", "load_data"]
+__all__ = ["Array", "DataSource", "Inputs", "call_data_factory", "data_of", "is_factory", "load_data"]
 
 Array = npt.NDArray[Any]
 Inputs = Array | Stored | dict[str, Array | Stored]  # a dict holds keyword inputs, e.g. input_ids and attention_mask
@@ -96,7 +97,7 @@ def load_data(
             gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow),
             `csv:`, `tsv:` or `jsonl:` with a file, two with a comma between them, or a folder with `train` and `dev` or `test`,
             `hf-datasets:DIR` (saved to disk, needs pyarrow), or `package.module:factory` (returns a DataSource, the four arrays
-            in order, or a dict of them).
+            in order, or a dict of them; one that returns loaders is for `load_source`).
         texts: What is meant by a table of texts.
         arguments: Of a factory.
         image_size: (height, width) to bring the pictures of a `folder:` to; needed where they differ in size.
@@ -124,7 +125,7 @@ def load_data(
         arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
         return _from_arrays(arrays, spec)
     if is_factory(spec):
-        return _from_factory(spec, arguments or {})
+        return data_of(call_data_factory(spec, arguments or {}), spec)
     hint = f" Did you mean npz:{spec}?" if spec.endswith(".npz") else ""
     raise DataError(f"unknown data {spec!r}; expected {FORMS}.{hint}")
 
@@ -181,8 +182,23 @@ def _part(inputs: Any, rows: slice) -> Any:
     return {key: array[rows] for key, array in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
 
 
-def _from_factory(spec: str, arguments: Mapping[str, Any]) -> DataSource:
-    made = call_factory(spec, DataError, **arguments)
+def call_data_factory(spec: str, arguments: Mapping[str, Any]) -> Any:
+    """What a factory returns; the default random generators are seeded, so that it splits its data alike at each call.
+
+    Raises:
+        DataError: as `call_factory`.
+    """
+    with left_alone():
+        seed_all(0)
+        return call_factory(spec, DataError, **arguments)
+
+
+def data_of(made: Any, spec: str) -> DataSource:
+    """The arrays that a factory has returned.
+
+    Raises:
+        DataError: it has returned something else.
+    """
     if isinstance(made, DataSource):
         return made
     if isinstance(made, Mapping):
@@ -190,7 +206,8 @@ def _from_factory(spec: str, arguments: Mapping[str, Any]) -> DataSource:
     if isinstance(made, tuple | list) and len(made) == len(ARRAYS):
         return _from_arrays(dict(zip(ARRAYS, made, strict=True)), spec)
     raise DataError(
-        f"{spec!r} returned a {type(made).__name__}, expected a DataSource, a dict, or a tuple of {', '.join(ARRAYS)}."
+        f"{spec!r} returned a {type(made).__name__}, expected a DataSource, a dict or tuple of {', '.join(ARRAYS)}, or two"
+        " loaders of batches, to train and to test on."
     )
 
 

@@ -19,11 +19,6 @@ from l0prune.errors import (
 )
 
 
-class Unsized:
-    def __iter__(self):
-        return iter(SmallBatches())
-
-
 class Shorter(SmallBatches):
     def __iter__(self):
         return iter(list(super().__iter__())[:3])
@@ -42,7 +37,7 @@ class WrongTargets(SmallBatches):
 REFUSED = {
     "an unreachable budget": ({"budget": l0prune.Budget("macs", 0.001)}, BudgetInfeasibleError, "macs"),
     "no batches": ({"batches": SmallBatches(0)}, DataError, "train_batches is empty"),
-    "batches without a length": ({"batches": Unsized()}, DataError, "Unsized without a length"),
+    "batches for one pass": ({"batches": iter(SmallBatches())}, DataError, "cannot be iterated again and again"),
     "batches that are no pairs": (
         {"batches": [torch.ones(2, 3, 6, 6)]},
         DataError,

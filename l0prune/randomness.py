@@ -15,6 +15,9 @@ from torch import Tensor
 __all__ = ["Randomness", "left_alone", "seed_all"]
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, eq=False)
 class Randomness:
     """Where the generators stand.
@@ -32,11 +35,11 @@ class Randomness:
     numpy: tuple[Any, ...]
 
     @classmethod
-    def now(cls, device: torch.device) -> Randomness:
+    def now(cls, device: torch.device = CPU) -> Randomness:
         """As they stand.
 
         Args:
-            device: That is trained on.
+            device: That is computed on.
         """
         kind, keys, *rest = np.random.get_state(legacy=True)
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -73,7 +76,7 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def left_alone(device: torch.device) -> Iterator[None]:
+def left_alone(device: torch.device = CPU) -> Iterator[None]:
     """Whatever is drawn or seeded within, the generators are as before afterwards."""
     before = Randomness.now(device)
     try:
