@@ -206,13 +206,28 @@ def _state(node: Node, states: dict[Node, State], live: frozenset[Node]) -> Stat
         return None if all(s is not State.CONSTANT for s in of_inputs) and None in of_inputs else State.STUCK
     if State.DEAD in of_inputs:
         return State.STUCK
-    others = [source for source in node.all_input_nodes if source not in states and source in live]
+    others = [
+        source
+        for source in node.all_input_nodes
+        if source not in states and source in live and not _is_first_write(node, source, live)
+    ]
     if not others:
         return State.CONSTANT if operation.is_pointwise or passes_constants else State.STUCK
     full = node.meta["val"].shape if isinstance(node.meta.get("val"), torch.Tensor) else None
     if operation.is_pointwise and any(_shape(source) == full for source in others):
         return None
     return State.STUCK
+
+
+def _is_first_write(node: Node, memory: Node, live: frozenset[Node]) -> bool:
+    """Whether memory depends on the inputs only by what this node writes into it, so that it does not before."""
+    return (
+        any(source is memory and is_write for source, is_write in aliased(node))
+        and live.isdisjoint(memory.all_input_nodes)
+        and not any(
+            is_write for user in memory.users if user < node for source, is_write in aliased(user) if source is memory
+        )
+    )
 
 
 def _shape(node: Node) -> torch.Size | None:

@@ -12,8 +12,7 @@ from torch import nn
 from l0prune.hf.loading import plan_of, record_of
 from l0prune.sources.hf_folder import METHOD, CutFolder, CutSection
 from l0prune.sources.libraries import optional
-from l0prune.surgery.calls import apply_calls_
-from l0prune.surgery.in_place import apply_attributes_, apply_plan_, cut_in_place
+from l0prune.surgery.in_place import cut_, cut_in_place
 from l0prune.surgery.into_class import dense_model
 from l0prune.surgery.record import remember_surgery_
 
@@ -76,9 +75,7 @@ def register() -> None:
             plan = plan_of(self.folder)
             plan.check(model)
             with torch.device("cpu"):
-                apply_plan_(model, plan)
-                apply_attributes_(model, plan.attributes)
-                apply_calls_(model, plan.calls)
+                cut_(model, plan, {})
 
         def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
             self.remove_quantization_config(model)

@@ -55,6 +55,6 @@ def _image_and_constant(node: onnx_ir.Node) -> tuple[onnx_ir.Value, Any] | None:
         tensor, shape = constant.const_value, image.shape
         if tensor.dtype != onnx_ir.DataType.FLOAT or shape is None or len(shape) != 4:
             continue
-        if tuple(tensor.shape) == (1, shape[1], 1, 1):
+        if tuple(tensor.shape) in ((1, shape[1], 1, 1), (shape[1], 1, 1)):
             return image, constant
     return None

@@ -6,7 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,9 @@ from l0prune.onnx.onnx_model import (
 from l0prune.onnx.plain_outputs import with_plain_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
 from l0prune.onnx.silence import without_messages
+from l0prune.onnx.spread_constants import gather_constants_
 from l0prune.onnx.subnormal import flush_program_, said
+from l0prune.surgery.dropped import has_dropped, unspread
 from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
 
@@ -276,6 +278,7 @@ class _Job:
         """Translate, check, and move to the final name; the number of weights that became zero."""
         program = self.translate(captured)
         _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
+        gather_constants_(program.model)
         write_as_norms_(program.model)
         n_flushed = flush_program_(program.model)
         program.model.ir_version = _oldest_ir(program.model)
@@ -324,10 +327,7 @@ class _Job:
         call = self.call.with_batch(2) if wanted.batch and self.call.batch_size == 1 else self.call
         name = type(self.model).__name__
         try:
-            with without_caches(self.model), redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there
-                program = torch.export.export(
-                    self.model, call.args, call.kwargs, dynamic_shapes=wanted.shapes(self.model, call), strict=False
-                )
+            program = self._exported(call, wanted)
         except Exception as error:
             raise NoOnnxError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
         free = FreeSizes.of(program, call, with_batch=wanted.batch)
@@ -338,6 +338,15 @@ class _Job:
             forget_fake_results(program)
             return self.capture(narrower)
         return program, free, taken
+
+    def _exported(self, call: ModelCall, wanted: Freedom) -> ExportedProgram:
+        """The program, in which constants that dropped modules return are not spread out if it can be had so."""
+        shapes = wanted.shapes(self.model, call)
+        with without_caches(self.model), redirect_stderr(io.StringIO()):  # torch.export writes whole graphs there
+            if has_dropped(self.model):
+                with suppress(Exception), unspread(self.model):
+                    return torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(self.model, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
 
     def translate(self, captured: ExportedProgram) -> torch.onnx.ONNXProgram:
         """The program as ONNX."""

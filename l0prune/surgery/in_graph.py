@@ -5,6 +5,7 @@ A residual branch that is closed entirely is dropped: what it still contributes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,13 +24,13 @@ from l0prune.surgery.graph_model import GraphModel
 from l0prune.surgery.graph_precision import captured_precision, convert_types_, precision_of, require_convertible
 from l0prune.surgery.plan import SurgeryPlan
 
-__all__ = ["cut_in_graph", "has_dropped_branches"]
+__all__ = ["branch_constants", "cut_in_graph", "has_dropped_branches"]
 
 _CONSTANT = "dropped_"
 """How the names of buffers begin that hold what a dropped branch contributes."""
 
 
-def cut_in_graph(flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPlan, kept: Kept) -> GraphModel:
+def cut_in_graph(flow: ChannelFlow, tensors: Mapping[str, Tensor], plan: SurgeryPlan, kept: Kept) -> GraphModel:
     """The compact model as a graph.
 
     Args:
@@ -41,6 +42,37 @@ def cut_in_graph(flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPla
     Returns:
         A trainable module with the state-dict keys of the dense model.
     """
+    graph = _with_cut_tensors(flow, tensors, plan, kept)
+    _drop_dead_branches(graph, flow, kept)
+    graph.graph.lint()
+    graph.recompile()
+    graph.train(mode=False)
+    return graph
+
+
+def branch_constants(
+    flow: ChannelFlow, tensors: Mapping[str, Tensor], plan: SurgeryPlan, kept: Kept
+) -> dict[str, Tensor]:
+    """What is left of the branches that closed: name of a node that became constant -> its value.
+
+    Args:
+        flow: Trace of the dense model.
+        tensors: The dense model's parameters and buffers by name.
+        plan: What stays of each tensor, and what is folded into it.
+        kept: Units that stay.
+
+    Returns:
+        Values with size one along batch, positions and space.
+
+    Raises:
+        EquivalenceError: a branch cannot be dropped.
+    """
+    _, constants, _ = _closed(_with_cut_tensors(flow, tensors, plan, kept), flow, kept)
+    return {node.name: value.detach() for node, value in constants.items()}
+
+
+def _with_cut_tensors(flow: ChannelFlow, tensors: Mapping[str, Tensor], plan: SurgeryPlan, kept: Kept) -> GraphModel:
+    """The graph with tensors of its own, and their sizes; branches that closed are still there."""
     module = flow.captured.program.module(check_guards=False)
     graph = GraphModel(module, module.graph)
     check_inputs_(graph, InputSizes.of(flow.captured.program, module))
@@ -59,14 +91,10 @@ def cut_in_graph(flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPla
         rewrite = operation_of(node.target).rewrite if node.op == "call_function" else None
         if rewrite is not None:
             rewrite(rewriter, node)
-    _drop_dead_branches(graph, flow, kept)
-    graph.graph.lint()
-    graph.recompile()
-    graph.train(mode=False)
     return graph
 
 
-def _replace_tensors(graph: GraphModule, flow: ChannelFlow, tensors: dict[str, Tensor], plan: SurgeryPlan) -> None:
+def _replace_tensors(graph: GraphModule, flow: ChannelFlow, tensors: Mapping[str, Tensor], plan: SurgeryPlan) -> None:
     """Give the graph tensors of its own: cut, folded, and shared where the dense model shares them."""
     new: dict[str, Tensor] = {}
     for name, tensor in [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]:
@@ -96,11 +124,25 @@ def _drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: Kept) -> No
     Raises:
         EquivalenceError: a branch cannot be dropped; gates that close it should have been refused before.
     """
-    dead = dead_nodes(graph.graph, flow.nodes, kept)
-    if not dead:
+    states, constants, dead = _closed(graph, flow, kept)
+    if not states:
         return
+    for node in [n for n in graph.graph.nodes if n not in states]:
+        _feed_constants(graph, node, constants, dead)
+    _remove_unused(graph, states)
+
+
+def _closed(
+    graph: GraphModule, flow: ChannelFlow, kept: Kept
+) -> tuple[dict[Node, State], dict[Node, Tensor], set[Node]]:
+    """What becomes of the nodes of a cut graph, the values of those that are constant, and those with an empty dimension.
+
+    Raises:
+        EquivalenceError: a branch cannot be dropped.
+    """
+    dead = dead_nodes(graph.graph, flow.nodes, kept)
     inputs = frozenset(node.name for node in graph.graph.nodes if node.op == "placeholder")
-    states = branch_states(graph.graph.nodes, dead, input_dependent(graph.graph, inputs))
+    states = branch_states(graph.graph.nodes, dead, input_dependent(graph.graph, inputs)) if dead else {}
     stuck = [node.name for node, state in states.items() if state is State.STUCK]
     if stuck:
         raise EquivalenceError(
@@ -110,9 +152,7 @@ def _drop_dead_branches(graph: GraphModule, flow: ChannelFlow, kept: Kept) -> No
     for node, state in states.items():
         if state is State.CONSTANT:
             constants[node] = _evaluate(graph, node, constants, dead)
-    for node in [n for n in graph.graph.nodes if n not in states]:
-        _feed_constants(graph, node, constants, dead)
-    _remove_unused(graph, states)
+    return states, constants, dead
 
 
 def has_dropped_branches(model: nn.Module) -> bool:
@@ -134,6 +174,9 @@ def _evaluate(graph: GraphModule, node: Node, constants: dict[Node, Tensor], dea
     contracts = operation_of(node.target).contracts
     layer = None if contracts is None else contracts(node)
     with torch.no_grad():
+        if op_name(node.target) == "expand":  # along positions, which a constant leaves out
+            spread = value(node.args[0])
+            return spread.view([1] * (node.meta["val"].dim() - spread.dim()) + list(spread.shape))  # type: ignore[no-any-return]
         if layer is not None and layer.activation in dead:  # its bias alone, or zero
             weight, shape = value(layer.weight), [1] * node.meta["val"].dim()
             shape[layer.channel] = -1

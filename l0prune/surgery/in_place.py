@@ -7,7 +7,7 @@ right; the weights are then set from the plan, which also folds the gate values 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from l0prune.look.kept_by_forward import empty_caches_
 from l0prune.model_call import copy_of
 from l0prune.surgery.calls import apply_calls_
 from l0prune.surgery.cuts import TensorCut, to_indices
+from l0prune.surgery.dropped import Constant, apply_drops_
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan, named_tensors
 
-__all__ = ["apply_attributes_", "apply_plan_", "cut_in_place"]
+__all__ = ["apply_attributes_", "apply_plan_", "cut_", "cut_in_place"]
 
 Cutter = Callable[[nn.Module, list[int]], nn.Module]
 
@@ -59,22 +60,30 @@ _IN: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Cutter]] = [
 """Module type -> torch-pruning function for its input dimension."""
 
 
-def cut_in_place(model: nn.Module, plan: SurgeryPlan) -> nn.Module:
+def cut_in_place(model: nn.Module, plan: SurgeryPlan, constants: Mapping[str, Constant] | None = None) -> nn.Module:
     """A compact copy of `model`, of the same class.
 
     Args:
         model: The dense model; it is not changed.
-        plan: What stays of each tensor, what is folded into it, and the integers of modules and sizes of calls to change.
+        plan: What stays of each tensor, what is folded into it, the modules to drop, and the integers of modules and sizes
+            of calls to change.
+        constants: What dropped modules return, by name; None where the weights are still to be read.
 
     Returns:
         The copy. Whether it computes the right thing is for the caller to verify.
     """
     compact = copy_of(model)
     empty_caches_(compact)
-    apply_plan_(compact, plan)
-    apply_attributes_(compact, plan.attributes)
-    apply_calls_(compact, plan.calls)
+    cut_(compact, plan, constants or {})
     return compact
+
+
+def cut_(model: nn.Module, plan: SurgeryPlan, constants: Mapping[str, Constant]) -> None:
+    """As `cut_in_place`, of the model itself."""
+    apply_drops_(model, plan.drops, constants)
+    apply_plan_(model, plan)
+    apply_attributes_(model, plan.attributes)
+    apply_calls_(model, plan.calls)
 
 
 def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.kept import Kept
 from l0prune.plain_data import FileKind
 from l0prune.surgery.cuts import TensorCut, checked_cut, to_indices, to_runs
+from l0prune.surgery.dropped import ModuleDrop, is_within
 
 __all__ = ["AttributeChange", "CallChange", "SurgeryPlan", "compose", "fingerprint", "make_plan", "named_tensors"]
 
@@ -85,6 +86,7 @@ class SurgeryPlan:
         folds: (parameter, dimension) -> factor of every dense index, shape `(size,)`, float64. Empty once folded.
         attributes: Integers of modules that change, for the in-place form.
         calls: Sizes of calls that change, for the in-place form.
+        drops: Modules that closed branches leave without a use, for the in-place form.
         form: "in-place" or "graph".
     """
 
@@ -93,6 +95,7 @@ class SurgeryPlan:
     folds: dict[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
     attributes: tuple[AttributeChange, ...] = ()
     calls: tuple[CallChange, ...] = ()
+    drops: tuple[ModuleDrop, ...] = ()
     form: str = "in-place"
 
     def __repr__(self) -> str:
@@ -103,12 +106,13 @@ class SurgeryPlan:
     def extent(self) -> str:
         """How much is cut and changed, in words."""
         changed = len(self.attributes) + len(self.calls)
-        return f"{len(self.tensors)} tensors cut, {len(self.folds)} folded, {changed} sizes changed"
+        dropped = f", {len(self.drops)} modules dropped" if self.drops else ""
+        return f"{len(self.tensors)} tensors cut, {len(self.folds)} folded, {changed} sizes changed{dropped}"
 
     @property
     def is_rewritten(self) -> bool:
-        """Whether sizes had to be rewritten: in the graph, in calls, or as integers of modules."""
-        return self.form == "graph" or bool(self.calls) or bool(self.attributes)
+        """Whether sizes had to be rewritten: in the graph, in calls, as integers of modules, or by what stands for modules."""
+        return self.form == "graph" or bool(self.calls or self.attributes or self.drops)
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
         """The dense tensor multiplied by the gates that consume it."""
@@ -163,6 +167,8 @@ class SurgeryPlan:
                 for c in self.calls
             ],
         }
+        if self.drops:
+            content["drops"] = [asdict(drop) for drop in self.drops]
         return KIND.stamped(content)
 
     @staticmethod
@@ -173,7 +179,7 @@ class SurgeryPlan:
             FileFormatError: another format or version, unknown or missing keys, or indices that make no sense.
         """
         try:
-            plan = KIND.read(SurgeryPlan, data, source, optional=("calls",), never="folds")
+            plan = KIND.read(SurgeryPlan, data, source, optional=("calls", "drops"), never="folds")
             for cut in plan.tensors.values():
                 checked_cut(cut.dense_shape, cut.kept)
         except ValueError as error:
@@ -270,6 +276,7 @@ def compose(first: SurgeryPlan, second: SurgeryPlan, aliases: Mapping[str, str])
         {},
         _attributes(first, second),
         _calls(first, second),
+        (*(drop for drop in first.drops if not is_within(drop.module, second.drops)), *second.drops),
         "graph" if "graph" in (first.form, second.form) else "in-place",
     )
 
@@ -285,7 +292,8 @@ def _both(first: TensorCut, second: TensorCut) -> TensorCut:
 
 
 def _attributes(first: SurgeryPlan, second: SurgeryPlan) -> tuple[AttributeChange, ...]:
-    changes = {(change.module, change.attribute): change for change in first.attributes}
+    standing = [change for change in first.attributes if not is_within(change.module, second.drops)]
+    changes = {(change.module, change.attribute): change for change in standing}
     for change in second.attributes:
         place = change.module, change.attribute
         changes[place] = replace(changes[place], compact=change.compact) if place in changes else change
@@ -294,7 +302,8 @@ def _attributes(first: SurgeryPlan, second: SurgeryPlan) -> tuple[AttributeChang
 
 def _calls(first: SurgeryPlan, second: SurgeryPlan) -> tuple[CallChange, ...]:
     """Sizes of calls are those they end up with, so the later ones stand; places that only the first names stay as they are."""
-    changes = {(change.module, change.kind, change.number): change for change in first.calls}
+    standing = [change for change in first.calls if not is_within(change.module, second.drops)]
+    changes = {(change.module, change.kind, change.number): change for change in standing}
     for change in second.calls:
         place = change.module, change.kind, change.number
         rows = {row[0]: row for row in changes[place].sizes} if place in changes else {}

@@ -19,7 +19,8 @@ from l0prune.flow.channel_flow import Consumer
 from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.model_call import ModelCall
-from l0prune.surgery.in_graph import cut_in_graph, has_dropped_branches
+from l0prune.surgery.dropped import CONSTANT, Dropped
+from l0prune.surgery.in_graph import branch_constants, cut_in_graph, has_dropped_branches
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.reaction import holding, own_modules, with_values
 
@@ -165,7 +166,14 @@ class DrawnWeights:
                     if known not in self._cut:
                         self._cut[known] = self._plan.compact_tensor(known, self._dense[known])
                     placed[name] = self._cut[known]
+            if isinstance(module, Dropped) and module.source:
+                placed[f"{path}.{CONSTANT}"] = self._constants[module.source].flatten()
         return placed
+
+    @cached_property
+    def _constants(self) -> dict[str, Tensor]:
+        """What is left of the branches that closed, by the node that computes it."""
+        return branch_constants(self._gated.flow, self._dense, self._plan, self._kept)
 
     @cached_property
     def _cut_again(self) -> nn.Module:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import nn
 
-from l0prune.errors import first_line
+from l0prune.errors import EquivalenceError, first_line
 from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
 from l0prune.surgery.attributes import GUESSES, find_attributes
 from l0prune.surgery.calls import CallFinder
+from l0prune.surgery.dropped import Constant, is_within
+from l0prune.surgery.dropping import Dropping, NotDroppableError
 from l0prune.surgery.in_graph import cut_in_graph
 from l0prune.surgery.in_place import apply_attributes_, cut_in_place
 from l0prune.surgery.plan import AttributeChange, CallChange, SurgeryPlan, named_tensors
@@ -50,11 +52,8 @@ def ways_to_cut(
         form: "in-place" or "graph" for these ways only; None for all.
         refused: Is told why there is no model cut in place.
     """
-    empty = _empty_dimension(plan)
     if form == "graph":
         refused("form='graph' was asked for")
-    elif empty:
-        refused(f"{empty} is entirely closed, and only a graph can drop a branch")
     else:
         yield from _in_place(gated, plan, kept, inputs, refused)
     if form != "in-place":
@@ -69,41 +68,84 @@ def _in_place(
     inputs: Inputs,
     refused: Callable[[str], None],
 ) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
-    plan = replace(plan, form="in-place")
+    try:
+        job = _Job.of(gated, replace(plan, form="in-place"), kept, inputs)
+    except (NotDroppableError, EquivalenceError) as error:
+        refused(str(error))
+        return
     tried: list[tuple[AttributeChange, ...]] = []
     for guess in GUESSES:
-        attributes = find_attributes(gated.flow, gated.model, kept, guess=guess)
+        attributes = job.attributes(guess)
         if attributes not in tried:
             tried.append(attributes)
-            yield from _cut(gated, replace(plan, attributes=attributes), refused)
-    certain = find_attributes(gated.flow, gated.model, kept, guess=None)
-    for attributes in dict.fromkeys((tried[0], tried[-1], certain)):
-        used = _with_calls(gated, replace(plan, attributes=attributes), kept, inputs)
+            yield from job.cut(replace(job.plan, attributes=attributes), refused)
+    for attributes in dict.fromkeys((tried[0], tried[-1], job.attributes(None))):
+        used = job.with_calls(replace(job.plan, attributes=attributes))
         if used is not None and (used.calls or used.attributes not in tried):
-            yield from _cut(gated, used, refused)
+            yield from job.cut(used, refused)
 
 
-def _cut(
-    gated: GatedModel, plan: SurgeryPlan, refused: Callable[[str], None]
-) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
-    """The model cut in place; nothing if its class cannot be."""
-    try:
-        compact = cut_in_place(gated.model, plan)
-    except Exception as error:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
-        refused(f"{type(gated.model).__name__} cannot be copied and cut: {first_line(error, named=True)}")
-        return
-    yield compact, plan
+@dataclass(frozen=True)
+class _Job:
+    """A gated model on its way to a compact one of its class.
 
+    Attributes:
+        gated: The gated model.
+        plan: The cut, with the modules that closed branches leave without a use.
+        kept: Units that stay.
+        inputs: Positional and keyword inputs that the model was traced with.
+        constants: What those modules return.
+    """
 
-def _with_calls(gated: GatedModel, plan: SurgeryPlan, kept: Kept, inputs: Inputs) -> SurgeryPlan | None:
-    """The plan with the sizes of calls that it needs; None if sizes do not help."""
-    try:
-        compact = cut_in_place(gated.model, plan)
-        finder = CallFinder(gated.flow, gated.model, kept, inputs)
-        calls = finder.find(compact)
-        return _without_mistakes(plan, finder, compact, calls)
-    except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
-        return None
+    gated: GatedModel
+    plan: SurgeryPlan
+    kept: Kept
+    inputs: Inputs
+    constants: dict[str, Constant]
+
+    @classmethod
+    def of(cls, gated: GatedModel, plan: SurgeryPlan, kept: Kept, inputs: Inputs) -> _Job:
+        """With the modules to drop.
+
+        Raises:
+            NotDroppableError: no modules can stand for the branches that closed.
+            EquivalenceError: a branch cannot be dropped.
+        """
+        empty = _empty_dimension(plan)
+        if not empty:
+            return cls(gated, plan, kept, inputs, {})
+        if gated.flow.refusal:
+            raise NotDroppableError(f"{empty} is entirely closed, and there is no graph to see what can do without it")
+        try:
+            dropping = Dropping(gated.flow, gated.model, plan, kept, inputs)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise NotDroppableError(f"{empty} is entirely closed, and {first_line(error, named=True)}") from error
+        return cls(gated, replace(plan, drops=dropping.drops), kept, inputs, dropping.constants())
+
+    def attributes(self, guess: str | None) -> tuple[AttributeChange, ...]:
+        """Integers to change, as `find_attributes`, but for those of modules that are dropped."""
+        found = find_attributes(self.gated.flow, self.gated.model, self.kept, guess=guess)
+        return tuple(change for change in found if not is_within(change.module, self.plan.drops))
+
+    def cut(self, plan: SurgeryPlan, refused: Callable[[str], None]) -> Iterator[tuple[nn.Module, SurgeryPlan]]:
+        """The model cut in place; nothing if its class cannot be."""
+        try:
+            compact = cut_in_place(self.gated.model, plan, self.constants)
+        except Exception as error:  # noqa: BLE001 - whatever a class raises that cannot be copied or has no settable sizes
+            name = type(self.gated.model).__name__
+            refused(f"{name} cannot be copied and cut: {first_line(error, named=True)}")
+            return
+        yield compact, plan
+
+    def with_calls(self, plan: SurgeryPlan) -> SurgeryPlan | None:
+        """The plan with the sizes of calls that it needs; None if sizes do not help."""
+        try:
+            compact = cut_in_place(self.gated.model, plan, self.constants)
+            finder = CallFinder(self.gated.flow, self.gated.model, self.kept, self.inputs)
+            calls = finder.find(compact)
+            return _without_mistakes(plan, finder, compact, calls)
+        except Exception:  # noqa: BLE001 - whatever a class raises that cannot be copied, or whose layers do not fit together
+            return None
 
 
 def _without_mistakes(

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from flow_case import gated_at
 from hf_models import cut, dense
 from safetensors.torch import load_file, save_file
 
@@ -101,3 +102,22 @@ def test_damaged_settings_of_generate_are_one_line(tmp_path):
         with pytest.raises(L0PruneError, match=r"generation_config\.json") as caught:
             l0prune.hf.from_pretrained(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_a_decoder_without_its_first_attention_is_read_back_and_generates_with_a_cache(tmp_path):
+    """The cache counts tokens by what the first layer puts into it."""
+    model, inputs = dense("llama")
+    flow = l0prune.trace(model, inputs)
+    values = torch.ones(flow.n_gates)
+    for branch in (b for b in flow.branches if ".0." in b.name):
+        values[torch.from_numpy(branch.gates)] = 0.0
+    compact = l0prune.shrink(gated_at(model, flow, values))
+    assert len(compact.surgery.plan.drops) == 4
+
+    again = l0prune.hf.from_pretrained(l0prune.hf.save_pretrained(compact, tmp_path / "folder", onnx=False)).double()
+
+    ids = inputs["input_ids"][:1]
+    first = again(input_ids=ids[:, :-1], use_cache=True)
+    second = again(input_ids=ids[:, -1:], past_key_values=first.past_key_values, use_cache=True)
+    whole = compact.double()(input_ids=ids, use_cache=False)
+    torch.testing.assert_close(second.logits[:, -1], whole.logits[:, -1], atol=1e-5, rtol=0)

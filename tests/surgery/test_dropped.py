@@ -1,0 +1,242 @@
+"""Branches that close in a network that keeps its class: something small stands for their modules."""
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_case import EXACT, difference, gated_at, inputs, n_parameters, traced
+from torch import Tensor, nn
+
+import l0prune
+from l0prune.errors import FileFormatError
+from l0prune.surgery.dropped import Dropped
+from l0prune.surgery.plan import SurgeryPlan
+from l0prune.surgery.shrink import shrink, surgery_of
+
+
+class Basic(nn.Module):
+    """A basic block that adds in place, and calls one activation twice, as torchvision writes it."""
+
+    def __init__(self, width: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 5, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(5, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(width, out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class Inverted(nn.Module):
+    """Everything on the branch is one module."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, 10, 1, bias=False),
+            nn.BatchNorm2d(10),
+            nn.ReLU6(),
+            nn.Conv2d(10, 10, 3, padding=1, groups=10),
+            nn.Conv2d(10, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class Attention(nn.Module):
+    """Returns its weights beside the result, and is called by name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        b, n, _ = hidden.shape
+        q, k, v = self.qkv(hidden).reshape(b, n, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2)).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, -1)), weights
+
+
+class Encoder(nn.Module):
+    """Attention and a feed-forward layer, apart."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width)
+        self.up, self.down = nn.Linear(width, 12), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(hidden=self.norm1(x), mask=None)
+        x = x + y
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+CASES = {
+    "basic": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), Basic(8, 8, 1), Basic(8, 6, 2), Pooled(), nn.Linear(6, 3)),
+        inputs(2, 3, 7, 7),
+    ),
+    "inverted": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), Inverted(8), Inverted(8), Pooled(), nn.Linear(8, 3)),
+        inputs(2, 3, 6, 6),
+    ),
+    "encoder": (nn.Sequential(nn.Linear(5, 8), Encoder(8), Encoder(8), nn.Linear(8, 3)), inputs(2, 4, 5)),
+}
+
+
+def closed(name: str, *numbers: int):
+    """A network, its inputs, and the gated form in which these branches are closed and all other units are at 0.75."""
+    net, x = CASES[name]
+    flow = traced(net, x)
+    values = torch.full((flow.n_gates,), 0.75)
+    for number in numbers or range(len(flow.branches)):
+        values[torch.from_numpy(flow.branches[number].gates)] = 0.0
+    return net, x, gated_at(net, flow, values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_network_without_branches_keeps_its_class_and_computes_what_the_gated_one_does(name):
+    for numbers in ((0,), (1,), ()):
+        net, x, gated = closed(name, *numbers)
+
+        compact = shrink(gated)
+
+        assert surgery_of(compact).form == "in-place"
+        assert any(isinstance(module, Dropped) for module in compact.modules())
+        assert n_parameters(compact) < n_parameters(net)
+        assert len(compact.state_dict()) < len(net.state_dict())
+        assert difference(compact(x), gated(x)) < EXACT
+
+
+SOME = ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inverted", "encoder"))]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_it_is_read_back_cut_again_and_read_back_again(name, tmp_path):
+    net, x, gated = closed(name, 0)
+    compact = shrink(gated)
+
+    again = l0prune.load(l0prune.save(compact, tmp_path / "once"), base=net)
+    assert type(again) is type(net)
+    assert difference(again(x), compact(x)) < EXACT
+
+    flow = l0prune.trace(compact, x)
+    values = torch.full((flow.n_gates,), 0.5)
+    values[torch.from_numpy(flow.branches[0].gates)] = 0.0
+    values[::3] = 0.0
+    second = shrink(gated_at(compact, flow, values))
+    assert surgery_of(second).form == "in-place"
+    assert n_parameters(second) < n_parameters(compact)
+    assert len(surgery_of(second).plan.drops) > len(surgery_of(compact).plan.drops)
+    again = l0prune.load(l0prune.save(second, tmp_path / "twice"), base=net)
+    assert difference(again(x), second(x)) < EXACT
+
+
+@pytest.mark.parametrize("name", ["basic", "inverted"])
+def test_it_is_scripted_traced_and_trained(name):
+    _, x, gated = closed(name)
+    compact = shrink(gated)
+
+    assert difference(torch.jit.script(compact)(x), compact(x)) < EXACT
+    assert difference(torch.jit.trace(compact, x)(x), compact(x)) < EXACT
+    compact.train()(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in compact.parameters())
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_file_for_onnxruntime_has_the_operations_of_the_graph_form(name, tmp_path):
+    net, x, gated = closed(name, 0)
+    kinds = []
+    for form in ("in-place", "graph"):
+        compact = shrink(gated, form=form).float()
+        path = l0prune.export_onnx(compact, x.float(), tmp_path / f"{form}.onnx")
+        kinds.append(sorted(node.op_type for node in onnx.load(str(path)).graph.node))
+
+    assert kinds[0] == kinds[1]
+    net.double()
+
+
+def test_nothing_runs_where_a_branch_was():
+    _, x, gated = closed("encoder")
+    compact = shrink(gated)
+
+    with torch.profiler.profile() as profile:
+        compact(x)
+
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::addmm") == 2
+    assert "aten::native_layer_norm" not in {event.key for event in profile.key_averages()}
+
+
+def test_what_is_returned_has_the_shape_that_the_module_returned():
+    net, x, gated = closed("basic")
+    shapes = {}
+    for which, model in (("dense", net), ("compact", shrink(gated))):
+        block = model[2]
+        handle = block.bn2.register_forward_hook(lambda _, __, y, which=which: shapes.update({which: y.shape}))
+        model(x)
+        handle.remove()
+
+    assert shapes["compact"] == shapes["dense"] == (2, 6, 4, 4)
+
+
+def test_a_module_that_is_called_for_two_branches_is_left_to_run():
+    """What it returns is another constant for each."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Inverted(8).conv, Inverted(8).conv
+            self.act = nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.act(self.a(x))
+            return x + self.act(self.b(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Two(), Pooled(), nn.Linear(8, 3))
+    x = inputs(2, 3, 6, 6)
+    flow = traced(net, x)
+    values = torch.full((flow.n_gates,), 0.75)
+    for branch in flow.branches:
+        values[torch.from_numpy(branch.gates)] = 0.0
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated)
+
+    assert surgery_of(compact).form == "in-place"
+    assert isinstance(compact[1].act, nn.Tanh)
+    assert difference(compact(x), gated(x)) < EXACT
+
+
+def test_memory_that_only_a_closed_branch_was_written_into_does_not_tell_of_the_input():
+    """Without the shortcut too, the output would be a constant: the last way from the input has to stay."""
+    _, x, gated = closed("basic", 1)
+    compact = shrink(gated)
+
+    flow = l0prune.trace(compact, x)
+
+    stems = {dimension.name for dimension in flow.dimensions if not dimension.removable}
+    assert any(name.startswith("0.weight") for name in stems)
+
+
+def test_numbers_that_make_no_sense_are_refused_when_a_plan_is_read():
+    _, _, gated = closed("basic")
+    plan = surgery_of(shrink(gated)).plan
+    assert SurgeryPlan.from_json(plan.to_json()).drops == plan.drops
+
+    for key, wrong in {"size": -1, "strides": [0, 1], "dim": 9, "position": 3, "module": ""}.items():
+        data = plan.to_json()
+        data["drops"] = [{**data["drops"][0], key: wrong}]
+        with pytest.raises(FileFormatError, match="damaged"):
+            SurgeryPlan.from_json(data)
