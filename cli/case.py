@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from l0prune.errors import ConfigError, DataError, L0PruneWarning
 
@@ -129,7 +129,7 @@ class Case:
         if data is None:
             if augment:
                 raise DataError(f"{self.data.name} makes its batches itself: leave out --augment")
-            return self.data.train  # type: ignore[union-attr]
+            return cast("Loaders", self.data).train  # type: ignore[return-value]  # to be counted
         if augment and not (data.has_images and data.y_train.ndim == 1):
             what = "target maps, which would not move with their images"
             what = what if data.has_images else "no images, so there is nothing to augment"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ class Randomness:
     """Where the generators stand.
 
     Attributes:
-        torch: State of torch's on the CPU.
+        cpu: State of torch's on the CPU.
         cuda: State of torch's on the GPU that is in use; None without one.
         python: State of Python's.
         numpy: State of numpy's.
     """
 
-    torch: Tensor
+    cpu: Tensor
     cuda: Tensor | None
     python: tuple[Any, ...]
     numpy: tuple[Any, ...]
@@ -41,13 +41,13 @@ class Randomness:
         Args:
             device: That is computed on.
         """
-        kind, keys, *rest = np.random.get_state(legacy=True)
+        kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(torch.get_rng_state(), cuda, random.getstate(), (kind, keys.tolist(), *rest))
 
     def restore(self) -> None:
         """Have them go on from here."""
-        torch.set_rng_state(self.torch)
+        torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda)
         version, words, gauss = self.python

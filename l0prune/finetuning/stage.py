@@ -188,7 +188,9 @@ class LossWindow:
 
     def load_state_dict(self, state: list[dict[str, Any]], device: torch.device) -> None:
         """Continue from `state_dict`, on a device."""
-        moved = [{name: None if loss is None else loss.to(device) for name, loss in one.items()} for one in state]
+        moved: list[Any] = [
+            {name: loss if loss is None else loss.to(device) for name, loss in one.items()} for one in state
+        ]
         self._losses = [Losses(**one) for one in moved]
 
     def means(self, *, last_step: int, lr: float, phase: str) -> LossMeans:

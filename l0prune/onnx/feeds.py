@@ -59,15 +59,16 @@ def random_feeds(
     _require_batch(name, session, rows)
     sizes = _free_sizes(name, session, sizes)
     for node in session.get_inputs():
-        shape = [sizes.get(size) or int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in sizes_of(node)]
-        if shape and isinstance(shape[0], str):
-            shape[0] = rows
-        unknown = [size for size in shape if not isinstance(size, int)]
+        named = [sizes.get(str(size)) or int(known.get(f"{EXAMPLE_KEY}{size}", 0)) or size for size in sizes_of(node)]
+        if named and isinstance(named[0], str):
+            named[0] = rows
+        unknown = [size for size in named if not isinstance(size, int)]
         if unknown:
             raise ConfigError(
                 f"model {name!r}: input {node.name!r} has the free dimension {unknown[0]!r}. Pass inputs, or give its size: "
                 f"sizes={{{unknown[0]!r}: 128}}, on the command line --length 128 or --image-size 128."
             )
+        shape = [size for size in named if isinstance(size, int)]
         _require_room(name, node.name, shape)
         largest = int(known.get(f"{LARGEST_KEY}{node.name}", 9))
         feeds[node.name] = _random_array(name, node, shape, rng, largest=largest)

@@ -123,7 +123,8 @@ def _example(file: OnnxModel, asked: tuple[int, ...] | None) -> dict[str, Any]:
         file: The file.
         asked: Shape of its only input without the batch.
     """
-    nodes, sizes = file.session.get_inputs(), {}
+    nodes = file.session.get_inputs()
+    sizes: dict[str, int] = {}
     known = file.session.get_modelmeta().custom_metadata_map
     for node in nodes:
         shape = sizes_of(node)

@@ -97,7 +97,7 @@ def load_source(
         return Loaders.of(made["train"], made["test"], spec)
     is_pair = isinstance(made, tuple | list) and len(made) == len(PARTS)
     if is_pair and all(isinstance(part, Iterable) for part in made):
-        return Loaders.of(*made, spec)
+        return Loaders.of(made[0], made[1], spec)
     return data_of(made, spec)
 
 
