@@ -340,7 +340,9 @@ def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None"
         if run.labels == "none":
             asked.append("--labels none")
         if asked:
-            raise ConfigError(f"{asked[0]} is for texts (csv:, tsv:, jsonl:, hf-datasets:), and the data is {run.data}")
+            raise ConfigError(
+                f"{asked[0]} is for texts (csv:, tsv:, jsonl:, txt:, hf-datasets:), and the data is {run.data}"
+            )
         return None
     folder = str(run.tokenizer) if run.tokenizer is not None else loaded.spec.removeprefix("hf:")
     own = getattr(loaded.model, "folder", None)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options"]
 
 BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
-PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf", "csv", "tsv", "jsonl", "hf-datasets")
+PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf", "csv", "tsv", "jsonl", "txt", "hf-datasets")
 REMEDY = "start the run again"
 
 
@@ -94,7 +94,7 @@ class RunOptions(Options):
     data: str = option(
         "",
         "Data to train and score on: digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, or package.module:factory, of arrays"
-        " or loaders; or texts, as csv:, tsv: or jsonl: with TRAIN,TEST (or one file, or a folder), or hf-datasets:DIR.",
+        " or loaders; or texts, as csv:, tsv:, jsonl: or txt: with TRAIN,TEST (or one file, or a folder), or hf-datasets:DIR.",
         group=MOST_USED,
         metavar="SPEC",
     )

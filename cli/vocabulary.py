@@ -16,7 +16,7 @@ __all__ = ["vocabulary_command"]
 @click.command("vocabulary")
 @click.argument("model", metavar="hf:DIR")
 @click.option(
-    "--data", required=True, metavar="SPEC", help="Corpus: csv:, tsv: or jsonl: with files, or hf-datasets:DIR."
+    "--data", required=True, metavar="SPEC", help="Corpus: csv:, tsv:, jsonl: or txt: with files, or hf-datasets:DIR."
 )
 @click.option(
     "--text", multiple=True, metavar="COLUMN", help="Column of texts; repeatable.  [default: all that hold texts]"

@@ -33,7 +33,7 @@ READERS = {
 _LEAST_WITHOUT_TEST = 16
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 FORMS = (
-    "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, csv:FILE, tsv:FILE, jsonl:FILE, hf-datasets:DIR or"
+    "digits, npz:FILE, mnist:DIR, cifar10:DIR, folder:DIR, csv:FILE, tsv:FILE, jsonl:FILE, txt:FILE, hf-datasets:DIR or"
     " package.module:factory"
 )
 
@@ -95,7 +95,7 @@ def load_data(
     Args:
         spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test; or x_train alone), `mnist:DIR` (idx files,
             gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow),
-            `csv:`, `tsv:` or `jsonl:` with a file, two with a comma between them, or a folder with `train` and `dev` or `test`,
+            `csv:`, `tsv:`, `jsonl:` or `txt:` with a file, two with a comma between them, or a folder with `train` and `dev` or `test`,
             `hf-datasets:DIR` (saved to disk, needs pyarrow), or `package.module:factory` (returns a DataSource, the four arrays
             in order, or a dict of them; one that returns loaders is for `load_source`).
         texts: What is meant by a table of texts.

@@ -1,10 +1,11 @@
-"""Tables of texts: csv, tsv, json lines, and data sets that the `datasets` library has saved to disk."""
+"""Tables of texts: csv, tsv, json lines, plain texts, and data sets that the `datasets` library has saved to disk."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from l0prune.sources.readers import unpacked
 
 __all__ = ["TABLES", "Table", "read_parts"]
 
-TABLES = ("csv", "tsv", "jsonl", "hf-datasets")
+TABLES = ("csv", "tsv", "jsonl", "txt", "hf-datasets")
 TRAIN = ("train",)
 TEST = ("validation", "valid", "val", "dev", "test")
 """What the rows that a network is scored on may be called, best first: `test` is often without labels."""
 _LONGEST = 1 << 24
+_END = "<|endoftext|>"
+"""A line that ends a text, as in collections for language models."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,17 @@ def _read_jsonl(path: Path) -> Table:
     return Table(columns, {}, str(path))
 
 
+def _read_txt(path: Path) -> Table:
+    """Texts in a column "text": what lies between lines of `<|endoftext|>`; without any, each line that is not empty."""
+    with reading(path, "text file", error=DataError):
+        content = unpacked(path).decode("utf-8-sig")
+    lines = content.splitlines()
+    if any(line.strip() == _END for line in lines):
+        lines = re.split(rf"^[ \t]*{re.escape(_END)}[ \t]*$", content, flags=re.M)
+    texts = [text.strip() for text in lines]
+    return Table({"text": [text for text in texts if text]}, {}, str(path))
+
+
 def _read_saved(path: Path) -> Table:
     """A data set saved to disk: arrow files, listed in state.json; no code of the folder is run."""
     try:
@@ -150,5 +164,6 @@ _READERS: dict[str, Callable[[Path], Table]] = {
     "csv": _read_csv,
     "tsv": _read_tsv,
     "jsonl": _read_jsonl,
+    "txt": _read_txt,
     "hf-datasets": _read_saved,
 }

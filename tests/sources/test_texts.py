@@ -53,6 +53,17 @@ def test_every_kind_of_table_gives_the_same_rows(folder, tmp_path):
         assert data.y_train.tolist() == data.y_test.tolist() == [i % 3 for i in range(N)]
 
 
+def test_plain_texts_are_lines_or_what_lies_between_marks(folder, tmp_path):
+    (tmp_path / "lines.txt").write_text("a film\n\nthe plot is good\n")
+    (tmp_path / "marked.txt").write_text("a film\nis dull\n<|endoftext|>\n\nthe plot\n<|endoftext|>\n")
+
+    for name, lengths in (("lines", [2, 4]), ("marked", [4, 2])):
+        data = read(folder, f"txt:{tmp_path}/{name}.txt,{tmp_path}/{name}.txt", as_language=True)
+        assert [len(row) - 2 for row in tokens(data)] == lengths
+    with pytest.raises(DataError, match="no column is called label"):
+        read(folder, f"txt:{tmp_path}/lines.txt,{tmp_path}/lines.txt")
+
+
 def test_a_data_set_saved_to_disk_is_read_with_the_names_of_its_classes(folder, tmp_path):
     pa = pytest.importorskip("pyarrow")
     for part in ("train", "validation"):
