@@ -263,17 +263,29 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     }
 
 
+_GENTLY = "lower the learning rate (--lr), or take another optimizer (--optimizer adamw, for networks of attention)"
+
+
 def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
-    """What it means that a network which knew more than chance knew no more than that before it was cut; None if it did."""
+    """What it means that a network which knew more than chance knows no more than that, in the end or before the cut.
+
+    None where it always did.
+    """
     if prepared.doubts is not None or prepared.request.run.from_scratch:
         return None
     metric = prepared.case.task.metric.name
+    final = result.evaluation[metric]
+    if prepared.case.doubts(final) is not None:
+        return (
+            f"CAREFUL: in the end {metric} is {final:.4g}, no better than chance, and was {prepared.dense_score:.4g}: train"
+            f" longer (--epochs), {_GENTLY}, or keep more (--budget)"
+        )
     before = [milestone for milestone in result.history if milestone.when in ("warmup", "gate", "settle")]
     if not before or prepared.case.doubts(before[-1].figures[metric]) is None:
         return None
     last = before[-1]
     return (
-        f"CAREFUL: before the cut, at step {last.step}, {metric} was {last.figures[metric]:.2f}, no better than chance:"
-        " the gates, or a learning rate that is too high (--lr), have cost what the network knew, and what it knows in the end it"
-        " has learned after the cut"
+        f"CAREFUL: before the cut, at step {last.step}, {metric} was {last.figures[metric]:.4g}, no better than chance:"
+        " the gates, or a learning rate that is too high, have cost what the network knew, and what it knows in the end it has"
+        f" learned after the cut: give the gates more steps (--gate-epochs), or {_GENTLY}"
     )

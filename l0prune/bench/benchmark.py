@@ -84,7 +84,7 @@ def benchmark(
 
     Returns:
         Latencies, sizes, speedups with their 95 % intervals, and what they were measured on. `warnings` names models that
-        are smaller than the first but nevertheless slower; a warning is issued for these as well (`L0PruneWarning`).
+        are smaller than the first but no faster; a warning is issued for these as well (`L0PruneWarning`).
 
     Raises:
         ConfigError: if a file is missing, there is no model, a model refuses the batch size or the inputs, or a number
@@ -156,7 +156,7 @@ def report_of(
     sizes: Mapping[str, int] | None = None,
     runtime: str | None = None,
 ) -> BenchReport:
-    """What was measured, as a report; a model that is smaller than the first and slower all the same is warned about.
+    """What was measured, as a report; a model that is smaller than the first and not faster is warned about.
 
     Args:
         found: Times of the models in the order of `facts`; the first is the baseline.

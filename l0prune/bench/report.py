@@ -144,14 +144,15 @@ class BenchReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence or two for each model that has fewer parameters than the baseline but is nevertheless slower."""
+        """A sentence or two for each model that has fewer parameters than the baseline but is slower, or not faster."""
         whole = self[self.baseline].n_parameters
         return tuple(
-            f"{name} has {self[name].n_parameters / whole:.0%} of the parameters of {self.baseline} and is slower: "
+            f"{name} has {self[name].n_parameters / whole:.0%} of the parameters of {self.baseline} and is "
+            f"{'slower' if speedup.high < _SLOWER else 'not faster'}: "
             f"{speedup.ratio:.2f} times its speed, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}. "
             f"{_what_to_do(self[name].odd_widths)}"
             for name, speedup in self.speedup.items()
-            if speedup.high < _SLOWER and self[name].n_parameters < whole
+            if speedup.low <= 1 and self[name].n_parameters < whole
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -307,7 +308,8 @@ def _what_to_do(odd_widths: Sequence[int]) -> str:
     if not odd_widths:
         return (
             "Its convolutions have no odd widths, so rounding does not help: measure it with the batch size and threads it "
-            "will run with, and prune further if that is not faster."
+            "will run with, and if that is not faster, ask for the time itself (`l0prune profile`, then `--budget latency=0.5`), "
+            "let whole branches close (`--depth`), or prune further."
         )
     shown = ", ".join(map(str, odd_widths[:_SHOWN_WIDTHS]))
     more = f" and {len(odd_widths) - _SHOWN_WIDTHS} more" if len(odd_widths) > _SHOWN_WIDTHS else ""

@@ -1,4 +1,4 @@
-"""What speaks against a gate phase, in a line each: too few steps to decide anything, gates that are undecided at the freeze."""
+"""What speaks against a gate phase, in a line each: too few steps to decide or to follow, gates undecided at the freeze."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import torch
 from l0prune.gated.model import GatedModel
 from l0prune.gates.optimizer import GateOptimizerConfig
 
-__all__ = ["too_few_steps", "undecided_gates"]
+__all__ = ["hurried_gates", "too_few_steps", "undecided_gates"]
 
 _APART = 0.1
 """Distance of expected and hard cost, fraction of dense, from which on they describe two networks."""
 _UNDECIDED = (0.05, 0.95)
 """Between these probabilities of being open, a gate is undecided."""
+_HURRIED = 4
+"""Steps of a gate phase below which weights cannot follow a cost that falls to its budget."""
 _REMEDY = (
     "give them more steps (gate_epochs), place them by evidence (gate_training), start them from a criterion"
     " (gate_start=magnitude), or let one choose (method)"
@@ -41,6 +43,26 @@ def too_few_steps(gated: GatedModel, steps: int, lr: float | None) -> str | None
     return (
         f"CAREFUL: in {steps} steps at learning rate {lr:g} no gate can come further down than to a probability of"
         f" {float(furthest.min()):.2f} of being open, so what is cut will be decided by small differences: {_REMEDY}"
+    )
+
+
+def hurried_gates(steps: int, n_batches: int) -> str | None:
+    """Whether gates that are placed by evidence have hardly a step to be placed in.
+
+    Args:
+        steps: Of the gate phase.
+        n_batches: That told, before it, what the loss depends on.
+
+    Returns:
+        A line that says so, and what to do; None where there are enough.
+    """
+    if steps >= _HURRIED:
+        return None
+    many = "s" if steps != 1 else ""
+    return (
+        f"CAREFUL: the gates have {steps} step{many}, in which the cost falls to the budget faster than the weights can follow,"
+        f" and are placed by what {n_batches} batches say: give more steps (epochs, gate_epochs, or a smaller batch), or let a"
+        " criterion choose, which closes units one after another (method=fisher with gate_epochs)"
     )
 
 

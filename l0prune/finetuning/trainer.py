@@ -21,7 +21,7 @@ from l0prune.criteria.sensitivity import measure_saliences, projected_outputs
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, Store
 from l0prune.finetuning.config import OPEN
-from l0prune.finetuning.doubts import too_few_steps, undecided_gates
+from l0prune.finetuning.doubts import hurried_gates, too_few_steps, undecided_gates
 from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import Settling, decided_values, recalibrate_
 from l0prune.finetuning.journal import Journal
@@ -291,6 +291,8 @@ class Trainer:
         elif self._settings.gate_training == "gradient" and not self._plan.goal.cuts_as_trained:
             self._journal.doubt(too_few_steps(self._gated, self._phases.gate, self._settings.gate_lr))
         if self._settings.gate_training == "evidence":
+            if not self._plan.goal.cuts_as_trained:
+                self._journal.doubt(hurried_gates(self._phases.gate, self._settings.salience_batches))
             self._gather_evidence()
 
     def _place(self, name: str) -> None:

@@ -96,7 +96,8 @@ class ClassSettings:
 
     def config(self, changes: Mapping[str, Any]) -> Any:
         """A configuration with some entries changed."""
-        return self._kind.config_class.from_dict({**self.stated, **changes})
+        with quiet(self._library):
+            return self._kind.config_class.from_dict({**self.stated, **changes})
 
     def built(self, changes: Mapping[str, Any]) -> nn.Module:
         """The class at a changed configuration, its tensors without memory.

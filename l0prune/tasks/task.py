@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -169,7 +170,21 @@ class Task:
 
     def doubts(self, score: float, data: DataSource) -> str | None:
         """What to check if a trained network scores no better than one that knows nothing; None if it does better."""
-        del score, data
+        known = self.chance(data)
+        if known is None:
+            return None
+        metric, (least, how) = self.metric, known
+        if math.isfinite(score) and (score > least if metric.higher_is_better else score < least):
+            return None
+        return (
+            f"CAREFUL: {metric.name} of the dense network is {score:.4g} on {data.name}, no better than chance: {how} gives"
+            f" {least:.4g}. Before you trust what follows, look at the data (the order of labels, the tokenizer), at the"
+            " normalisation (--mean, --std) and at the weights (--weights)"
+        )
+
+    def chance(self, data: DataSource) -> tuple[float, str] | None:
+        """The score that knowing nothing of the inputs gives, and how; None where that is not known."""
+        del data
         return None
 
     def score(self, answers: Iterable[Answer]) -> float:

@@ -1,4 +1,4 @@
-"""A model that is smaller and slower all the same: said in the report, as a warning, and with what to do about it."""
+"""A model that is smaller and not faster all the same: said in the report, as a warning, and with what to do about it."""
 
 import json
 import warnings
@@ -43,10 +43,19 @@ def test_where_no_width_is_odd_rounding_is_not_the_advice():
         (sentence,) = measured(0.9).warnings
 
     assert "rounding does not help" in sentence
+    assert "--budget latency=0.5" in sentence
 
 
-@pytest.mark.parametrize(("ratio", "n_parameters"), [(1.4, 40), (0.99, 40), (0.65, 100), (0.65, 150)])
-def test_nothing_is_said_of_models_that_are_faster_or_as_fast_or_not_smaller(ratio, n_parameters):
+@pytest.mark.parametrize("ratio", [0.99, 1.0])
+def test_a_smaller_model_that_is_as_fast_is_said_not_to_be_faster(ratio):
+    with pytest.warns(L0PruneWarning, match="compact has 40% of the parameters of dense and is not faster: "):
+        report = measured(ratio)
+
+    assert len(report.warnings) == 1
+
+
+@pytest.mark.parametrize(("ratio", "n_parameters"), [(1.4, 40), (1.03, 40), (0.65, 100), (0.65, 150)])
+def test_nothing_is_said_of_models_that_are_faster_or_not_smaller(ratio, n_parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = measured(ratio, n_parameters=n_parameters)

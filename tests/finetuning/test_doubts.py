@@ -6,7 +6,7 @@ import pytest
 import torch
 from finetuning_case import QUICK, Stopping, gated_net, run
 
-from l0prune.finetuning.doubts import too_few_steps, undecided_gates
+from l0prune.finetuning.doubts import hurried_gates, too_few_steps, undecided_gates
 
 SHORT = replace(QUICK, gate_training="gradient", epochs=3, warmup_epochs=0, gate_epochs=1, settle_epochs=0)
 
@@ -97,3 +97,14 @@ def test_a_resumed_run_remembers_its_doubts(tmp_path):
 )
 def test_a_choice_that_a_criterion_has_made_is_not_doubted(options):
     assert run(config=replace(SHORT, **options)).doubts == ()
+
+
+def test_gates_that_are_placed_in_hardly_a_step_are_told_what_to_do():
+    hurried = replace(SHORT, gate_training=None, epochs=1, gate_epochs=1 / 3)
+    (line,) = run(config=hurried).doubts
+
+    assert line == hurried_gates(2, hurried.salience_batches)
+    assert line.startswith("CAREFUL: the gates have 2 steps")
+    assert "gate_epochs" in line
+    assert "method=fisher" in line
+    assert hurried_gates(4, 20) is None

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from task_case import ROWS, TOKENS, WORDS, Example, Texts, random, whole, with_gaps
 from torch import Tensor
 
 from l0prune.errors import DataError
+from l0prune.sources.datasets import DataSource
 from l0prune.tasks.provided.language import LanguageModelling
 
 
@@ -46,3 +48,16 @@ def test_perplexity_is_that_of_the_tokens_by_hand():
     assert found == pytest.approx(1 / math.sqrt(0.5 * 0.25))
     masked = LanguageModelling(shift=False).evaluate(lambda _: logits, [(logits, torch.tensor([[-100, 1, -100]]))])
     assert masked == pytest.approx(4 / 3)
+
+
+def test_a_perplexity_that_the_frequencies_of_tokens_give_is_doubted():
+    ids = np.array([[1, 1, 1, 2], [1, 1, 1, 2]])
+    data = DataSource(ids, ids, ids, ids, name="mine")
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+
+    assert LanguageModelling().chance(data)[0] == pytest.approx(math.exp(entropy))
+    line = LanguageModelling().doubts(1.8, data)
+    assert line.startswith("CAREFUL: perplexity of the dense network is 1.8 on mine, no better than chance")
+    assert "how frequent each token is gives 1.755" in line
+    assert LanguageModelling().doubts(1.7, data) is None
+    assert "is inf" in LanguageModelling().doubts(math.inf, data)

@@ -107,6 +107,11 @@ class Embeddings(Task):
         del targets, temperature
         return cosine_distance(outputs, taught)
 
+    def chance(self, data: DataSource) -> tuple[float, str] | None:
+        """Two standard deviations of the correlation with what has nothing to do with the scores."""
+        n = len(data.y_test)
+        return (2 / max(n - 1, 1) ** 0.5, f"noise among {n} pairs") if self._by_scores else None
+
     def score(self, answers: Iterable[Answer]) -> float:
         """Spearman's correlation over all pairs, or the mean cosine."""
         if self._by_scores:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from l0prune.tasks.class_logits import ClassLogits
@@ -14,7 +15,7 @@ from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.task import Answer, Metric, Task, only
 
 if TYPE_CHECKING:
-    pass
+    from l0prune.sources.datasets import DataSource
 
 __all__ = ["LanguageModelling"]
 
@@ -61,6 +62,16 @@ class LanguageModelling(ClassLogits):
         """The number of tokens that are predicted and count."""
         wanted = targets[:, 1:] if self.shift else targets
         return float(wanted.numel() if self.ignore is None else (wanted != self.ignore).sum())
+
+    def doubts(self, score: float, data: DataSource) -> str | None:
+        """Whether the perplexity is one that the frequencies of the tokens alone give."""
+        return Task.doubts(self, score, data)
+
+    def chance(self, data: DataSource) -> tuple[float, str] | None:
+        """The perplexity of the tokens' frequencies."""
+        _, counts = np.unique(self.labels(data.y_test), return_counts=True)
+        shares = counts / max(counts.sum(), 1)
+        return float(np.exp(-(shares * np.log(shares)).sum())), "how frequent each token is"
 
     def score(self, answers: Iterable[Answer]) -> float:
         """Perplexity over all tokens that count; infinite where it is beyond all numbers."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from l0prune.tasks.class_logits import ClassLogits
 from l0prune.tasks.outputs import chosen_output
-from l0prune.tasks.task import Answer, Metric
+from l0prune.tasks.task import Answer, Metric, Task
+
+if TYPE_CHECKING:
+    from l0prune.sources.datasets import DataSource
 
 __all__ = ["PixelClassification"]
 
@@ -34,6 +38,17 @@ class PixelClassification(ClassLogits):
     def metric(self) -> Metric:
         """In per cent; classes that are neither there nor predicted are left out."""
         return Metric("miou", higher_is_better=True, unit="%")
+
+    def doubts(self, score: float, data: DataSource) -> str | None:
+        """Whether the most frequent class everywhere is as good."""
+        return Task.doubts(self, score, data)
+
+    def chance(self, data: DataSource) -> tuple[float, str] | None:
+        """The mean intersection over union of the most frequent class everywhere."""
+        counts = np.bincount(self.labels(data.y_test))
+        if (counts > 0).sum() < 2:
+            return None
+        return 100.0 * float(counts.max() / counts.sum()) / int((counts > 0).sum()), "one class everywhere"
 
     def aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the resolution of the targets."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from l0prune.errors import DataError
 from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.task import Metric, Task
 from l0prune.tasks.teaching import squared_difference
+
+if TYPE_CHECKING:
+    from l0prune.sources.datasets import DataSource
 
 __all__ = ["Regression"]
 
@@ -44,6 +48,11 @@ class Regression(Task):
                 " give targets, or a model, of the same size"
             )
         return F.mse_loss(predicted.reshape(targets.shape), targets.to(predicted.dtype))
+
+    def chance(self, data: DataSource) -> tuple[float, str]:
+        """The mean squared error of the targets' mean."""
+        targets = np.asarray(data.y_test, np.float64)
+        return float(((targets - targets.mean(0)) ** 2).mean()), "the mean of the targets"
 
     def teach(self, outputs: Any, taught: Any, targets: Tensor, *, temperature: float) -> Tensor:
         """Mean squared difference."""
