@@ -95,9 +95,9 @@ def load_data(
     Args:
         spec: `digits` (bundled), `npz:FILE` (x_train, y_train, x_test, y_test; or x_train alone), `mnist:DIR` (idx files,
             gzipped or not), `cifar10:DIR` (the python batches), `folder:DIR` (a folder of images a class, needs pillow),
-            `csv:`, `tsv:`, `jsonl:` or `txt:` with a file, two with a comma between them, or a folder with `train` and `dev` or `test`,
-            `hf-datasets:DIR` (saved to disk, needs pyarrow), or `package.module:factory` (returns a DataSource, the four arrays
-            in order, or a dict of them; one that returns loaders is for `load_source`).
+            `csv:`, `tsv:`, `jsonl:` or `txt:` with a file, two with a comma between them, or a folder with `train` and `dev` or
+            `test`, `hf-datasets:DIR` (saved to disk, needs pyarrow), or `package.module:factory` (returns a DataSource, the four
+            arrays in order, or a dict of them; one that returns loaders is for `load_source`).
         texts: What is meant by a table of texts.
         arguments: Of a factory.
         image_size: (height, width) to bring the pictures of a `folder:` to; needed where they differ in size.
