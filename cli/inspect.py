@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.flags import GroupedCommand, common_options, flag_of, threads_option
-from l0prune.cli.loading import load, price_by_profile
+from l0prune.cli.loading import calls_at, load, price_by_profile
 from l0prune.cli.output import console, print_table, show, size, working
 from l0prune.cli.request import ModelOptions, RunOptions, model_options
 from l0prune.cli.trust import model_call, remember
@@ -49,30 +49,41 @@ class LayerRow:
 @model_options()
 @flag_of(RunOptions, "ignore", group="")
 @flag_of(RunOptions, "profile", group="")
+@flag_of(RunOptions, "length", group="")
 @threads_option
 @common_options
-def inspect_command(model: ModelOptions, ignore: tuple[str, ...], profile: Path | None, as_json: bool) -> None:
-    """Show a model's units, layer costs, and what is pinned and why."""
+def inspect_command(
+    model: ModelOptions, ignore: tuple[str, ...], profile: Path | None, length: tuple[int, ...] | None, as_json: bool
+) -> None:
+    """Show a model's units, layer costs, and what is pinned and why.
+
+    With several lengths, costs are the mean over them, and a table has those of each.
+    """
     with working():
-        result = inspect_model(model, ignore, profile=profile)
+        result = inspect_model(model, ignore, profile=profile, lengths=length or ())
     show(result, as_json, lambda: print_inspection(result))
 
 
-def inspect_model(model: ModelOptions, ignore: Iterable[str] = (), *, profile: Path | None = None) -> dict[str, Any]:
+def inspect_model(
+    model: ModelOptions, ignore: Iterable[str] = (), *, profile: Path | None = None, lengths: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Trace a model and say what was found, as plain data.
 
     Args:
         model: Which.
         ignore: Modules and parameters whose units are kept.
         profile: Of the model, for what its layers take.
+        lengths: Of sequences, at which it costs something of its own.
     """
     import l0prune
     from l0prune.cost.kinds import Costs
     from l0prune.cost.widths import Floor
+    from l0prune.flow.mixture import with_mean_costs
 
     loaded = load(model)
     remember(model_call(model))
-    flow = l0prune.trace(loaded.model, loaded.example_inputs, ignore=ignore)
+    flows = [l0prune.trace(loaded.model, call, ignore=ignore) for call in calls_at(loaded, lengths)]
+    flow = with_mean_costs(flows[0], flows[1:])
     costs = Costs(flow)
     if profile is not None:
         price_by_profile(costs, profile)
@@ -85,6 +96,13 @@ def inspect_model(model: ModelOptions, ignore: Iterable[str] = (), *, profile: P
         **costs.amounts(),
         "prunable_fraction": flow.prunable_fraction,
         "smallest_reachable": {m: Floor.of(costs(m), flow.dimensions).fraction for m in costs.names},
+        "at_lengths": {
+            str(length): {
+                "macs": round(at.dense_cost("macs")),
+                "smallest_reachable": Floor.of(Costs(at)("macs"), at.dimensions).fraction,
+            }
+            for length, at in zip(lengths, flows, strict=False)
+        },
         "pinned": flow.pinned,
         "unknown_ops": flow.unknown_ops,
         "layers": [row.to_json() for row in layer_rows(flow, costs)],
@@ -158,6 +176,12 @@ def print_inspection(result: dict[str, Any]) -> None:
     titles = [metric_named(metric).title for metric in metrics]
     titles += ["ms", "time / MACs"] if "latency" in result else []
     print_table(out, result["model"], ("layer", "inputs gated", "outputs gated", *titles), rows)
+    if len(result["at_lengths"]) > 1:
+        rows = [
+            (f"{length} tokens", size(at["macs"]), f"macs={rounded_up(at['smallest_reachable'], digits=2):g}")
+            for length, at in result["at_lengths"].items()
+        ]
+        print_table(out, "At each length", ("", "MACs", "smallest budget"), rows)
     if result["pinned"]:
         pinned = sorted(result["pinned"].items(), key=lambda item: -item[1])
         print_table(out, "Pinned", ("why", "units"), [(why, str(n)) for why, n in pinned])

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from l0prune.gated.initial import DropRate
     from l0prune.gated.model import GatedModel
     from l0prune.latency.profile import Profile
+    from l0prune.model_call import ExampleInputs
     from l0prune.sources.libraries import Built
     from l0prune.sources.loaders import Loaders
     from l0prune.sources.model_spec import LoadedModel
     from l0prune.sources.texts import TextOptions
 
 __all__ = [
+    "calls_at",
     "gated_model_of",
     "has_random_weights",
     "load",
@@ -218,8 +220,34 @@ def traced(loaded: "LoadedModel", run: RunOptions) -> "ChannelFlow":
         L0PruneError: as `l0prune.trace`.
     """
     import l0prune
+    from l0prune.goals.budget import Budgets
 
-    return l0prune.trace(loaded.model, loaded.example_inputs, ignore=run.ignore)
+    if run.length and run.budget and Budgets.parse(run.budget).knows_widths:
+        raise ConfigError(
+            "--length is a mean over lengths, and a profile is of one: leave it out of a budget of latency, and measure the"
+            " profile at the length that counts (`l0prune profile --length`)"
+        )
+    first, *others = calls_at(loaded, run.length)
+    return l0prune.trace(loaded.model, first, ignore=run.ignore, also=others)
+
+
+def calls_at(loaded: "LoadedModel", lengths: tuple[int, ...]) -> "list[ExampleInputs]":
+    """The example at each length; as it is where none is asked for.
+
+    Raises:
+        ConfigError: the model takes no tokens.
+    """
+    from l0prune.look.free_sizes import at_length
+    from l0prune.model_call import ModelCall
+
+    if not lengths:
+        return [loaded.example_inputs]
+    example = ModelCall.of(loaded.example_inputs, loaded.model)
+    found = [at_length(example, length) for length in lengths]
+    calls: list[ExampleInputs] = [call for call in found if call is not None]
+    if len(calls) < len(lengths):
+        raise ConfigError(f"--length is for models that take tokens, and {loaded.spec} takes none")
+    return calls
 
 
 def gated_model_of(

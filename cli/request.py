@@ -116,6 +116,13 @@ class RunOptions(Options):
         group=MODEL,
         choices=("given", "none"),
     )
+    length: tuple[int, ...] = option(
+        (),
+        "Lengths of sequences, in tokens, that the network is for: what it costs in MACs is the mean over them.",
+        group=MODEL,
+        within="[1, inf)",
+        shown="that of the example",
+    )
     max_length: int | None = option(
         None, "Most tokens of a text.", group=MODEL, within="[1, inf)", shown="what the model takes, at most 512"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from l0prune.cli.flags import GroupedCommand, chosen, common_options, flags_of, threads_option
-from l0prune.cli.loading import load
+from l0prune.cli.loading import calls_at, load
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.process import EXIT_ERROR
 from l0prune.cli.request import ModelOptions, model_options
@@ -32,6 +32,9 @@ class VerifyOptions(Options):
         "Let gates of this family decide what is closed, at their test-time values.",
         shown="any values",
         metavar="NAME",
+    )
+    length: tuple[int, ...] = option(
+        (), "Lengths of sequences to compare at.", within="[1, inf)", shown="that of the example, and another one"
     )
     double: bool = option(False, "Compute in float64.")
     no_onnx: bool = option(False, "Leave out the ONNX export.")
@@ -64,9 +67,14 @@ def verify_model(model: ModelOptions, options: VerifyOptions) -> dict[str, Any]:
     loaded = load(model)
     remember(model_call(model))
     given = asdict(options)
-    onnx = not given.pop("no_onnx")
-    report = l0prune.verify(loaded.model, loaded.example_inputs, onnx=onnx, **given)
-    return {"model": model.spec, "gate": options.gate, **report.to_json()}
+    onnx, lengths = not given.pop("no_onnx"), given.pop("length")
+    also = calls_at(loaded, lengths) if lengths else []
+    report = l0prune.verify(loaded.model, loaded.example_inputs, onnx=onnx, also=also, **given)
+    at_lengths = {
+        str(length): {"max_rel_diff": at.max_rel_diff, "onnx_max_rel_diff": at.onnx_max_rel_diff}
+        for length, at in zip(lengths, report.elsewhere, strict=False)
+    }
+    return {"model": model.spec, "gate": options.gate, **report.to_json(), "at_lengths": at_lengths}
 
 
 def what_differs(result: dict[str, Any]) -> str:
@@ -108,6 +116,11 @@ def print_verification(result: dict[str, Any]) -> None:
     ]
     if result["draws_random_numbers"]:
         rows.append(("random numbers", "drawn in evaluation; both networks were given the same ones"))
+    for length, at in result["at_lengths"].items():
+        in_file = "not compared" if at["onnx_max_rel_diff"] is None else f"{at['onnx_max_rel_diff']:.1e}"
+        rows.append(
+            (f"at {length} tokens: cut against gated, ONNX against cut", f"{at['max_rel_diff']:.1e}, {in_file}")
+        )
     rows += [
         (f"not compared, no output reacts: {where}", str(count)) for where, count in result["not_compared"].items()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,11 +22,27 @@ from l0prune.look.capture import capture
 from l0prune.measuring.alignment import resolve_alignment
 from l0prune.model_call import ExampleInputs, ModelCall, copy_of
 from l0prune.surgery.shrink import shrink, surgery_of
+from l0prune.surgery.trial import COARSE, TOLERANCE, Trial
 
 if TYPE_CHECKING:
     from l0prune.onnx.verdict import OnnxVerdict
 
-__all__ = ["VerifyReport", "random_decision", "vary_constants_", "verify"]
+__all__ = ["AtSize", "VerifyReport", "random_decision", "vary_constants_", "verify"]
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """How far networks are apart at inputs of one size, relative to the largest output.
+
+    Attributes:
+        shapes: Of the inputs.
+        max_rel_diff: Of the gated and the compact one.
+        onnx_max_rel_diff: Of onnxruntime and torch; None if nothing was compared, or the file does not take such inputs.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    max_rel_diff: float
+    onnx_max_rel_diff: float | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class VerifyReport:
             is unclear which: module and attribute -> value.
         pinned: Reason -> number of units that could not be gated.
         unknown_ops: Ops without a rule -> number of uses that touched units.
+        elsewhere: What was found at inputs of other sizes, in the order in which they were given.
         seconds: Wall time in all.
         stage_seconds: Wall time of "export" (torch.export), "analysis", "shrink" and "onnx".
     """
@@ -83,6 +100,7 @@ class VerifyReport:
     unknown_ops: dict[str, int]
     seconds: float
     stage_seconds: dict[str, float]
+    elsewhere: tuple[AtSize, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -99,6 +117,7 @@ def verify(
     onnx: bool = True,
     double: bool = False,
     gate: str | None = None,
+    also: Iterable[ExampleInputs] = (),
 ) -> VerifyReport:
     """Close random units of a copy of `model`, cut them out, export, and compare.
 
@@ -114,13 +133,14 @@ def verify(
         double: Compute in float64, with a tolerance of 1e-9 instead of 1e-4 (relative).
         gate: Let gates of this family decide which units close, at random locations as at the end of a gate phase, and scale
             the others by their test-time values; None closes the same units and gives the open ones arbitrary values.
+        also: Inputs of other sizes, at which the networks are compared as well.
 
     Returns:
         The report; `exact` is False if the cut disagrees or nothing could be compared, and `why_not` says which. Neither is
         raised as an error, nor is a failure of the ONNX exporter: `onnx_error` says what it was.
 
     Raises:
-        ConfigError: an option out of range, or an unknown gate.
+        ConfigError: an option out of range, an unknown gate, or the model does not run at one of the other sizes.
         TraceError: the model cannot be captured.
     """
     if not 0 <= closed < 1:
@@ -128,6 +148,8 @@ def verify(
     model, call = copy_of(model).eval(), ModelCall.of(example_inputs, model)
     if double:
         model, call = model.double(), call.to(dtype=torch.float64)
+    calls = [ModelCall.of(inputs, model) for inputs in also]
+    calls = [one.to(dtype=torch.float64) for one in calls] if double else calls
     vary_constants_(model, seed=seed)
     seconds: dict[str, float] = {}
     flow = _traced(model, call, seconds)
@@ -136,6 +158,10 @@ def verify(
     if gate is not None:
         gated.gates.decide_(values > 0, seed=seed)
     gated.freeze(values if gate is None else None)
+    trials = [Trial(gated, one, TOLERANCE[torch.float64] if double else COARSE) for one in calls]
+    refused = next((one for one, trial in zip(calls, trials, strict=True) if not trial.is_accepted), None)
+    if refused is not None:
+        raise ConfigError(f"the model itself gives no numbers for inputs of {_shapes(refused)}: leave that size out")
     n_before = sum(p.numel() for p in model.parameters())
     report = {
         "n_gates": flow.n_gates,
@@ -169,19 +195,28 @@ def verify(
             **report,  # type: ignore[arg-type]
         )
     record = surgery_of(compact)
+    outcomes = [trial.outcome(compact) for trial in trials]
+    wrong = next((one for one, found in zip(calls, outcomes, strict=True) if not found.agrees), None)
     conclusive = flow.n_gates == 0 or sum(record.not_compared.values()) < flow.n_gates
     exported: OnnxVerdict | None = None
     if onnx:
         from l0prune.onnx.verdict import verify_onnx
 
         with _timed(seconds, "onnx"):
-            exported = verify_onnx(compact, model, record)
+            exported = verify_onnx(compact, model, record, also=calls)
+    in_onnx: tuple[float | None, ...] = (
+        (None,) * len(calls) if exported is None or not exported.elsewhere else exported.elsewhere
+    )
     return VerifyReport(
-        exact=conclusive and (exported is None or exported.agrees),
+        exact=conclusive and wrong is None and (exported is None or exported.agrees),
         conclusive=conclusive,
         not_compared=record.not_compared,
         draws_random_numbers=record.draws_random_numbers,
-        why_not=None if conclusive else "the outputs do not react to any gate, so that nothing could be compared",
+        why_not=_why_not(conclusive, wrong),
+        elsewhere=tuple(
+            AtSize(_shapes(one), found.difference.max_rel, in_file)
+            for one, found, in_file in zip(calls, outcomes, in_onnx, strict=True)
+        ),
         max_abs_diff=record.difference.max_abs,
         max_rel_diff=record.difference.max_rel,
         onnx_max_rel_diff=None if exported is None else exported.max_rel_diff,
@@ -194,6 +229,18 @@ def verify(
         stage_seconds=seconds,
         **report,  # type: ignore[arg-type]
     )
+
+
+def _why_not(conclusive: bool, wrong: ModelCall | None) -> str | None:
+    if not conclusive:
+        return "the outputs do not react to any gate, so that nothing could be compared"
+    if wrong is not None:
+        return f"the cut network differs from the gated one with inputs of {_shapes(wrong)}: report this as a bug"
+    return None
+
+
+def _shapes(call: ModelCall) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in call.tensors)
 
 
 def _traced(model: nn.Module, example_inputs: ModelCall, seconds: dict[str, float]) -> ChannelFlow:

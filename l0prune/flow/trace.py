@@ -15,6 +15,7 @@ from l0prune.flow.branches import Branch, find_branches
 from l0prune.flow.channel_flow import ChannelFlow, Consumer, NormSite, gate_groups
 from l0prune.flow.costs import dimensions_of, macs_terms, params_terms
 from l0prune.flow.follow import Followed, follow, restrict_to_recorded
+from l0prune.flow.mixture import with_mean_costs
 from l0prune.flow.removable import Closing, removable_dimensions
 from l0prune.flow.units import Units, solve, unreached_parameters
 from l0prune.look.capture import Captured, NormCalls, capture, without_graph
@@ -35,6 +36,7 @@ def trace(
     *,
     ignore: Iterable[str] = (),
     gqa: Literal["groups", "queries"] = "groups",
+    also: Iterable[ExampleInputs] = (),
 ) -> ChannelFlow:
     """Find the units of `model`: indices of its tensors that can only be removed together.
 
@@ -45,20 +47,24 @@ def trace(
         gqa: What counts as a unit of grouped-query attention: "groups", a key and value head with the query heads that share
             it; or "queries", the query heads at the same place of every group, so that all groups keep equally many. If the
             code repeats key heads one by one (`repeat_interleave`), units are groups either way.
+        also: Inputs of other sizes that the model is for as well: what it costs, and so its budget, is the mean over all of them.
 
     Returns:
         The channel flow: units, consumers, costs, and what is pinned with the reason.
 
     Raises:
         ConfigError: `gqa` is something else.
-        TraceError: the model fails on the inputs, neither torch.export nor torch-pruning can follow it, or a name in
-            `ignore` is not in it.
+        TraceError: the model fails on the inputs, neither torch.export nor torch-pruning can follow it, a name in `ignore` is
+            not in it, or it has other units at some of the inputs.
     """
     if gqa not in ("groups", "queries"):
         raise ConfigError(f"gqa is {gqa!r}; expected 'groups' or 'queries'")
     if isinstance(model, nn.DataParallel):
         raise TraceError("the model is wrapped in nn.DataParallel: pass what it wraps, model.module")
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    others = [trace(model, inputs, ignore=ignored, gqa=gqa) for inputs in also]
+    if others:
+        return with_mean_costs(trace(model, example_inputs, ignore=ignored, gqa=gqa), others)
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for name in ignored:
         if name not in known:

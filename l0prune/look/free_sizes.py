@@ -16,7 +16,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 from l0prune.model_call import ModelCall
 from l0prune.ops.node import varies
 
-__all__ = ["FreeSizes", "image_dimensions", "length_dimensions", "other_images", "shares_batch"]
+__all__ = ["FreeSizes", "at_length", "image_dimensions", "length_dimensions", "other_images", "shares_batch"]
 
 _LONGER = (8, 4, 2)
 """Times the lengths of the example at which compact models are compared: that far a limit in their code shows."""
@@ -66,6 +66,27 @@ def other_images(call: ModelCall) -> Iterator[ModelCall]:
 
         if dims:
             yield ModelCall(*pytree.tree_map(resized, (call.args, call.kwargs)))
+
+
+def at_length(call: ModelCall, length: int) -> ModelCall | None:
+    """The call with sequences of a length: tokens and their masks, and numbers that are as long; None where there are no tokens.
+
+    Args:
+        call: Whose tokens have one length, or that of a source and a target, which both become this.
+        length: At least 1.
+    """
+    n_tokens = _token_counts(call)
+    if not n_tokens:
+        return None
+
+    def resized(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            for dim, size in list(_sizes(call, leaf)):
+                if size in n_tokens:
+                    leaf = _resized(leaf, dim, length)
+        return leaf
+
+    return ModelCall(*pytree.tree_map(resized, (call.args, call.kwargs)))
 
 
 def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:

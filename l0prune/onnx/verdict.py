@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from l0prune.errors import ExportError
+from l0prune.errors import ConfigError, ExportError
 from l0prune.model_call import ModelCall
 from l0prune.onnx import export
 from l0prune.surgery.record import Surgery
@@ -28,20 +29,32 @@ class OnnxVerdict:
         max_rel_diff: Of onnxruntime and torch; None if they were not compared.
         error: Why they were not, though that was asked for.
         only_compact: Whether the dense model can be exported where the compact one cannot.
+        elsewhere: The same at inputs of other sizes, in their order; None where the file does not take them.
     """
 
     max_rel_diff: float | None = None
     error: str | None = None
     only_compact: bool = False
+    elsewhere: tuple[float | None, ...] = ()
 
     @property
     def agrees(self) -> bool:
         """Whether nothing speaks against the cut."""
-        return not self.only_compact and (self.max_rel_diff is None or self.max_rel_diff <= ONNX_TOLERANCE)
+        found = (self.max_rel_diff, *self.elsewhere)
+        return not self.only_compact and all(one is None or one <= ONNX_TOLERANCE for one in found)
 
 
-def verify_onnx(compact: nn.Module, dense: nn.Module, record: Surgery) -> OnnxVerdict:
-    """Export the compact model and compare; where it cannot be exported, see whether the dense one can be."""
+def verify_onnx(
+    compact: nn.Module, dense: nn.Module, record: Surgery, *, also: Sequence[ModelCall] = ()
+) -> OnnxVerdict:
+    """Export the compact model and compare; where it cannot be exported, see whether the dense one can be.
+
+    Args:
+        compact: The compact model.
+        dense: The dense one.
+        record: Of the cut.
+        also: Inputs of other sizes to compare at.
+    """
     inputs = ModelCall(record.example_args, record.example_kwargs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -51,7 +64,16 @@ def verify_onnx(compact: nn.Module, dense: nn.Module, record: Surgery) -> OnnxVe
             return _without_file(error, dense, inputs, path)
         if record.draws_random_numbers:
             return OnnxVerdict(error="the file draws random numbers of its own")
-        return OnnxVerdict(export.onnx_difference(path, compact, inputs).max_rel)
+        found = export.onnx_difference(path, compact, inputs).max_rel
+        return OnnxVerdict(found, elsewhere=tuple(_elsewhere(path, compact, call) for call in also))
+
+
+def _elsewhere(path: Path, compact: nn.Module, call: ModelCall) -> float | None:
+    """The difference at inputs of another size; None where the file does not take them."""
+    try:
+        return export.onnx_difference(path, compact, call).max_rel
+    except ConfigError:
+        return None
 
 
 def _without_file(error: ExportError, dense: nn.Module, inputs: ModelCall, path: Path) -> OnnxVerdict:
