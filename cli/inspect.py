@@ -76,7 +76,7 @@ def inspect_model(
         lengths: Of sequences, at which it costs something of its own.
     """
     import l0prune
-    from l0prune.cost.kinds import Costs
+    from l0prune.cost.kinds import Costs, metric_named
     from l0prune.cost.widths import Floor
     from l0prune.flow.mixture import with_mean_costs
 
@@ -95,7 +95,10 @@ def inspect_model(
         "n_widths": len(set(flow.gate_group.tolist())),
         **costs.amounts(),
         "prunable_fraction": flow.prunable_fraction,
-        "smallest_reachable": {m: Floor.of(costs(m), flow.dimensions).fraction for m in costs.names},
+        "smallest_reachable": {
+            m: Floor.of(costs(m), flow.dimensions, flow.branches if metric_named(m).in_steps else ()).fraction
+            for m in costs.names
+        },
         "at_lengths": {
             str(length): {
                 "macs": round(at.dense_cost("macs")),
