@@ -16,11 +16,13 @@ from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.costs import Side
 from l0prune.latency.profile import Profile, ProfiledLayer, Where
 from l0prune.latency.tables import ReadTable
+from l0prune.latency.whole import WholeNetwork
 
 __all__ = ["LatencyCost"]
 
 FIXED = "everything without a width"
 _LEAST_VARIANCE = 1e-12
+_LEAST_US = 1e-9
 
 
 class LatencyCost(Cost):
@@ -28,7 +30,8 @@ class LatencyCost(Cost):
 
     The hard cost (`layer_costs`) is the staircase: each layer at the whole counts it keeps, in blocks, with what counts off
     the blocks cost in addition. A layer costs nothing where a dimension is empty that it cannot do without; where only its
-    input is empty, it costs what surgery leaves of a branch that it drops.
+    input is empty, it costs what surgery leaves of a branch that it drops. What all layers add up to is corrected by what
+    networks of about that size took (`Profile.whole`), in the same proportion for every layer.
 
     The expected cost (`expected`) is that of widths as the selection will round them. Each table is replaced by its floor,
     the least time of any counts at least as large, which is monotone and has no cliffs, linear between the edges of blocks;
@@ -47,7 +50,7 @@ class LatencyCost(Cost):
     def __init__(self, flow: ChannelFlow, profile: Profile) -> None:
         profile.require_network(flow)
         self.profile = profile
-        self._entries = profile.layers
+        self._whole = WholeNetwork(profile.whole)
         sides = [[_side(flow, where) for where in _read_by(layer)] for layer in profile.layers]
         self._n_sides = np.array([len(layer.sides) for layer in profile.layers], np.int64)
         self._by_table: dict[int, IntArray] = {}
@@ -82,7 +85,8 @@ class LatencyCost(Cost):
             found[rows] = self._tables[index](*sides)
         found *= self._is_needed(whole)
         found[-1] = self.profile.fixed_us
-        return found / 1000
+        total = found.sum(axis=0)
+        return found * (self._whole(total) / np.maximum(total, _LEAST_US)) / 1000
 
     def _is_needed(self, whole: IntArray) -> Any:
         """Whether no dimension is empty that a layer needs beside its sides, shape `(n_layers, ...)`."""
@@ -180,6 +184,7 @@ class _Smooth(SidesOn):
             if len(rows := np.flatnonzero(cost._n_sides <= column))
         ]
         self.fixed = cost.profile.fixed_us * scale
+        self.whole = WholeNetwork(cost.profile.whole, scale)
         self.floors = []
         for index, rows in cost._by_table.items():
             table, knots = cost._tables[index], cost._knots[index]
@@ -217,7 +222,7 @@ class _Smooth(SidesOn):
                 open_time = ((near[0] @ floor.times) * near[1]).sum(dim=1)
                 layers = chances[1] * (chances[0] * open_time + (1 - chances[0]) * (near[1] @ floor.closed))
             total = total + (needed[floor.rows] * layers).sum()
-        return total
+        return self.whole.smooth(total)
 
 
 def _nearness(knots: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

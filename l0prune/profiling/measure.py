@@ -239,6 +239,7 @@ def profile_of(
         layers=tables.layers,
         checks=checks_of(outline, tables, held_out),
         seconds=seconds,
+        whole=tables.whole,
     )
     if profile.noise > NOISY:
         warnings.warn(

@@ -72,7 +72,7 @@ def measure(path: Path, feeds: dict[str, Any], threads: int = 1, seconds: float 
         seconds: To spend on runs, about; at least 8 runs are made, with the profiler and without.
 
     Returns:
-        A dict: "total_us", the median run without the profiler, by the processor time of the thread where there is one;
+        A dict: "total_us", a usual run without the profiler, by the processor time of the thread where there is one;
         "nodes", name of a kernel -> microseconds; "shapes", name -> shapes of what it reads and writes, of a few
         operators; "optimised", the optimised graph without its weights, compressed.
     """
@@ -100,7 +100,7 @@ def measure(path: Path, feeds: dict[str, Any], threads: int = 1, seconds: float 
             stamps.append(clock())
     nodes, shapes = kernels_of(events)
     return {
-        "total_us": float(np.median(np.diff(stamps))) * 1e6,
+        "total_us": _usual(np.diff(stamps)) * 1e6,
         "nodes": nodes,
         "shapes": shapes,
         "optimised": base64.b85encode(zlib.compress(optimised)).decode(),
@@ -108,10 +108,7 @@ def measure(path: Path, feeds: dict[str, Any], threads: int = 1, seconds: float 
 
 
 def kernels_of(events: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Microseconds and shapes of kernels by name, from the events of the profiler.
-
-    Interruptions lengthen some runs, so it is the mean of the runs between the 20 % and the 60 % quantile.
-    """
+    """Microseconds and shapes of kernels by name, from the events of the profiler."""
     durations: dict[str, list[float]] = {}
     shapes: dict[str, Any] = {}
     for event in events:
@@ -123,10 +120,15 @@ def kernels_of(events: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str
                 shapes[name] = [[list(next(iter(entry.values()))) for entry in side if entry] for side in sizes]
     nodes = {}
     for name, every in durations.items():
-        values = np.sort(every[2:] if len(every) > 4 else every)
-        first = len(values) // 5
-        nodes[name] = float(values[first : max(first + 1, (3 * len(values)) // 5)].mean())
+        nodes[name] = _usual(every[2:] if len(every) > 4 else every)
     return nodes, shapes
+
+
+def _usual(values: Any) -> float:
+    """The mean between the 20 % and the 60 % quantile: interruptions lengthen some runs."""
+    ordered = np.sort(values)
+    first = len(ordered) // 5
+    return float(ordered[first : max(first + 1, (3 * len(ordered)) // 5)].mean())
 
 
 def facts() -> dict[str, Any]:

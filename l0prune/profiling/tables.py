@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from l0prune.latency.profile import Check, Piece, ProfiledLayer, Table, Where
 from l0prune.latency.tables import ReadTable
+from l0prune.latency.whole import WholeNetwork
 from l0prune.profiling.fit import Blocks, Observations, closed_piece, pieces
 from l0prune.profiling.outline import Moment, Outline
 from l0prune.profiling.parts import START, Part, parts_of, times_of_parts
+from l0prune.profiling.whole import whole_curve
 
 __all__ = ["MULTIPLE", "Tables", "checks_of", "tables_of"]
 
@@ -34,6 +36,7 @@ class Tables:
         fixed_us: What depends on no width.
         block: Channels of a block.
         multiple: Of counts in the blocked layout.
+        whole: What the layers add up to -> what the network takes, microseconds.
     """
 
     tables: tuple[Table, ...]
@@ -41,6 +44,7 @@ class Tables:
     fixed_us: float
     block: int
     multiple: int
+    whole: tuple[tuple[float, float], ...] = ()
 
 
 def tables_of(outline: Outline, moments: Sequence[Moment], needs: dict[str, list[int]], *, block: int) -> Tables:
@@ -82,7 +86,8 @@ def tables_of(outline: Outline, moments: Sequence[Moment], needs: dict[str, list
     found = Tables(tuple(tables), tuple(layers), fixed, block, MULTIPLE)
     predicted = predictions(outline, found, moments)
     measured = np.array([moment.sample.total_us for moment in moments])
-    return _scaled(found, float(np.median(measured / predicted)))
+    factor = float(np.median(measured / predicted))
+    return replace(_scaled(found, factor), whole=whole_curve(predicted * factor, measured))
 
 
 def predictions(outline: Outline, tables: Tables, moments: Sequence[Moment]) -> FloatArray:
@@ -100,7 +105,7 @@ def predictions(outline: Outline, tables: Tables, moments: Sequence[Moment]) -> 
         read = ReadTable(table, [where.size for where in layer.sides], **rule)
         times = read(*[counts(where) for where in layer.sides])
         total += times * np.logical_and.reduce([np.ones(len(moments), bool), *(counts(w) > 0 for w in layer.needs)])
-    return total
+    return WholeNetwork(tables.whole)(total)
 
 
 @dataclass(frozen=True)
