@@ -132,6 +132,16 @@ def test_inspect_and_verify_take_lengths():
         assert word in failed.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("module")
+def test_the_file_of_the_cut_network_is_compared_at_each_length():
+    verified = told("verify", "mixed_lengths:network", "--length", "4,12,40")
+
+    assert verified["exact"]
+    assert list(verified["at_lengths"]) == ["4", "12", "40"]
+    assert all(0 < at["onnx_max_rel_diff"] < 1e-4 for at in verified["at_lengths"].values())
+
+
 @pytest.mark.usefixtures("module")
 def test_a_budget_holds_for_the_mean_over_the_lengths_that_are_asked_for():
     options = ["--task", "tokens", "--epochs", "1", "--batch-size", "8", "--align", "1", "--length", "8,32"]
