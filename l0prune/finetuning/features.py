@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,14 +124,20 @@ class FeatureReader:
         A block that returns no tensor, runs twice in a call, or is not there is missing; and so is one that a reentrant
         checkpoint runs, through whose output no gradient would flow.
         """
+        with self.recording() as found:
+            output = call(self._model)
+        return output, dict(found)
+
+    @contextmanager
+    def recording(self) -> Iterator[Features]:
+        """While this is open, one call of the model leaves the outputs of its blocks here."""
         self._found.clear()
         seen: set[str] = set()
         self._records = torch.is_grad_enabled()
         with ExitStack() as stack:
             for name, module in self._modules.items():
                 stack.callback(module.register_forward_hook(partial(self._keep, name, seen)).remove)
-            output = call(self._model)
-        return output, dict(self._found)
+            yield self._found
 
     def _keep(self, name: str, seen: set[str], _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._found.pop(name, None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from l0prune.errors import CheckpointError, ConfigError, L0PruneWarning
 from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.features import FeatureSite, feature_sites
 from l0prune.finetuning.freezing import decided_values
 from l0prune.finetuning.schedule import plan_phases
 from l0prune.finetuning.settings import resolve
@@ -23,7 +25,7 @@ from l0prune.goals.budget import Budget, one_goal
 from l0prune.goals.goal import Goal
 from l0prune.goals.penalty import Penalty
 from l0prune.integrations.handover import hand_over_
-from l0prune.integrations.teaching import OutputTeacher
+from l0prune.integrations.teaching import DenseTeacher
 from l0prune.surgery.shrink import absorb_, shrink, surgery_of
 
 __all__ = ["Prunes", "Pruning"]
@@ -52,7 +54,7 @@ class Pruning:
         self.compact: nn.Module | None = None
         self._gated: GatedModel | None = None
         self._restored: dict[str, Any] | None = None
-        self._teacher: OutputTeacher | None = None
+        self._teacher: DenseTeacher | None = None
         self._freeze_at = 0
 
     @property
@@ -85,10 +87,11 @@ class Pruning:
         self._goal = found[0].goal if self._goal is None else self._goal
         self._goal.check(found[0].costs, found[0].gates)
         if self._config.distillation > 0:
-            self._teacher = OutputTeacher(
-                found[0].model, self._config.distillation, self._config.distillation_temperature
+            config = self._config
+            self._teacher = DenseTeacher(
+                found[0].model, config.distillation, config.distillation_temperature, config.feature_distillation
             )
-            found[0].register_forward_hook(self._teacher, with_kwargs=True)
+            self._teacher.attach(found[0])
         found[0].register_state_dict_post_hook(partial(self._save))  # a method takes no mark
         found[0].register_load_state_dict_pre_hook(self._load)
 
@@ -155,7 +158,8 @@ class Pruning:
                 stacklevel=2,
             )
             self._freeze()
-        self.compact = self._shrunk()
+        with self._as_traced() as device:
+            self.compact = shrink(gated).to(device)
         return self.compact
 
     def costs(self) -> dict[str, float]:
@@ -179,7 +183,12 @@ class Pruning:
     def _cut(self) -> bool:
         """Go on with the network that the frozen gates leave, unless it lost its class: a graph takes no labels, say."""
         gated = self.gated
-        compact = self._shrunk()
+        sites: Sequence[FeatureSite] = ()
+        with self._as_traced() as device:
+            compact = shrink(gated)
+            if self._teacher is not None and self._teacher.teaches_features:
+                sites = feature_sites(gated, compact)
+            compact.to(device)
         gated.train()
         if type(compact) is not type(gated.model):
             warnings.warn(
@@ -191,16 +200,19 @@ class Pruning:
             return False
         self.compact = compact.train()
         gated.stand_for_(compact)
+        if self._teacher is not None:
+            self._teacher.teach_blocks(compact, sites)
         return True
 
-    def _shrunk(self) -> nn.Module:
-        """The compact network of the frozen gates; made on the CPU, where the network was traced, in its own precision."""
+    @contextmanager
+    def _as_traced(self) -> Iterator[torch.device]:
+        """The gated model on the CPU, where it was traced, and in its own precision; gives the device that it is trained on."""
         gated = self.gated
         device = gated.gates.locations.device
         wrapped = gated.__dict__.pop("forward", None)  # as accelerate puts it there for mixed precision
         gated.to("cpu")
         try:
-            return shrink(gated).to(device)
+            yield device
         finally:
             gated.to(device)
             if wrapped is not None:
@@ -253,6 +265,8 @@ class Prunes:
         distillation: Weight of the dense network's outputs in the loss, in [0, 1], where they carry a loss of their own; 0 trains
             without a teacher.
         temperature: Softens the classes that it teaches, > 0.
+        feature_distillation: Weight of what it teaches each block of the cut network by the channels that this kept, >= 0;
+            None is that of `finetune`. Blocks are not taught by several processes, which train with frozen gates.
     """
 
     def __init__(
@@ -264,7 +278,9 @@ class Prunes:
         align: int | str | None = None,
         distillation: float = 0.9,
         temperature: float = 4.0,
+        feature_distillation: float | None = None,
     ) -> None:
+        given: dict[str, Any] = {} if feature_distillation is None else {"feature_distillation": feature_distillation}
         self.pruning = Pruning(
             None if budget is None and penalty is None else one_goal(budget, penalty),
             FinetuneConfig(
@@ -273,6 +289,7 @@ class Prunes:
                 align=align,
                 distillation=distillation,
                 distillation_temperature=temperature,
+                **given,
             ),
         )
 

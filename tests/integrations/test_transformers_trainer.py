@@ -12,11 +12,12 @@ from hf_models import tiny_bert, token_inputs
 
 import l0prune
 from l0prune.errors import ConfigError
+from l0prune.finetuning.features import FeatureReader, feature_loss, feature_sites
 from l0prune.gated.model import GatedModel
 
 transformers = pytest.importorskip("transformers")
 
-from l0prune.integrations.teaching import OutputTeacher  # noqa: E402
+from l0prune.integrations.teaching import DenseTeacher  # noqa: E402
 from l0prune.integrations.transformers import L0PruneCallback  # noqa: E402
 
 STEPS, GATE_STEPS, BATCH = 6, 3, 4
@@ -53,10 +54,12 @@ def arguments(folder, **options):
     return transformers.TrainingArguments(str(folder), **(usual | options))
 
 
-def trained(folder, gated=None, *, resume=None, callback=None, **options):
+def trained(folder, gated=None, *, resume=None, callback=None, features=None, **options):
     """A trainer whose training is over, and its callback."""
     gated = gated_bert() if gated is None else gated
-    pruning = callback or L0PruneCallback(budget=HALF, gate_fraction=GATE_STEPS / STEPS, align=1)
+    pruning = callback or L0PruneCallback(
+        budget=HALF, gate_fraction=GATE_STEPS / STEPS, align=1, feature_distillation=features
+    )
     trainer = transformers.Trainer(
         model=gated, args=arguments(folder, **options), train_dataset=Rows(), eval_dataset=Rows(8), callbacks=[pruning]
     )
@@ -100,9 +103,13 @@ def same_noise_(gated):
 
 
 def test_micro_batches_that_are_accumulated_move_gates_and_weights_as_one_batch_does(tmp_path):
-    whole, of_whole = trained(tmp_path / "1", same_noise_(gated_bert().double()))
+    whole, of_whole = trained(tmp_path / "1", same_noise_(gated_bert().double()), features=0.0)
     parts, of_parts = trained(
-        tmp_path / "2", same_noise_(gated_bert().double()), per_device_train_batch_size=2, gradient_accumulation_steps=2
+        tmp_path / "2",
+        same_noise_(gated_bert().double()),
+        features=0.0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
     )
 
     assert parts.state.global_step == whole.state.global_step == STEPS
@@ -154,6 +161,26 @@ def test_the_optimizer_takes_its_momentum_over_to_the_smaller_tensors(tmp_path):
     assert {float(entry["step"]) for entry in saved.values()} == {STEPS}
 
 
+def test_blocks_of_the_cut_network_are_taught_by_the_channels_that_they_kept():
+    gated = gated_bert().double()
+    gated.freeze(torch.arange(gated.n_gates) % 2)
+    dense, compact = gated.model, l0prune.shrink(gated)
+    sites = feature_sites(gated, compact)
+    inputs = {**token_inputs(), "labels": torch.tensor([0, 1])}
+    features, wanted = (FeatureReader(model, sites)(lambda model: model(**inputs))[1] for model in (compact, dense))
+    losses = []
+    for weight in (0.0, 60.0):
+        student, teacher = copy.deepcopy(compact).train(), DenseTeacher(dense, 0.5, 2.0, weight)
+        teacher.attach(student)
+        teacher.teach_blocks(student, sites)
+        losses.append(student(**inputs).loss)
+
+    assert len(sites) == len(dense.bert.encoder.layer)
+    torch.testing.assert_close(losses[1] - losses[0], 60 * feature_loss(sites, features, wanted), rtol=1e-10, atol=0)
+    assert losses[1] - losses[0] > 1
+    assert losses[1].requires_grad
+
+
 @pytest.mark.parametrize("heeds", [True, False])
 def test_a_teacher_counts_items_as_the_model_does(heeds):
     """Two batches of two, told that there are four items, weigh as the mean of one batch of four."""
@@ -172,7 +199,7 @@ def test_a_teacher_counts_items_as_the_model_does(heeds):
 
     torch.manual_seed(0)
     dense, student, x, labels = Net(3, 2), Net(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
-    student.register_forward_hook(OutputTeacher(dense, 0.7, 2.0), with_kwargs=True)
+    DenseTeacher(dense, 0.7, 2.0).attach(student)
     whole = student(x, labels=labels).loss
     parts = [student(x[i : i + 2], labels=labels[i : i + 2], num_items_in_batch=4).loss for i in (0, 2)]
     torch.testing.assert_close(sum(parts) / (1 if heeds else 2), whole)
