@@ -389,6 +389,7 @@ def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None"
         labelled=run.labels == "given",
         max_length=run.max_length,
         positions=getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None),
+        vocabulary=getattr(getattr(loaded.model, "config", None), "vocab_size", None),
         width=getattr(loaded.model, "fixed_length", None),
         as_pairs=run.task == PAIRS_APART,
         as_language=run.task == "language",

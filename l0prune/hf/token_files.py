@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from l0prune.errors import ConfigError, FileFormatError
 
-__all__ = ["needed_tokens", "renumbered_config", "renumbered_tokenizer", "vocabulary_of", "with_parts"]
+__all__ = [
+    "needed_tokens",
+    "renumbered_config",
+    "renumbered_tokenizer",
+    "special_tokens",
+    "vocabulary_of",
+    "with_parts",
+]
 
 Ids = npt.NDArray[np.int64]
 _KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -89,14 +96,25 @@ def with_parts(tokenizer: Mapping[str, Any], vocabulary: Mapping[str, int], kept
     return found
 
 
-def renumbered_tokenizer(tokenizer: Mapping[str, Any], kept: Ids) -> dict[str, Any]:
+def special_tokens(tokenizer: Mapping[str, Any], vocabulary: Mapping[str, int]) -> set[int]:
+    """Ids of tokens that stand for no text: special and added ones, and the one of unknown pieces."""
+    found = {int(added["id"]) for added in tokenizer.get("added_tokens") or []}
+    unknown = vocabulary.get(str(tokenizer["model"].get("unk_token")))
+    return found if unknown is None else found | {unknown}
+
+
+def renumbered_tokenizer(
+    tokenizer: Mapping[str, Any], kept: Ids, stand_ins: Mapping[int, int] | None = None
+) -> dict[str, Any]:
     """The content of tokenizer.json for some of its tokens.
 
     Args:
         tokenizer: The content of the file.
         kept: Their ids, ascending; the new ids are their places.
+        stand_ins: Ids of other tokens, which stay as well -> the one among `kept` whose id they get.
     """
     place = {int(old): new for new, old in enumerate(kept)}
+    place |= {old: place[other] for old, other in (stand_ins or {}).items()}
     found: dict[str, Any] = copy.deepcopy(dict(tokenizer))
     model = found["model"]
     if model["type"] == "Unigram":

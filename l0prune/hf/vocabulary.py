@@ -1,4 +1,4 @@
-"""Cut the rows of an embedding that a corpus does not need, and have the tokenizer split texts without them."""
+"""Cut the rows of an embedding that a corpus does not need, and have the tokenizer do without them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from l0prune.errors import ConfigError, EquivalenceError, FileFormatError, ModelSpecError
 from l0prune.files import replaced_folder, write_json, write_whole
 from l0prune.hf.companions import MODULES, write_companions
-from l0prune.hf.token_files import needed_tokens, renumbered_config, renumbered_tokenizer, vocabulary_of, with_parts
+from l0prune.hf.stand_ins import directions, rows_worth_keeping, stand_ins
+from l0prune.hf.token_choice import chosen_by_count, is_share, number_of
+from l0prune.hf.token_files import (
+    needed_tokens,
+    renumbered_config,
+    renumbered_tokenizer,
+    special_tokens,
+    vocabulary_of,
+    with_parts,
+)
 from l0prune.model_call import output_tensors
 from l0prune.reading import is_file, read_json
 from l0prune.sources.hf_folder import CONFIG, is_cut
@@ -38,7 +48,7 @@ _STALE = (
     "tokenizer.model",
     "added_tokens.json",
 )
-_BATCH, _COMPARED, _TOLERANCE = 1000, 2000, 1e-6
+_BATCH, _COMPARED, _TOLERANCE, _TOLERANCE_OF_HALF = 1000, 2000, 1e-6, 1e-2
 _FEWEST = 8
 
 
@@ -50,7 +60,7 @@ class VocabularyCut:
         tokens: How many there were, and are.
         n_bytes: Of the weights, before and after.
         coverage: Share of the tokens of the corpus that are still there.
-        unchanged: Share of its texts that are split as before.
+        unchanged: Share of its texts that become the same tokens as before.
         max_rel_diff: Largest difference of the model's outputs on tokens that are there, relative to the largest.
     """
 
@@ -62,19 +72,30 @@ class VocabularyCut:
 
 
 def cut_vocabulary(
-    directory: str | Path, texts: Iterable[str], out: str | Path, *, keep: float | int = 0.99
+    directory: str | Path,
+    texts: Iterable[str],
+    out: str | Path,
+    *,
+    keep: float | int = 0.99,
+    merge: bool | None = None,
+    half: bool = False,
 ) -> VocabularyCut:
     """Write a folder of transformers with the part of its vocabulary that a corpus needs.
 
-    Special tokens, bytes and single letters always stay, so that whatever could be split before still can be; a text whose tokens
-    are all left is split as before and gives the same outputs, both of which is checked before the folder appears. The result is
-    a plain folder, which transformers loads and l0prune prunes like any other.
+    A token that loses its row of the embedding takes the row of the token most like it (`merge`), so that texts are split as
+    before; or it goes altogether, and its texts are split into smaller tokens. Special tokens, bytes and single letters always
+    stay, so that whatever could be split before still can be. A text whose tokens are all left is split as before and gives the
+    same outputs, both of which is checked before the folder appears. The result is a plain folder, which transformers loads and
+    l0prune prunes like any other.
 
     Args:
         directory: A folder of transformers with safetensors and `tokenizer.json`, that is not one of a cut model.
         texts: The corpus.
         out: Folder to write; it must not exist, or be empty.
         keep: Share of the corpus's tokens that must be left, in (0, 1], the most frequent ones first; or a number of tokens.
+        merge: Whether tokens share rows; None lets them where the model predicts no tokens, whose names would be lost, and the
+            tokenizer can say it (WordPiece, BPE, WordLevel).
+        half: Whether the file holds the embedding in float16; it is computed with as before, and takes half the bytes.
 
     Returns:
         What was cut.
@@ -100,10 +121,17 @@ def cut_vocabulary(
     tokenizer = _tokenizer(source)
     corpus = list(texts)
     counts, letters = _counted(tokenizer, corpus)
-    n_rows = int(_embedding(model, source).weight.shape[0])
+    weight = _embedding(model, source).weight
+    n_rows = int(weight.shape[0])
     needed = with_parts(content, vocabulary, needed_tokens(content, vocabulary, letters))
-    chosen = with_parts(content, vocabulary, _chosen(counts, needed, keep))
-    kept = np.array(sorted(number for number in chosen if number < n_rows), np.int64)
+    others: dict[int, int] = {}
+    if _shares_rows(model, content, merge):
+        toward = directions(weight)
+        n = None if is_share(keep) else number_of(keep, needed)
+        kept = _in_order(rows_worth_keeping(toward, counts, needed, n=n, coverage=keep), n_rows)
+        others = stand_ins(toward, kept, apart=special_tokens(content, vocabulary))
+    else:
+        kept = _in_order(with_parts(content, vocabulary, chosen_by_count(counts, needed, keep)), n_rows)
     if len(kept) >= n_rows:
         raise ConfigError(f"keep={keep:g} leaves all {n_rows} tokens: ask for fewer, or give a smaller corpus")
     place = {int(old): new for new, old in enumerate(kept)}
@@ -112,21 +140,30 @@ def cut_vocabulary(
         _cut_rows_(model, kept)
         with quiet(optional("transformers", "hf")):
             model.save_pretrained(draft)
+        if half:
+            _halve_(draft, {name for name, tensor in model.state_dict().items() if _is_embedding(model, tensor)})
         for path in draft.glob("*.safetensors"):  # which is written for the owner alone
             path.chmod(0o666 & draft.stat().st_mode)
         _write_config(source, draft, model, place, len(kept))
-        _write_tokenizer(source, draft, renumbered_tokenizer(content, kept), place, len(kept))
-        unchanged = _require_same_pieces(tokenizer, _tokenizer(draft), corpus, place, draft)
+        _write_tokenizer(source, draft, renumbered_tokenizer(content, kept, others), place, len(kept))
+        ids = place | {old: place[other] for old, other in others.items()}
+        unchanged = _require_same_pieces(tokenizer, _tokenizer(draft), corpus, ids, draft, set(place))
         difference = _difference(build_hf(str(draft), {}, pretrained=False).model, before, kept)
-        if not difference <= _TOLERANCE:
+        tolerance = _TOLERANCE_OF_HALF if half else _TOLERANCE
+        if not difference <= tolerance:
             raise EquivalenceError(
-                f"with fewer tokens the outputs differ by {difference:.1e} of the largest (tolerance {_TOLERANCE:g}); nothing"
-                " was written: the model uses the numbers of its tokens in another way"
+                f"with fewer tokens the outputs differ by {difference:.1e} of the largest (tolerance {tolerance:g});"
+                " nothing was written: the model uses the numbers of its tokens in another way"
             )
         n_bytes = _size(source), _size(draft)
     total = sum(counts.values())
     covered = sum(count for number, count in counts.items() if number in place)
     return VocabularyCut((n_rows, len(kept)), n_bytes, covered / max(total, 1), unchanged, difference)
+
+
+def _in_order(chosen: set[int], n_rows: int) -> npt.NDArray[np.int64]:
+    """Ids that the embedding has, ascending."""
+    return np.array(sorted(number for number in chosen if number < n_rows), np.int64)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -171,31 +208,30 @@ def _encoded(tokenizer: Any, corpus: Sequence[str]) -> Iterable[list[list[int]]]
         yield encode["input_ids"]
 
 
-def _chosen(counts: Mapping[int, int], needed: set[int], keep: float | int) -> set[int]:
-    """Ids that stay.
+def _shares_rows(model: Any, content: Mapping[str, Any], asked: bool | None) -> bool:
+    """Whether tokens that go take the rows of others.
 
     Raises:
-        ConfigError: `keep` is out of range, or less than what is needed in any case.
+        ConfigError: they are asked to, and cannot.
     """
-    by_count = sorted(counts, key=lambda number: (-counts[number], number))
-    if isinstance(keep, float) and 0 < keep <= 1:
-        total = sum(counts.values())
-        left = total - sum(counts[number] for number in by_count if number in needed)
-        chosen, covered = set(needed), total - left
-        for number in by_count:
-            if covered >= keep * total:
-                break
-            if number not in chosen:
-                chosen.add(number)
-                covered += counts[number]
-        return chosen
-    if keep != int(keep) or keep < len(needed) + 1:
-        raise ConfigError(
-            f"keep={keep:g}: expected a share of the corpus in (0, 1], or a number of tokens above the {len(needed)} that stay in"
-            " any case (special ones, bytes and letters)"
-        )
-    others = [number for number in by_count if number not in needed]
-    return needed | set(others[: int(keep) - len(needed)])
+    predicts, kind = model.get_output_embeddings() is not None, content["model"]["type"]
+    if asked and (predicts or kind == "Unigram"):
+        why = "it predicts tokens, whose names would be lost" if predicts else "a Unigram tokenizer numbers its tokens"
+        raise ConfigError(f"tokens of this {type(model).__name__} cannot share rows, because {why}: leave merge out")
+    return not predicts and kind != "Unigram" if asked is None else asked
+
+
+def _is_embedding(model: Any, tensor: Tensor) -> bool:
+    weight = model.get_input_embeddings().weight
+    return tensor.data_ptr() == weight.data_ptr() and tensor.shape == weight.shape
+
+
+def _halve_(draft: Path, names: set[str]) -> None:
+    """Store tensors in float16."""
+    for path in draft.glob("*.safetensors"):
+        tensors = load_file(path)
+        halved = {name: tensor.half() if name in names else tensor for name, tensor in tensors.items()}
+        save_file(halved, path, metadata={"format": "pt"})
 
 
 @torch.no_grad()
@@ -242,9 +278,9 @@ def _write_tokenizer(
 
 
 def _require_same_pieces(
-    before: Any, after: Any, corpus: Sequence[str], place: Mapping[int, int], draft: Path
+    before: Any, after: Any, corpus: Sequence[str], place: Mapping[int, int], draft: Path, kept: set[int]
 ) -> float:
-    """Share of the texts whose tokens are all left; these must be split as before.
+    """Share of the texts whose tokens all have rows of their own; where all have a new id, texts must be split as before.
 
     Raises:
         EquivalenceError: they are not.
@@ -254,7 +290,7 @@ def _require_same_pieces(
         for old, new in zip(old_rows, new_rows, strict=True):
             if any(number not in place for number in old):
                 continue
-            same += 1
+            same += all(number in kept for number in old)
             if [place[number] for number in old] != list(new):
                 raise EquivalenceError(
                     f"the tokenizer of {draft.name} would split a text otherwise although all of its tokens are left; nothing was"

@@ -40,6 +40,7 @@ class TextOptions:
         labelled: Whether there are targets.
         max_length: Most tokens of an entry; None is what the tokenizer and the model take, 512 at most.
         positions: Most that the model takes, where that is known.
+        vocabulary: Tokens that the model knows, where that is known.
         width: Tokens that all entries are padded to, where the model takes no other number; None pads as little as it can.
         as_pairs: Whether the two texts of a pair are two inputs, instead of one.
         as_language: Whether the tokens are their own targets.
@@ -54,6 +55,7 @@ class TextOptions:
     labelled: bool = True
     max_length: int | None = None
     positions: int | None = None
+    vocabulary: int | None = None
     width: int | None = None
     as_pairs: bool = False
     as_language: bool = False
@@ -145,7 +147,15 @@ def _encoded(tokenizer: Any, table: Table, text: str, pair: str | None, options:
     if not all(rows):
         empty = next(i for i, row in enumerate(rows) if not row)
         raise DataError(f"{table.source}: the text of row {empty % len(table) + 1} has no tokens; leave it out")
+    most = _UNBOUNDED if options.vocabulary is None else options.vocabulary
+    beyond = next((number for row in rows for number in row if number >= most), None)
+    if beyond is not None:
+        raise DataError(
+            f"{options.tokenizer}: its tokenizer makes token {beyond} ({tokenizer.convert_ids_to_tokens(beyond)!r}), and the"
+            f" model knows {most}: give the folder of its own tokenizer with --tokenizer"
+        )
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    fill = fill if fill < most else 0
     fills = {"input_ids": fill, _SEGMENTS: getattr(tokenizer, "pad_token_type_id", 0), _MASK: 0}
     missing = [name for name in options.inputs if name not in encoded]
     if missing:

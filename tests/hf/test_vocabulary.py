@@ -8,6 +8,7 @@ from text_case import text_folder
 
 import l0prune
 from l0prune.errors import ConfigError, FileFormatError
+from l0prune.hf.stand_ins import directions, rows_worth_keeping
 from l0prune.hf.token_files import needed_tokens, renumbered_tokenizer, vocabulary_of, with_parts
 from l0prune.sources.libraries import build_hf
 
@@ -27,7 +28,7 @@ def tokenizer_of(path):
 
 
 def test_a_cut_folder_is_a_plain_one_with_the_same_outputs(folder, tmp_path):
-    found = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=1.0)
+    found = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=1.0, merge=False)
     before, after = (build_hf(str(path), {}, pretrained=False).model for path in (folder, tmp_path / "cut"))
     old, new = (tokenizer_of(path) for path in (folder, tmp_path / "cut"))
 
@@ -46,15 +47,73 @@ def test_a_cut_folder_is_a_plain_one_with_the_same_outputs(folder, tmp_path):
 
 
 def test_the_most_frequent_tokens_stay(folder, tmp_path):
-    found = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=9)
+    found = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=9, merge=False)
     assert found.tokens[1] == 9
     left = set(tokenizer_of(tmp_path / "cut").get_vocab())
     assert {"good", "film", "is"} <= left | {"the"}
     assert "plot" not in left
     assert 0 < found.coverage < 1
     with pytest.raises(ConfigError, match="stay in any case"):
-        l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "more", keep=2)
+        l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "more", keep=2, merge=False)
     assert not (tmp_path / "more").exists()
+
+
+def test_tokens_without_a_row_take_the_one_most_like_theirs(folder, tmp_path):
+    found = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=1.0)
+    before, after = (build_hf(str(path), {}, pretrained=False).model for path in (folder, tmp_path / "cut"))
+    old, new = (tokenizer_of(path) for path in (folder, tmp_path / "cut"))
+    weight, smaller = (model.get_input_embeddings().weight.detach() for model in (before, after))
+
+    assert found.tokens[1] == len(smaller) < 15
+    assert (found.coverage, found.unchanged) == (1.0, 1.0)
+    text = "a dull story was fine and good"
+    assert new.tokenize(text) == old.tokenize(text) or len(new(text)["input_ids"]) == len(old(text)["input_ids"])
+    toward = directions(weight)
+    rows = {number: tuple(row) for number, row in enumerate(weight.tolist())}
+    kept = {number for number, row in rows.items() if row in set(map(tuple, smaller.tolist()))}
+    special = {old.convert_tokens_to_ids(token) for token in old.all_special_tokens}
+    shared = sorted(kept - special)
+    for number, place in zip(old(text)["input_ids"], new(text)["input_ids"], strict=True):
+        nearest = shared[int((toward[shared] @ toward[number]).argmax())]
+        expected = number if number in kept else nearest
+        assert torch.equal(smaller[place], weight[expected])
+    for text in CORPUS:
+        with torch.no_grad():
+            expected, outputs = (m(**t(text, return_tensors="pt")).logits for m, t in ((before, old), (after, new)))
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+
+
+def test_rows_that_a_near_one_can_stand_for_go_first():
+    weight = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    weight[21] = weight[20] * 1.5 + 0.01
+    counts = {20: 6, 21: 5, 30: 2, 31: 2}
+
+    kept = rows_worth_keeping(directions(weight), counts, {0, 1}, n=5)
+
+    assert {0, 1, 20} <= kept
+    assert 21 not in kept
+    assert len(kept) == 5
+    assert rows_worth_keeping(directions(weight), counts, {0}, n=None, coverage=1.0) >= {20, 21, 30, 31}
+
+
+def test_an_embedding_stored_in_half_is_computed_with_as_before(folder, tmp_path):
+    whole = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "whole", keep=1.0)
+    half = l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "half", keep=1.0, half=True)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "half")
+
+    assert half.n_bytes[1] < whole.n_bytes[1]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert 0 < half.max_rel_diff < 1e-2
+
+
+def test_tokens_that_a_model_predicts_share_no_rows(tmp_path):
+    folder = text_folder(tmp_path / "m")
+    config = transformers.BertConfig.from_pretrained(folder)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+
+    with pytest.raises(ConfigError, match="it predicts tokens, whose names would be lost"):
+        l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "cut", keep=1.0, merge=True)
+    assert not (tmp_path / "cut").exists()
 
 
 def test_what_cannot_be_cut_is_one_line_and_leaves_nothing(folder, tmp_path):
