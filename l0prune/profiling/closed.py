@@ -11,14 +11,20 @@ import onnx
 __all__ = ["without_closed"]
 
 _SOME = 0.01
+_IMAGE = 4
 
 
-def without_closed(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float32]]:
+def without_closed(
+    graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]], ranks: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.float32]]:
     """Drop the nodes that have nothing to compute, and those whose result nothing needs then.
+
+    What is left of a branch is added to an image by a batch norm, as `onnx/channel_constants.py` writes it.
 
     Args:
         graph: Without initializers; its nodes change.
         shapes: Of the initializers, by name; with a zero where a dimension is empty.
+        ranks: Numbers of dimensions of other values, as far as they are known.
 
     Returns:
         Name -> constant, for the results of contractions over nothing.
@@ -31,9 +37,9 @@ def without_closed(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) 
         if sides is not None and (sides[0] == 0 or node.input[0] in dead) and sides[1] > 0:
             is_spatial = node.op_type in ("Conv", "ConvTranspose")
             rank = len(shapes[node.input[1]])
-            constants[node.output[0]] = np.full(
-                (1, sides[1], *([1] * (rank - 2))) if is_spatial else (sides[1],), _SOME, np.float32
-            )
+            before = 1 if is_spatial else max(ranks.get(node.output[0], 1) - 1, 0)
+            shape = [1] * before + [sides[1]] + [1] * (rank - 2 if is_spatial else 0)
+            constants[node.output[0]] = np.full(shape, _SOME, np.float32)
             continue
         if node.op_type == "Concat":
             live = [name for name in node.input if name not in dead]
@@ -55,8 +61,21 @@ def without_closed(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) 
             copy.CopyFrom(node)
             left.append(copy)
     del graph.node[:]
-    graph.node.extend(reversed(left))
-    return {name: constant for name, constant in constants.items() if name in needed}
+    graph.node.extend(_as_norm(node, constants) for node in reversed(left))
+    used = {name for node in graph.node for name in node.input}
+    return {name: constant for name, constant in constants.items() if name in used}
+
+
+def _as_norm(node: onnx.NodeProto, constants: dict[str, npt.NDArray[np.float32]]) -> onnx.NodeProto:
+    """A batch norm in the place of the sum of an image and a constant; its tensors join the constants."""
+    added = [name for name in node.input if name in constants and constants[name].ndim == _IMAGE]
+    if node.op_type != "Add" or len(added) != 1:
+        return node
+    image = next(name for name in node.input if name not in added)
+    shift = constants[added[0]].reshape(-1)
+    names = [f"{node.output[0]}_{part}" for part in ("scale", "bias", "mean", "variance")]
+    constants |= dict(zip(names, (np.ones_like(shift), shift, np.zeros_like(shift), np.ones_like(shift)), strict=True))
+    return onnx.helper.make_node("BatchNormalization", [image, *names], node.output, node.name, epsilon=1e-5)
 
 
 def _sides(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> tuple[int, int] | None:

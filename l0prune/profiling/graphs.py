@@ -76,6 +76,7 @@ class WidthGraph:
             graphs.append(program)
         self._uses: list[tuple[int, int | str, dict[int, int], dict[int, int]]] = []
         self._match([program.graph for program in graphs])
+        self._values = self._shapes_between([program.graph for program in graphs])
         self.model = graphs[0]
         self._arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
         self._bare = onnx.ModelProto()
@@ -145,14 +146,26 @@ class WidthGraph:
                 numbers[own] = self._arrays[source[own]].copy()
                 for place, dimension in values.items():
                     numbers[own].reshape(-1)[place] = sizes[dimension]
-        constants = without_closed(graph, shapes)
+        ranks = {name: len(known.type.tensor_type.shape.dim) for name, (known, _) in self._values.items()}
+        constants = without_closed(graph, shapes, ranks)
         used = {name for node in graph.node for name in node.input}
         for name in used & shapes.keys():
             dense = source.get(name, name)
             graph.initializer.append(self._initializer(name, dense, shapes[name], numbers.get(name)))
         graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        self._write_shapes(graph, sizes)
         path.write_bytes(made.SerializeToString())
         return frozenset(node.output[0] for node in graph.node if node.op_type in CONTRACTIONS)
+
+    def _write_shapes(self, graph: onnx.GraphProto, sizes: npt.NDArray[np.int64]) -> None:
+        """Add the shapes of the values that the graph still has."""
+        made = {name for node in graph.node for name in node.output}
+        for name in made & self._values.keys():
+            value, dims = self._values[name]
+            info = graph.value_info.add()
+            info.CopyFrom(value)
+            for place, dimension in dims.items():
+                info.type.tensor_type.shape.dim[place].dim_value = int(sizes[dimension])
 
     def _initializer(
         self, name: str, dense: str, shape: Sequence[int], numbers: npt.NDArray[np.int64] | None
@@ -219,6 +232,37 @@ class WidthGraph:
             for attributes in zip(*(node.attribute for node in nodes), strict=True):
                 for _, sizes in _differing([[one.i] for one in attributes]):
                     self._uses.append((at, attributes[0].name, {}, {0: found(sizes)}))
+
+    def _shapes_between(
+        self, graphs: Sequence[onnx.GraphProto]
+    ) -> dict[str, tuple[onnx.ValueInfoProto, dict[int, int]]]:
+        """Name of a value -> its type and shape, and dimensions of the network by their place in it.
+
+        onnxruntime fuses some operators only where it knows the shapes between them. Those that are not understood are left out.
+        """
+        found: dict[str, tuple[onnx.ValueInfoProto, dict[int, int]]] = {}
+        others = [{value.name: value for value in graph.value_info} for graph in graphs[1:]]
+        order = {node.name: at for at, node in enumerate(self.flow.captured.program.graph.nodes)}
+        near = 0
+        for value in graphs[0].value_info:
+            near = order.get(value.name, near)
+            alike = [value, *(known[value.name] for known in others if value.name in known)]
+            sizes = [[dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in alike]
+            if len(alike) < len(graphs) or len({len(row) for row in sizes}) > 1:
+                continue
+            dims = {}
+            for place, column in _differing(sizes):
+                rows = [
+                    (self._distance(dimension, near), number)
+                    for number, dimension in enumerate(self.dimensions)
+                    if tuple(kept.count(dimension.gates) for kept in self._kept) == column
+                ]
+                if not rows:
+                    break
+                dims[place] = min(rows)[1]
+            else:
+                found[value.name] = value, dims
+        return found
 
     def _distance(self, dimension: FlowDimension, near: int) -> int:
         return min((abs(place - near) for place in dimension.nodes), default=_FAR)

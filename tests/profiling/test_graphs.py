@@ -75,6 +75,33 @@ def test_a_closed_branch_leaves_a_constant(traced, tmp_path):
     assert len(left) == 2
     assert weights_of(tmp_path / "closed.onnx") == [[16, 3, 3, 3], [5, 16]]
     assert np.isfinite(run(tmp_path / "closed.onnx")).all()
+    assert [n.op_type for n in onnx.load(tmp_path / "closed.onnx", load_external_data=False).graph.node].count(
+        "BatchNormalization"
+    ) == 1
+
+
+@pytest.mark.parametrize("inner", [0, 5])
+def test_it_has_the_operators_and_the_shapes_between_them_of_the_file_that_surgery_gives(traced, tmp_path, inner):
+    """onnxruntime fuses some operators only where it knows the shapes."""
+    model, flow, graph = traced
+    is_open = np.ones(flow.n_gates, bool)
+    is_open[flow.tensors["first.weight"][0][inner:]] = False
+    graph.write_weights(tmp_path)
+    graph.write(is_open, tmp_path / "cut.onnx")
+    gated = l0prune.inject(model, flow)
+    gated.freeze(torch.from_numpy(is_open.astype(np.float64)))
+    path = l0prune.export_onnx(l0prune.shrink(gated), torch.randn(2, 3, 6, 6), tmp_path / "real.onnx")
+
+    written, real = (onnx.load(file, load_external_data=False).graph for file in (tmp_path / "cut.onnx", path))
+
+    assert [node.op_type for node in written.node] == [node.op_type for node in real.node]
+    ours, theirs = (
+        {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:2]] for value in one.value_info}
+        for one in (written, real)
+    )
+    assert ours.keys() == {name for node in written.node for name in node.output} - {"output"}
+    assert all(theirs.get(name, shape) == shape for name, shape in ours.items())
+    assert len(ours.keys() & theirs.keys()) >= 3
 
 
 def test_times_of_the_parts_add_up_to_those_of_the_network(traced, tmp_path):
