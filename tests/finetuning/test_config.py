@@ -107,7 +107,7 @@ def test_what_options_come_to_is_written_out_and_comes_to_itself(penalised, opti
 
     left_open = {name for name, value in vars(settings).items() if value is None}
     one_schedule = set() if penalised else {"recovery_lr", "gate_lr_end"}
-    assert left_open == {"gate_fraction", "gate_lr", "ema_decay"} | one_schedule
+    assert left_open == {"gate_fraction", "gate_lr", "ema_decay", "batches_per_epoch"} | one_schedule
     assert sum(settings.phase_epochs) == pytest.approx(settings.epochs)
     assert resolve(settings, penalised=penalised) == settings
     assert (
