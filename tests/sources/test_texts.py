@@ -158,6 +158,12 @@ def test_what_is_wrong_with_a_table_is_one_line(folder, tmp_path, content, optio
         read(folder, f"tsv:{tmp_path}/t.tsv,{tmp_path}/t.tsv", **options)
 
 
+def test_tokens_that_the_model_does_not_know_are_named(folder, tmp_path):
+    text_table(tmp_path / "t.tsv", 6)
+    with pytest.raises(DataError, match=r"makes token \d+ \('\w+'\), and the model knows 10: .*--tokenizer"):
+        read(folder, f"tsv:{tmp_path}/t.tsv,{tmp_path}/t.tsv", vocabulary=10)
+
+
 def test_files_that_are_missing_are_named(folder, tmp_path):
     with pytest.raises(DataError, match="no such file or folder: "):
         read(folder, f"tsv:{tmp_path}/gone.tsv")
