@@ -42,7 +42,7 @@ class Constant(NamedTuple):
 
 @dataclass(frozen=True)
 class ModuleDrop:
-    """A module that a cut drops. What it returns has the shape of one of its arguments, but for the channels and strides.
+    """A module that a cut drops. What it returns has the shape of one of its arguments, but for the channels and scales.
 
     Attributes:
         module: Its dotted name.
@@ -56,6 +56,7 @@ class ModuleDrop:
         position: Of the tensor in the tuple; the other items are None.
         written: Whether the code after it writes into what it returns.
         cache_layer: Layer of a cache of keys and values that is told of the tokens, so that it counts them; -1 for none.
+        factors: For every dimension, by what it is multiplied, as by a transposed convolution; empty where none is.
     """
 
     module: str
@@ -69,6 +70,7 @@ class ModuleDrop:
     position: int = 0
     written: bool = False
     cache_layer: int = -1
+    factors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """See that the numbers make sense.
@@ -80,6 +82,8 @@ class ModuleDrop:
             0 <= self.size <= _MOST
             and 0 <= self.dim < len(self.strides)
             and min(self.strides) > 0
+            and len(self.factors) in (0, len(self.strides))
+            and min(self.factors, default=1) > 0
             and 0 <= self.position < max(self.items, 1)
             and self.module
         ):
@@ -103,7 +107,7 @@ class Dropped(nn.Module):
         self.constant: Tensor
         self.source = source
         self.dim = drop.dim
-        self.strides = list(drop.strides)
+        self.strides, self.factors = list(drop.strides), list(drop.factors or (1,) * len(drop.strides))
         self.written = drop.written
         self.folds = drop.held and not drop.written
         self.spread = True
@@ -118,6 +122,9 @@ class Dropped(nn.Module):
         for dim, stride in enumerate(self.strides):
             if stride > 1:
                 sizes[dim] = (sizes[dim] + stride - 1) // stride
+        for dim, factor in enumerate(self.factors):
+            if factor > 1:
+                sizes[dim] = sizes[dim] * factor
         sizes[self.dim] = -1
         result = result.expand(sizes)
         return result.clone() if self.written else result

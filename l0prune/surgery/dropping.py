@@ -172,7 +172,7 @@ class Dropping:
             raise NotDroppableError(f"{path!r} returns more than tensors in a tuple")
         if len(needed) > len(calls):
             raise NotDroppableError(f"{path!r} returns several constants")
-        argument, dim, strides = self._like(node, calls[0].given, path)
+        argument, dim, strides, factors = self._like(node, calls[0].given, path)
         if needed:
             self._needed[path] = needed
         return ModuleDrop(
@@ -187,6 +187,7 @@ class Dropping:
             position=returned.index(shape),
             written=any(w and source in exits for e in exits for user in e.users for source, w in aliased(user)),
             cache_layer=_cache_layer(module),
+            factors=factors,
         )
 
     def _is_needed(self, node: Node, inside: set[Node]) -> bool:
@@ -194,16 +195,16 @@ class Dropping:
         dropped = {node for path in self._places for node in self._inside[path]}
         return any(user not in inside and user not in dropped for user in node.users)
 
-    def _like(self, node: Node, given: Mapping[int | str, Shape], path: str) -> tuple[int | str, int, Shape]:
-        """The argument that has the shape of the result but for its channels, their dimension, and the strides."""
+    def _like(self, node: Node, given: Mapping[int | str, Shape], path: str) -> tuple[int | str, int, Shape, Shape]:
+        """The argument that has the shape of the result but for its channels, their dimension, the strides and the factors."""
         shape = _shape_of(node)
-        for dim in self._channels(node):
-            for name, sizes in given.items():
-                if len(sizes) == len(shape):
-                    both = enumerate(zip(sizes, shape, strict=True))
-                    strides = tuple(1 if d == dim else _stride(a, b) for d, (a, b) in both)
-                    if all(strides):
-                        return name, dim, strides
+        fitting = [(dim, name) for dim in self._channels(node) for name in given if len(given[name]) == len(shape)]
+        for scale in (_stride, _factor):
+            for dim, name in fitting:
+                both = enumerate(zip(given[name], shape, strict=True))
+                scales = tuple(1 if d == dim else scale(a, b) for d, (a, b) in both)
+                if all(scales):
+                    return (name, dim, scales, ()) if scale is _stride else (name, dim, (1,) * len(shape), scales)
         raise NotDroppableError(f"none of the arguments of {path!r} has the shape of what it returns")
 
     def _channels(self, node: Node) -> list[int]:
@@ -249,6 +250,11 @@ def _stride(size: int, result: int) -> int:
         return 1
     stride = round(size / result) if result else 0
     return stride if stride > 1 and -(-size // stride) == result else 0
+
+
+def _factor(size: int, result: int) -> int:
+    """By what a size is multiplied to give another; 0 if it is not."""
+    return result // size if size > 0 and result % size == 0 else 0
 
 
 def _cache_layer(module: nn.Module) -> int:

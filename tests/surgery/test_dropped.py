@@ -191,6 +191,37 @@ def test_what_is_returned_has_the_shape_that_the_module_returned():
     assert shapes["compact"] == shapes["dense"] == (2, 6, 4, 4)
 
 
+def test_a_level_of_a_u_net_that_closes_leaves_a_constant_of_the_size_that_it_is_joined_at(tmp_path):
+    """What was enlarged by a transposed convolution is as large as before, at every size of the image."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down = nn.Conv2d(3, 5, 1), nn.Sequential(nn.Conv2d(5, 7, 3, 2, 1), nn.ReLU())
+            self.up, self.head = nn.ConvTranspose2d(7, 5, 2, stride=2), nn.Conv2d(10, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(torch.cat((x, self.up(self.down(x))), 1))
+
+    net = Joined().double().eval()
+    flow = traced(net, inputs(2, 3, 8, 8))
+    values = torch.full((flow.n_gates,), 0.75)
+    values[torch.from_numpy(flow.branches[0].gates)] = 0.0
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated)
+
+    assert surgery_of(compact).form == "in-place"
+    assert isinstance(compact.down, Dropped)
+    assert isinstance(compact.up, Dropped)
+    for size in (8, 12, 20):
+        x = inputs(3, 3, size, size)
+        assert difference(compact(x), gated(x)) < EXACT
+    again = l0prune.load(l0prune.save(compact, tmp_path / "once"), base=net)
+    assert difference(again(x), compact(x)) < EXACT
+
+
 def test_a_module_that_is_called_for_two_branches_is_left_to_run():
     """What it returns is another constant for each."""
 
@@ -235,7 +266,7 @@ def test_numbers_that_make_no_sense_are_refused_when_a_plan_is_read():
     plan = surgery_of(shrink(gated)).plan
     assert SurgeryPlan.from_json(plan.to_json()).drops == plan.drops
 
-    for key, wrong in {"size": -1, "strides": [0, 1], "dim": 9, "position": 3, "module": ""}.items():
+    for key, wrong in {"size": -1, "strides": [0, 1], "factors": [2, 1], "dim": 9, "position": 3, "module": ""}.items():
         data = plan.to_json()
         data["drops"] = [{**data["drops"][0], key: wrong}]
         with pytest.raises(FileFormatError, match="damaged"):
