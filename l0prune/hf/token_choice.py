@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from l0prune.errors import ConfigError
@@ -20,7 +21,7 @@ def number_of(keep: float | int, needed: set[int]) -> int:
     Raises:
         ConfigError: it is none, or less than what is needed in any case.
     """
-    if keep != int(keep) or keep < len(needed) + 1:
+    if not math.isfinite(keep) or keep != int(keep) or keep < len(needed) + 1:
         raise ConfigError(
             f"keep={keep:g}: expected a share of the corpus in (0, 1], or a number of tokens above the {len(needed)} that stay in"
             " any case (special ones, bytes and letters)"

@@ -132,7 +132,7 @@ def _read_txt(path: Path) -> Table:
         content = unpacked(path).decode("utf-8-sig")
     lines = content.splitlines()
     if any(line.strip() == _END for line in lines):
-        lines = re.split(rf"^[ \t]*{re.escape(_END)}[ \t]*$", content, flags=re.M)
+        lines = re.split(rf"^[ \t]*{re.escape(_END)}[ \t]*$", "\n".join(lines), flags=re.M)
     texts = [text.strip() for text in lines]
     return Table({"text": [text for text in texts if text]}, {}, str(path))
 

@@ -53,8 +53,9 @@ def test_the_most_frequent_tokens_stay(folder, tmp_path):
     assert {"good", "film", "is"} <= left | {"the"}
     assert "plot" not in left
     assert 0 < found.coverage < 1
-    with pytest.raises(ConfigError, match="stay in any case"):
-        l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "more", keep=2, merge=False)
+    for keep in (2, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="stay in any case"):
+            l0prune.hf.cut_vocabulary(folder, CORPUS, tmp_path / "more", keep=keep, merge=False)
     assert not (tmp_path / "more").exists()
 
 

@@ -57,7 +57,9 @@ def test_plain_texts_are_lines_or_what_lies_between_marks(folder, tmp_path):
     (tmp_path / "lines.txt").write_text("a film\n\nthe plot is good\n")
     (tmp_path / "marked.txt").write_text("a film\nis dull\n<|endoftext|>\n\nthe plot\n<|endoftext|>\n")
 
-    for name, lengths in (("lines", [2, 4]), ("marked", [4, 2])):
+    (tmp_path / "windows.txt").write_bytes(b"a film\r\nis dull\r\n<|endoftext|>\r\n\r\nthe plot\r\n")
+
+    for name, lengths in (("lines", [2, 4]), ("marked", [4, 2]), ("windows", [4, 2])):
         data = read(folder, f"txt:{tmp_path}/{name}.txt,{tmp_path}/{name}.txt", as_language=True)
         assert [len(row) - 2 for row in tokens(data)] == lengths
     with pytest.raises(DataError, match="no column is called label"):
