@@ -9,6 +9,7 @@ from l0prune.cli.case import Case
 from l0prune.cli.flags import flag
 from l0prune.cli.output import note
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.tokenizer import tokenizer_folder
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -372,12 +373,7 @@ def text_options(loaded: "LoadedModel", run: RunOptions) -> "TextOptions | None"
                 f"{asked[0]} is for texts (csv:, tsv:, jsonl:, txt:, hf-datasets:), and the data is {run.data}"
             )
         return None
-    folder = str(run.tokenizer) if run.tokenizer is not None else loaded.spec.removeprefix("hf:")
-    own = getattr(loaded.model, "folder", None)
-    if run.tokenizer is None and own is not None:
-        folder = str(own)
-    elif run.tokenizer is None and not loaded.spec.startswith("hf:"):
-        raise ConfigError(f"{loaded.spec} has no tokenizer of its own: give the folder of one with --tokenizer")
+    folder = tokenizer_folder(loaded, run)
     if not isinstance(loaded.example_inputs, Mapping):
         raise ConfigError(f"{loaded.spec} takes no named inputs, such as input_ids, which texts become")
     return TextOptions(

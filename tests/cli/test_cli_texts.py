@@ -103,3 +103,10 @@ def test_a_classifier_of_texts_is_cut_and_scored_in_every_form(model, tmp_path):
         told("eval", tmp_path / "run", "--data", f"tsv:{model}/train.tsv,{model}/train.tsv", "--json").stdout
     )
     assert other["n"] == 24
+
+    data = ("--data", f"tsv:{model}", "--json")  # the run around them says which tokenizer
+    for path in (tmp_path / "run" / "compact", tmp_path / "run" / "onnx" / "compact.onnx"):
+        (score,) = json.loads(told("eval", path, *data).stdout)["accuracy"].values()
+        assert score == found["accuracy"]["compact"]
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert "has no tokenizer of its own" in told("eval", tmp_path / "run" / "compact", *data, code=1).stderr
