@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, FileFormatError
 from l0prune.onnx.feeds import random_feeds
 from l0prune.onnx.image_file import PREPROCESSING, described_images
 from l0prune.onnx.onnx_model import EXAMPLE_KEY, OnnxModel, sizes_of
-from l0prune.reading import read_json
+from l0prune.reading import is_file, read_json
 from l0prune.sources.libraries import image_processing
 from l0prune.sources.model_spec import EXAMPLE_BATCH, LoadedModel
 from l0prune.sources.preprocessing import Preprocessing
@@ -40,9 +40,10 @@ class OnnxNetwork(nn.Module):
     def __init__(self, file: OnnxModel, *, channels_last: bool = False) -> None:
         super().__init__()
         self.file, self.channels_last = file, channels_last
-        above = (file.path.parent, file.path.parent.parent)
-        self.folder = next((folder for folder in above if (folder / CONFIG).is_file()), None)
-        self.config: Any = None if self.folder is None else _configuration(self.folder / CONFIG)
+        self.folder: Path | None
+        self.config: Any
+        found = [(folder, _configuration(folder / CONFIG)) for folder in (file.path.parent, file.path.parent.parent)]
+        self.folder, self.config = next((pair for pair in found if pair[1] is not None), (None, None))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As `OnnxModel`; pixels are rounded for a file that takes whole ones."""
@@ -88,7 +89,7 @@ def load_onnx(
 
     Raises:
         ConfigError: there is no such file, or a size that it leaves open is not given, or one that it fixes is given otherwise.
-        FileFormatError: it is not an ONNX file, or what lies beside it cannot be read.
+        FileFormatError: it is not an ONNX file, or the preprocessing.json beside it cannot be read.
         ExportError: onnxruntime cannot run it.
     """
     file = OnnxModel(path, threads=threads)
@@ -100,11 +101,15 @@ def load_onnx(
     last = is_image and shape[3] in CHANNELS and shape[1] not in CHANNELS
     network = OnnxNetwork(file, channels_last=last)
     asked = None if input_shape is None else tuple(input_shape)
+    if asked is not None and len(nodes) > 1:
+        raise ConfigError(f"{path} takes {len(nodes)} inputs, and one shape is given: leave out --input-shape")
     preprocessing = None
     if is_image:
         channels, *size = [shape[at] for at in ((3, 1, 2) if last else (1, 2, 3))]
-        if asked is not None and len(asked) == 3:
-            image_size = image_size or asked[1:]  # type: ignore[assignment]
+        if asked is not None:
+            if len(asked) != 3 or (isinstance(channels, int) and asked[0] != channels):
+                raise ConfigError(f"{path} takes images of {_text((channels, *size))}, not of {_text(asked)}")
+            image_size = image_size or (asked[1], asked[2])
         preprocessing = _preprocessing(network, channels, size, image_size, mean, std)
         channels, height, width = preprocessing.input_shape
         asked = (height, width, channels) if last else (channels, height, width)
@@ -183,13 +188,18 @@ def _preprocessing(
 
 
 def _configuration(path: Path) -> Any:
-    """What stands in the configuration of a folder of transformers, as attributes."""
-    content = read_json(path, "configuration of a model")
-    if not isinstance(content, dict):
+    """What stands in the configuration of a folder of transformers, as attributes; None for what is none."""
+    if not is_file(path):
+        return None
+    try:
+        content = read_json(path, "configuration of a model")
+    except FileFormatError:  # a file of that name is anybody's
+        return None
+    if not isinstance(content, dict) or "model_type" not in content:
         return None
     names = content.get("id2label")
     if isinstance(names, dict):
-        content["id2label"] = {int(key) if key.isdigit() else key: name for key, name in names.items()}
+        content["id2label"] = {int(key) if key.isdecimal() else key: name for key, name in names.items()}
     return SimpleNamespace(**content)
 
 

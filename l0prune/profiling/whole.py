@@ -34,6 +34,7 @@ def whole_curve(sums: FloatArray, measured: FloatArray) -> tuple[tuple[float, fl
     for knot in knots:
         weight = np.cumsum(np.exp(-((size[order] - knot) ** 2) / (2 * _NEAR**2)))
         middle = ratio[order[np.searchsorted(weight, weight[-1] / 2)]]
-        total = float(np.exp(knot + middle))
-        points.append((float(f"{np.exp(knot):.6g}"), float(f"{max(total, points[-1][1] if points else 0.0):.6g}")))
+        total, at = float(np.exp(knot + middle)), float(f"{np.exp(knot):.6g}")
+        if not points or at > points[-1][0]:
+            points.append((at, float(f"{max(total, points[-1][1] if points else 0.0):.6g}")))
     return tuple(points)

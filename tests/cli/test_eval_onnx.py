@@ -104,6 +104,14 @@ def test_files_of_another_exporter_score_what_torch_does_with_a_free_and_a_fixed
     assert score_of(sizes, "--image-size", 8) == pytest.approx(accuracy(model))
     assert "takes images of any size: say which, with --image-size" in refused("eval", sizes, *DATA)
     assert "takes images of (8, 8) alone; leave out --image-size" in refused("eval", fixed, *DATA, "--image-size", 12)
+    assert "takes images of (1, 8, 8), not of (8)" in refused("eval", fixed, *DATA, "--input-shape", "8")
+    assert "not of (3, 8, 8)" in refused("eval", fixed, *DATA, "--input-shape", "3,8,8")
+    for other in (
+        "// settings of an editor",
+        '{"image_size": 99, "id2label": {"\u00b2": 1}}',
+    ):  # no folder of transformers
+        (tmp_path / "config.json").write_text(other, encoding="utf-8")
+        assert score_of(free) == pytest.approx(accuracy(model))
 
 
 class _OfPixels(nn.Module):
@@ -169,6 +177,7 @@ def test_numbers_take_the_precision_of_the_file_and_what_does_not_fit_is_said(tm
     assert scores == pytest.approx([float(np.square(x @ weight).mean())] * 2)
     two = of_numbers(tmp_path / "two.onnx", second=True)
     assert "takes 2 inputs" in refused("eval", two, *numbers)
+    assert "leave out --input-shape" in refused("eval", two, *numbers, "--input-shape", "4")
     open_shape = of_numbers(tmp_path / "open.onnx", shape=("n", "features"))
     assert "leaves 'features' open" in refused("eval", open_shape, *numbers)
     assert result_of("eval", open_shape, *numbers, "--input-shape", "4")["mse"]["onnx"] == pytest.approx(scores[0])

@@ -90,6 +90,16 @@ def test_the_curve_is_found_in_noisy_times():
     )
 
 
+def test_networks_of_nearly_one_size_leave_fewer_points():
+    """Two points at one sum would be no curve, and the profile would refuse it."""
+    sums = 5000.0 + np.array([0.0, 0.01, 0.02])
+
+    curve = whole_curve(sums, 0.9 * sums)
+
+    assert all(a[0] < b[0] for a, b in itertools.pairwise(curve))
+    np.testing.assert_allclose(WholeNetwork(curve)(sums), 0.9 * sums, rtol=1e-4)
+
+
 def test_a_curve_that_falls_is_refused_and_files_without_one_are_read(flow, tmp_path):
     profile = replace(hand_made_profile(flow), whole=CURVE)
     assert Profile.load(profile.save(tmp_path / "profile.json")) == profile
