@@ -252,18 +252,32 @@ def test_a_model_that_scales_by_its_own_width_is_cut_in_its_graph():
         shrink(gated, form="in-place")
 
 
-def test_a_closed_branch_is_cut_in_the_graph_only():
-    net = Net(
-        lambda net, x: net.head(x + net.b(torch.relu(net.a(x)))),
-        a=nn.Linear(6, 5),
-        b=nn.Linear(5, 6),
-        head=nn.Linear(6, 2),
-    )
+def closed_branch(forward):
+    """A gated network whose branch of `a` and `b` is closed, and its input."""
+    net = Net(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 6), head=nn.Linear(6, 2))
     x = inputs(2, 6)
     flow = traced(net, x)
-    gated = gated_at(net, flow, closing(flow, "a.weight[0]"))
+    return gated_at(net, flow, closing(flow, "a.weight[0]")), x
 
-    assert surgery_of(shrink(gated)).form == "graph"
+
+def test_a_closed_branch_leaves_the_class_where_modules_make_it():
+    gated, x = closed_branch(lambda net, x: net.head(x + net.b(torch.relu(net.a(x)))))
+
+    compact = shrink(gated, form="in-place")
+
+    assert type(compact) is Net
+    assert difference(compact(x), gated(x)) < EXACT
+    assert not [name for name in compact.state_dict() if name.startswith("a.")]
+
+
+def test_a_closed_branch_that_code_makes_of_parameters_is_cut_in_the_graph_only():
+    gated, x = closed_branch(
+        lambda net, x: net.head(x + torch.relu(x @ net.a.weight.T + net.a.bias) @ net.b.weight.T + net.b.bias)
+    )
+    compact = shrink(gated)
+
+    assert surgery_of(compact).form == "graph"
+    assert difference(compact(x), gated(x)) < EXACT
     with pytest.raises(ConfigError, match="cannot be cut in place"):
         shrink(gated, form="in-place")
 
