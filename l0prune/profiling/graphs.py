@@ -28,6 +28,7 @@ from l0prune.onnx.freedom import Freedom
 from l0prune.profiling.closed import without_closed
 from l0prune.profiling.dimensions import FlowDimension, flow_dimensions
 from l0prune.profiling.outline import CONTRACTIONS, Outline, packed
+from l0prune.profiling.telling import telling_cuts
 from l0prune.surgery.in_graph import cut_in_graph
 from l0prune.surgery.plan import make_plan, named_tensors
 
@@ -35,7 +36,6 @@ __all__ = ["WEIGHTS", "WidthGraph"]
 
 WEIGHTS = "weights.bin"
 BoolArray = npt.NDArray[np.bool_]
-_TRIES = 200
 _INLINE_BYTES = 1024
 _ALIGNED = 64
 _FAR = 10**9
@@ -67,7 +67,7 @@ class WidthGraph:
             )
         self.flow = flow
         self.dimensions = flow_dimensions(flow)
-        cuts = [np.ones(flow.n_gates, bool), *self._telling_cuts(np.random.default_rng(seed))]
+        cuts = [np.ones(flow.n_gates, bool), *telling_cuts(flow, self.dimensions, seed)]
         self._kept = [Kept(cut) for cut in cuts]
         tensors, freedom = _told_apart(named_tensors(model), seed), None
         graphs = []
@@ -185,20 +185,6 @@ class WidthGraph:
             entry.key, entry.value = key, str(value)
         return tensor
 
-    def _telling_cuts(self, rng: np.random.Generator) -> list[BoolArray]:
-        """Two sets of units by whose sizes the dimensions can be told apart, as far as that is possible."""
-        best: tuple[int, list[BoolArray]] | None = None
-        for _ in range(_TRIES):
-            cuts = [_random_part(self.flow, rng) for _ in range(2)]
-            rows = {(len(one.gates), *(Kept(cut).count(one.gates) for cut in cuts)) for one in self.dimensions}
-            same = len(self.dimensions) - len(rows)
-            if best is None or same < best[0]:
-                best = same, cuts
-            if not same:
-                break
-        assert best is not None
-        return best[1]
-
     def _match(self, graphs: Sequence[onnx.GraphProto]) -> None:
         """Find the dimension behind each number that differs."""
         kinds = [[node.op_type for node in graph.node] for graph in graphs]
@@ -216,11 +202,15 @@ class WidthGraph:
         for at, nodes in enumerate(zip(*(graph.node for graph in graphs), strict=True)):
             near = next((order[name] for name in nodes[0].output if name in order), near)
 
-            def found(sizes: Sequence[int], near: int = near, kind: str = nodes[0].op_type) -> int:
+            parts: set[bytes] = set()
+
+            def found(
+                sizes: Sequence[int], near: int = near, kind: str = nodes[0].op_type, parts: set[bytes] = parts
+            ) -> int:
                 known = by_sizes.get(tuple(sizes), [])
                 if known:
                     return min(known, key=lambda number: self._distance(self.dimensions[number], near))
-                return self._part(sizes, near, kind)
+                return self._part(sizes, near, kind, parts)
 
             for slot, names in enumerate(zip(*(node.input for node in nodes), strict=True)):
                 tensors = [known.get(name) for known, name in zip(held, names, strict=True)]
@@ -267,15 +257,21 @@ class WidthGraph:
     def _distance(self, dimension: FlowDimension, near: int) -> int:
         return min((abs(place - near) for place in dimension.nodes), default=_FAR)
 
-    def _part(self, sizes: Sequence[int], near: int, kind: str) -> int:
+    def _part(self, sizes: Sequence[int], near: int, kind: str, used: set[bytes]) -> int:
         """The first or last indices of a dimension, which become a dimension of their own.
+
+        Args:
+            sizes: Of the part in the three graphs.
+            near: Place of the node.
+            kind: Of the node.
+            used: Parts that the node has already: of two ends with the same sizes it is the other one. The part is added.
 
         Raises:
             ExportError: the sizes are those of nothing that is known.
         """
         n = sizes[0]
         candidates = [
-            (self._distance(dimension, near), number, part)
+            (self._distance(dimension, near), number, part.tobytes() in used, part)
             for number, dimension in enumerate(self.dimensions)
             if dimension.where is not None and 0 < n < len(dimension.gates)
             for part in (dimension.gates[:n], dimension.gates[len(dimension.gates) - n :])
@@ -286,7 +282,9 @@ class WidthGraph:
                 f"a {kind} in the file of this network has the size {sizes[0]}, which becomes {sizes[1]} and {sizes[2]} where"
                 " units are cut out, and is that of no dimension that was followed"
             )
-        self.dimensions.append(FlowDimension(None, min(candidates, key=lambda one: one[:2])[2], ()))
+        part = min(candidates, key=lambda one: one[:3])[-1]
+        used.add(part.tobytes())
+        self.dimensions.append(FlowDimension(None, part, ()))
         return len(self.dimensions) - 1
 
 
@@ -316,16 +314,6 @@ def _whole_numbers(tensors: Sequence[TensorProto | None]) -> list[list[int]]:
         numpy_helper.to_array(tensor).ravel().tolist() if tensor is not None and tensor.data_type in wanted else []
         for tensor in tensors
     ]
-
-
-def _random_part(flow: ChannelFlow, rng: np.random.Generator) -> BoolArray:
-    """A random number of the units of every width, a third at least."""
-    is_open = np.zeros(flow.n_gates, bool)
-    for group in np.unique(flow.gate_group):
-        members = np.flatnonzero(flow.gate_group == group)
-        least = -(-len(members) // 3)
-        is_open[rng.permutation(members)[: rng.integers(least, len(members) + 1)]] = True
-    return is_open
 
 
 def _told_apart(tensors: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
