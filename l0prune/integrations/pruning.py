@@ -249,6 +249,8 @@ class Pruning:
             gated.stand_for_(None)
             gated.unfreeze()
             self.compact = None
+            if self._teacher is not None:
+                self._teacher.teach_outputs_alone()
         if is_cut:
             gated.freeze(state[f"{prefix}gates.frozen_values"])
             self._cut()

@@ -62,6 +62,11 @@ class DenseTeacher:
         self._sites = sites
         self._student, self._blocks = FeatureReader(compact, sites), FeatureReader(self._model, sites)
 
+    def teach_outputs_alone(self) -> None:
+        """From now on teach no blocks."""
+        self._sites = ()
+        self._student = self._blocks = FeatureReader(self._model, ())
+
     def _begin(self, module: nn.Module, _: Any) -> None:
         """Before a call: watch the blocks."""
         self._open.close()

@@ -62,7 +62,7 @@ class ClassSettings:
         stated: The configuration to start from; None takes the model's own.
 
     Raises:
-        ConfigError: it is no such model.
+        ConfigError: it is no such model, or cannot be built again.
 
     Attributes:
         stated: The configuration, with entries that the class derives from others where they are left out written out.
@@ -86,7 +86,13 @@ class ClassSettings:
         self._library = library
         stated = json.loads(config.to_json_string(use_diff=False)) if stated is None else stated
         self.stated: dict[str, Any] = {key: value for key, value in stated.items() if key not in _ELSEWHERE}
-        self.shapes: Shapes = _shapes(self.built({}))
+        try:
+            self.shapes: Shapes = _shapes(self.built({}))
+        except Exception as error:
+            raise ConfigError(
+                f"{kind.__name__} cannot be built from its own configuration without memory for its tensors"
+                f" ({type(error).__name__}: {str(error)[:200]}), so it is not known which sizes it can say: leave uniform out"
+            ) from error
         self._write_out()
 
     @property

@@ -176,6 +176,22 @@ def test_entries_that_a_class_derives_or_asks_for_in_vain_are_written_out():
     assert {"hidden_size", "num_key_value_heads", "head_dim"} <= {setting.name for setting in settings.sizes}
 
 
+def test_a_class_that_cannot_be_built_without_memory_has_no_plain_folder(monkeypatch, compact):
+    made = type(compact).__init__
+
+    def reading(self, config):
+        made(self, config)
+        float(next(self.parameters()).sum())  # no number without memory
+
+    monkeypatch.setattr(type(compact), "__init__", reading)
+
+    with pytest.raises(ConfigError, match="cannot be built from its own configuration without memory"):
+        ClassSettings(compact)
+    assert plain_model(compact) is None
+    with pytest.raises(ConfigError, match="cannot be built from its own configuration without memory"):
+        plain_model(compact, required=True)
+
+
 def test_what_cannot_be_uniform_is_one_line():
     model = tiny_bert()
     flow = l0prune.trace(model, token_inputs())

@@ -82,9 +82,7 @@ def test_a_unet_learns_from_a_loss_alone_and_keeps_its_class():
     assert set(masks.unique().tolist()) == {0, 1, 2}
 
     budget, data = l0prune.Budget("macs", 0.5), DataLoader(loaders["train"].dataset, 8)
-    config = replace(
-        CONFIG, method="magnitude"
-    )  # an untrained network may lose its lowest level, and its class with it
+    config = replace(CONFIG, method="magnitude")  # gates close whole levels of an untrained network
     result = l0prune.finetune(model, data, loss=unet.dice_loss, budget=budget, config=config)
 
     assert type(result.compact) is unet.UNet
