@@ -90,7 +90,7 @@ class ClassSettings:
             self.shapes: Shapes = _shapes(self.built({}))
         except Exception as error:
             raise ConfigError(
-                f"{kind.__name__} cannot be built from its own configuration without memory for its tensors"
+                f"{self.name} cannot be built from its own configuration without memory for its tensors"
                 f" ({type(error).__name__}: {str(error)[:200]}), so it is not known which sizes it can say: leave uniform out"
             ) from error
         self._write_out()
