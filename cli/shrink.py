@@ -213,7 +213,10 @@ def shrink_run(
         L0PruneError: if the run or its model cannot be brought back.
     """
     import l0prune
+    from l0prune.files import write_json
     from l0prune.hf.saving import require_folder
+    from l0prune.latency.cost import LatencyCost
+    from l0prune.latency.predicted import PredictedLayers
     from l0prune.measuring.alignment import resolve_alignment
     from l0prune.onnx.image_file import PREPROCESSING, describe_images
     from l0prune.surgery.shrink import surgery_of
@@ -235,9 +238,16 @@ def shrink_run(
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
         if loaded.preprocessing is not None and not without_onnx:
             describe_images(loaded.preprocessing, run.directory.onnx / PREPROCESSING)
-    for outdated in (run.directory.bench, run.directory.report):  # of the files that were here before
+    for outdated in (
+        run.directory.latency,
+        run.directory.bench,
+        run.directory.report,
+    ):  # of the files that were here before
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
+    by_profile = gated.costs("latency") if "latency" in gated.costs.names else None
+    if isinstance(by_profile, LatencyCost):
+        write_json(run.directory.latency, PredictedLayers.of(by_profile, record.values != 0).to_json())
     cut_again = bool(((record.values != 0) != as_trained).any())
     trained = run.directory.read().result or {}
     if cut_again or "cut_again" in trained:

@@ -110,6 +110,11 @@ class RunDirectory:
         return self.path / "bench.json"
 
     @property
+    def latency(self) -> Path:
+        """latency.json: what a profile says of the layers."""
+        return self.path / "latency.json"
+
+    @property
     def report(self) -> Path:
         """report.html."""
         return self.path / "report.html"
@@ -120,7 +125,7 @@ class RunDirectory:
         aside = [self.path / f"checkpoint.{suffix}" for suffix in ("partial", "previous")]
         return (
             *(self.metrics, self.checkpoint, *aside, self.tries),
-            *(self.compact, self.onnx, self.bench, self.report, self.record_path),
+            *(self.compact, self.onnx, self.latency, self.bench, self.report, self.record_path),
         )
 
     @classmethod

@@ -160,8 +160,9 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
             f"Speedup in {bench.runtime.split()[0]} {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
             "measured in turn."
         )
-        notes += bench.warnings
+        notes += [*_predicted(run, bench), *bench.warnings]
     else:
+        notes += _predicted(run, None)
         notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
     return notes
 
@@ -206,11 +207,40 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     plan = _read_plan(run)
     if plan is not None:
         charts.append(Chart("Kept widths", widths_chart(kept_widths(plan))))
+    if run.latency.exists():
+        charts.append(_layers_chart(run))
     if bench is not None:
         charts.append(
             Chart("Latency", latency_chart({timing.name: timing.latency_ms.quantiles for timing in bench.models}))
         )
     return charts
+
+
+def _layers_chart(run: RunDirectory) -> Chart:
+    """What the run's profile says of its layers."""
+    from l0prune.latency.predicted import PredictedLayers
+    from l0prune.pictures import data_uri
+    from l0prune.report.layer_plot import draw_layers
+
+    return Chart("Predicted time by layer", data_uri(draw_layers(PredictedLayers.read(run.latency))))
+
+
+def _predicted(run: RunDirectory, bench: BenchReport | None) -> list[str]:
+    """What the run's profile says of the whole, beside what was measured."""
+    from l0prune.latency.predicted import PredictedLayers
+
+    if not run.latency.exists():
+        return []
+    found = PredictedLayers.read(run.latency)
+    measured = ""
+    if bench is not None:
+        dense, compact = (bench[form].latency_ms.p50 for form in ("dense", "compact"))
+        measured = f"; measured {dense:.3f} and {compact:.3f} ms, {compact / dense:.3f} of dense"
+    share = found.compact_ms / found.dense_ms
+    return [
+        f"The profile predicts {found.dense_ms:.3f} ms dense and {found.compact_ms:.3f} ms compact, {share:.3f} of"
+        f" dense{measured}. It is of {found.processor}."
+    ]
 
 
 def _cost_charts(lines: Sequence[Mapping[str, Any]], budgets: Sequence[str]) -> list[Chart]:
