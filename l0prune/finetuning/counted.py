@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from l0prune.errors import DataError, L0PruneWarning
 from l0prune.finetuning.passes import Batches, FirstBatches, begin_pass
 from l0prune.randomness import left_alone
+from l0prune.sources.loaders import is_repeatable
 
 __all__ = ["counted", "require_repeatable"]
 
@@ -49,12 +50,12 @@ def counted(batches: Iterable[Any], per_epoch: int | None = None) -> Batches:
 
 
 def require_repeatable(batches: Any, name: str) -> None:
-    """See that a second pass can be made: an iterator is its own.
+    """See that a second pass can be made.
 
     Raises:
         DataError: it cannot.
     """
-    if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
+    if not is_repeatable(batches):
         raise DataError(
             f"{name} is a {type(batches).__name__}, which cannot be iterated again and again: give a DataLoader, a list of"
             " batches, or an object whose __iter__ begins anew"

@@ -62,7 +62,11 @@ class FirstBatches:
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass."""
-        return itertools.islice(iter(self.source), self.length)
+        return self.from_batch(0)
+
+    def from_batch(self, first: int) -> Iterator[Any]:
+        """A pass without its first batches."""
+        return itertools.islice(_from_batch(self.source, first), self.length - first)
 
     def __len__(self) -> int:
         """Batches in one pass."""
@@ -180,7 +184,7 @@ def _parts(batches: Iterable[Any]) -> list[Any]:
     return list({id(part): part for part in found}.values())
 
 
-def _from_batch(batches: Batches, first: int) -> Iterator[Any]:
+def _from_batch(batches: Iterable[Any], first: int) -> Iterator[Any]:
     """A pass without its first batches."""
     skip = getattr(batches, "from_batch", None)
     if first and skip is not None:

@@ -86,9 +86,8 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
     require_finite(gated.model)
     require_trainable(gated, goal)
     plan = replace(plan, settings=settings_for(plan, config))
-    if (
-        not goal.branches(gated.costs) and not goal.knows_widths
-    ):  # else a search that takes long, and meets what was checked
+    # Under costs in steps, or with branches, it is a search that takes long, and the goal has been checked.
+    if not goal.branches(gated.costs) and not goal.knows_widths:
         choose_open(gated, goal, align=settings.align)
     return plan if plan.trains_weights else replace(plan, phases=phases.of_gates_alone())
 

@@ -250,7 +250,7 @@ class Pruning:
             gated.unfreeze()
             self.compact = None
             if self._teacher is not None:
-                self._teacher.teach_outputs_alone()
+                self._teacher.teach_blocks(gated.model, ())
         if is_cut:
             gated.freeze(state[f"{prefix}gates.frozen_values"])
             self._cut()

@@ -37,10 +37,9 @@ class DenseTeacher:
         self._share, self._temperature, self._of_features = share, temperature, of_features
         self._is_causal = getattr(dense, "loss_type", None) == "ForCausalLM"
         self._counts_items: bool | None = None
-        self._sites: Sequence[FeatureSite] = ()
-        self._student = self._blocks = FeatureReader(self._model, ())
         self._open = ExitStack()
         self._found: Features = {}
+        self.teach_blocks(self._model, ())
 
     def attach(self, student: nn.Module) -> None:
         """Teach a model in each of its calls, when it is in training mode."""
@@ -57,15 +56,10 @@ class DenseTeacher:
 
         Args:
             compact: The network, cut and in its own class.
-            sites: Its blocks, from `feature_sites`.
+            sites: Its blocks, from `feature_sites`; none leaves the outputs alone to teach.
         """
         self._sites = sites
         self._student, self._blocks = FeatureReader(compact, sites), FeatureReader(self._model, sites)
-
-    def teach_outputs_alone(self) -> None:
-        """From now on teach no blocks."""
-        self._sites = ()
-        self._student = self._blocks = FeatureReader(self._model, ())
 
     def _begin(self, module: nn.Module, _: Any) -> None:
         """Before a call: watch the blocks."""

@@ -92,9 +92,10 @@ class Dropping:
             and any(node in gone and node in self._live and not _passes_on(node) for node in nodes)
             and self._is_one(path)
         ]
-        self._places = {path for path in closed if not any(path.startswith(f"{outer}.") for outer in closed)}
+        places = {path for path in closed if not any(path.startswith(f"{outer}.") for outer in closed)}
+        self._dropped = {node for path in places for node in self._inside[path]}
         self._needed: dict[str, list[Node]] = {}
-        self.drops = tuple(self._drop(path, model.get_submodule(path)) for path in sorted(self._places))
+        self.drops = tuple(self._drop(path, model.get_submodule(path)) for path in sorted(places))
         for name, cut in plan.tensors.items():
             for dim, runs in cut.kept.items():
                 if not runs and not is_within(name, self.drops):
@@ -159,9 +160,8 @@ class Dropping:
         return [node for node in self._inside[path] if not (inside.issuperset(node.users) or _passes_on(node))]
 
     def _drop(self, path: str, module: nn.Module) -> ModuleDrop:
-        inside = set(self._inside[path])
         exits = self._exits(path)
-        needed = [n for n in exits if self._states.get(n) is State.CONSTANT and self._is_needed(n, inside)]
+        needed = [n for n in exits if self._states.get(n) is State.CONSTANT and not self._dropped.issuperset(n.users)]
         if not exits or any(node not in self._live for node in exits):
             raise NotDroppableError(f"{path!r} returns nothing that is followed")
         node = (needed or exits)[0]
@@ -189,11 +189,6 @@ class Dropping:
             cache_layer=_cache_layer(module),
             factors=factors,
         )
-
-    def _is_needed(self, node: Node, inside: set[Node]) -> bool:
-        """Whether something reads it that does not lie in a module which is dropped as well."""
-        dropped = {node for path in self._places for node in self._inside[path]}
-        return any(user not in inside and user not in dropped for user in node.users)
 
     def _like(self, node: Node, given: Mapping[int | str, Shape], path: str) -> tuple[int | str, int, Shape, Shape]:
         """The argument that has the shape of the result but for its channels, their dimension, the strides and the factors."""

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import l0prune
 from l0prune.errors import ConfigError
 from l0prune.finetuning.checkpoints import load_checkpoint
+from l0prune.finetuning.passes import FirstBatches
 from l0prune.sources.batches import ArrayBatches
 
 AT_EVERY_STEP = 1e-9
@@ -184,3 +185,21 @@ def test_a_loader_is_shuffled_anew_in_each_epoch_and_alike_in_each_run():
     assert seen[:half] == seen[half:]
     assert seen[-N_BATCHES:] != seen[-2 * N_BATCHES : -N_BATCHES]
     assert len({label for labels in seen for label in labels}) == N_CLASSES
+
+
+def test_the_first_batches_of_a_source_that_can_jump_are_not_made_again():
+    class Jumping:
+        def __iter__(self):
+            return self.from_batch(0)
+
+        def from_batch(self, first):
+            made.append(first)
+            return iter(range(first, 9))
+
+    made: list[int] = []
+    five = FirstBatches(Jumping(), 5)
+
+    assert list(five) == [0, 1, 2, 3, 4]
+    assert list(five.from_batch(3)) == [3, 4]
+    assert made == [0, 3]
+    assert list(FirstBatches(range(9), 5).from_batch(3)) == [3, 4]
