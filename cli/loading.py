@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from l0prune.cli.case import Case
 from l0prune.cli.flags import flag
 from l0prune.cli.output import note
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions, transformers_folder
 from l0prune.cli.tokenizer import tokenizer_folder
 from l0prune.errors import ConfigError
 
@@ -89,7 +89,7 @@ def _model_args(options: ModelOptions) -> dict[str, Any]:
     """
     if options.num_labels is None:
         return options.model_args
-    if not options.spec.startswith("hf:"):
+    if transformers_folder(options.spec) is None:
         raise ConfigError(f"--num-labels puts a head on the body in hf:DIR, and the model is {options.spec}")
     return {**options.model_args, "num_labels": options.num_labels}
 
@@ -116,8 +116,9 @@ def compact(options: ModelOptions) -> "Built | None":
     Raises:
         L0PruneError: as `l0prune.load`.
     """
-    if options.spec.startswith("hf:"):
-        return cut_hf(options)
+    directory = transformers_folder(options.spec)
+    if directory is not None:
+        return cut_hf(options, directory)
     import l0prune
     from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
     from l0prune.sources.exported import plain_inputs
@@ -134,7 +135,7 @@ def compact(options: ModelOptions) -> "Built | None":
     return Built(model, plain_inputs((record.example_args, record.example_kwargs)), folder.preprocessing)
 
 
-def cut_hf(options: ModelOptions) -> "Built | None":
+def cut_hf(options: ModelOptions, directory: str) -> "Built | None":
     """The cut model in a folder of transformers, without its cache of keys and values; None where it is no such folder.
 
     Raises:
@@ -142,7 +143,6 @@ def cut_hf(options: ModelOptions) -> "Built | None":
     """
     from l0prune.sources.hf_folder import is_cut
 
-    directory = options.spec.removeprefix("hf:")
     if not is_cut(directory):
         return None
     import l0prune
@@ -178,7 +178,11 @@ def require_from_scratch(options: ModelOptions) -> None:
     for given, name in ((options.weights is not None, "--weights"), (options.pretrained, "--pretrained")):
         if given:
             raise ConfigError(f"--from-scratch starts with random weights, {name} with trained ones: give one of them")
-    if options.spec.startswith("hf:") or options.spec.endswith(".pt2") or is_compact_folder(options.spec):
+    if (
+        transformers_folder(options.spec) is not None
+        or options.spec.endswith(".pt2")
+        or is_compact_folder(options.spec)
+    ):
         raise ConfigError(f"{options.spec} comes with weights: --from-scratch is for named architectures and factories")
 
 

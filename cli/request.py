@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from l0prune.run_directory import RunRecord
     from l0prune.sweep_directory import SweepRecord
 
-__all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options"]
+__all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options", "transformers_folder"]
 
 BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
 PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf", "csv", "tsv", "jsonl", "txt", "hf-datasets")
@@ -401,6 +401,11 @@ def as_typed(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return repr(value)
+
+
+def transformers_folder(spec: str) -> str | None:
+    """The folder of transformers that a specification names, as in `hf:DIR`; None where it names something else."""
+    return spec.removeprefix("hf:") if spec.startswith("hf:") else None
 
 
 def absolute(spec: str) -> str:

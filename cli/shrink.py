@@ -36,7 +36,7 @@ from l0prune.cli.output import (
     size,
     working,
 )
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions, transformers_folder
 from l0prune.cli.trust import trust_option
 from l0prune.files import draft_folder, remove
 from l0prune.finetuning.config import FinetuneConfig
@@ -238,11 +238,8 @@ def shrink_run(
         sizes = publish(draft, run.directory.onnx) if not without_onnx else withdraw(run.directory.onnx)
         if loaded.preprocessing is not None and not without_onnx:
             describe_images(loaded.preprocessing, run.directory.onnx / PREPROCESSING)
-    for outdated in (
-        run.directory.latency,
-        run.directory.bench,
-        run.directory.report,
-    ):  # of the files that were here before
+    # What tells of the files that were here before.
+    for outdated in (run.directory.latency, run.directory.bench, run.directory.report):
         outdated.unlink(missing_ok=True)
     record = surgery_of(compact)
     by_profile = gated.costs("latency") if "latency" in gated.costs.names else None
@@ -291,8 +288,7 @@ def write_hf(compact: "nn.Module", folder: Path, run: OpenedRun, trained: dict[s
     """
     import l0prune
 
-    spec = run.request.model.spec
-    source = spec.removeprefix("hf:") if spec.startswith("hf:") else None
+    source = transformers_folder(run.request.model.spec)
     keys = ("metric", "dense", "final")
     scores = (
         {trained["metric"]: {"dense": trained["dense"], "cut": trained["final"]}}

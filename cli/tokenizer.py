@@ -4,15 +4,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l0prune.cli.request import FinetuneRequest, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions, transformers_folder
 from l0prune.errors import ConfigError, L0PruneError
 
 if TYPE_CHECKING:
     from l0prune.sources.model_spec import LoadedModel
 
 __all__ = ["tokenizer_folder"]
-
-HF = "hf:"
 
 
 def tokenizer_folder(loaded: "LoadedModel", run: RunOptions) -> str:
@@ -30,9 +28,9 @@ def tokenizer_folder(loaded: "LoadedModel", run: RunOptions) -> str:
     own = getattr(loaded.model, "folder", None)
     if own is not None:
         return str(own)
-    if loaded.spec.startswith(HF):
-        return loaded.spec.removeprefix(HF)
-    found = _of_run_around(Path(loaded.spec))
+    found = transformers_folder(loaded.spec)
+    if found is None:
+        found = _of_run_around(Path(loaded.spec))
     if found is None:
         raise ConfigError(f"{loaded.spec} has no tokenizer of its own: give the folder of one with --tokenizer")
     return found
@@ -49,5 +47,5 @@ def _of_run_around(path: Path) -> str | None:
                 request = FinetuneRequest.from_record(directory.read())
                 if request.run.tokenizer is not None:
                     return str(request.run.tokenizer)
-                return request.model.spec.removeprefix(HF) if request.model.spec.startswith(HF) else None
+                return transformers_folder(request.model.spec)
     return None

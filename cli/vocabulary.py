@@ -8,6 +8,7 @@ import click
 
 from l0prune.cli.flags import FilePath, common_options, threads_option
 from l0prune.cli.output import console, print_table, say, show, size, working
+from l0prune.cli.request import transformers_folder
 from l0prune.errors import ConfigError, DataError
 
 __all__ = ["vocabulary_command"]
@@ -75,12 +76,11 @@ def cut(
     """
     import l0prune
 
-    if not model.startswith("hf:"):
+    folder = transformers_folder(model)
+    if folder is None:
         raise ConfigError(f"{model} is no folder of transformers: give it as hf:DIR")
     corpus = _corpus(data, columns)
-    found = l0prune.hf.cut_vocabulary(
-        model.removeprefix("hf:"), corpus, out, keep=_keep(keep_tokens), merge=merge, half=half
-    )
+    found = l0prune.hf.cut_vocabulary(folder, corpus, out, keep=_keep(keep_tokens), merge=merge, half=half)
     return {"model": model, "data": data, "out": str(out), **asdict(found)}
 
 
