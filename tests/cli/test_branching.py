@@ -8,6 +8,7 @@ import pytest
 import torch
 from branching_task import Branching, branching, guarded, unscriptable
 from click.testing import CliRunner
+from command_line import json_of
 from torch import nn
 
 import l0prune
@@ -17,13 +18,6 @@ from l0prune.onnx.onnx_model import OnnxModel, onnx_difference
 
 FINETUNE = ["--data", "tiny_task:data", "--budget", "macs=0.5", "--epochs", "2", "--batch-size", "16", "--align", "1"]
 BENCH = ["--warmup", "0", "--samples", "3", "--min-seconds", "0", "--processes", "1"]
-
-
-def json_of(*args: object) -> dict:
-    """What a command prints with --json."""
-    result = CliRunner().invoke(cli, [*(str(arg) for arg in args), "--json"])
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`l0prune eval FILE.onnx`: any file scores what the network it came from does."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,38 +7,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from command_line import invoke, json_of, refused
 from onnx import TensorProto, helper
 from tiny_task import data, network
 from torch import nn
 
-from l0prune.cli.main import cli
 from l0prune.onnx.int8 import quantize_onnx
 from l0prune.sources.preprocessing import Preprocessing
 
 DATA = ["--data", "tiny_task:data"]
 
 
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
-
-
-def result_of(*args: object) -> dict:
-    result = invoke(*args, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def score_of(file: Path, *args: object) -> float:
-    found = result_of("eval", file, *DATA, *args)
+    found = json_of("eval", file, *DATA, *args)
     return found[found["metric"]]["onnx"]
-
-
-def refused(*args: object) -> str:
-    result = invoke(*args)
-    assert result.exit_code == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
 
 
 def plain_export(model: nn.Module, file: Path, batch: int = 2, **how: object) -> Path:
@@ -72,7 +53,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def test_the_files_of_a_run_score_what_the_run_says_also_in_int8(run, tmp_path):
-    forms = result_of("eval", run)["accuracy"]
+    forms = json_of("eval", run)["accuracy"]
     compact = run / "onnx" / "compact.onnx"
     pixels = torch.from_numpy(data()["x_train"])
     static = quantize_onnx(
@@ -171,7 +152,7 @@ def test_numbers_take_the_precision_of_the_file_and_what_does_not_fit_is_said(tm
     numbers = ["--data", f"npz:{tmp_path}/numbers.npz", "--batch-size", "8"]
     single, double = of_numbers(tmp_path / "f.onnx"), of_numbers(tmp_path / "d.onnx", TensorProto.DOUBLE)
 
-    scores = [result_of("eval", file, *numbers)["mse"]["onnx"] for file in (single, double)]
+    scores = [json_of("eval", file, *numbers)["mse"]["onnx"] for file in (single, double)]
 
     weight = np.random.default_rng(0).normal(size=(4, 3))
     assert scores == pytest.approx([float(np.square(x @ weight).mean())] * 2)
@@ -180,7 +161,7 @@ def test_numbers_take_the_precision_of_the_file_and_what_does_not_fit_is_said(tm
     assert "leave out --input-shape" in refused("eval", two, *numbers, "--input-shape", "4")
     open_shape = of_numbers(tmp_path / "open.onnx", shape=("n", "features"))
     assert "leaves 'features' open" in refused("eval", open_shape, *numbers)
-    assert result_of("eval", open_shape, *numbers, "--input-shape", "4")["mse"]["onnx"] == pytest.approx(scores[0])
+    assert json_of("eval", open_shape, *numbers, "--input-shape", "4")["mse"]["onnx"] == pytest.approx(scores[0])
     assert "takes inputs of (4), not of (5)" in refused("eval", single, *numbers, "--input-shape", "5")
     assert "compares with the dense network" in refused("eval", single, *numbers, "--task", "match")
     assert "--weights is for a model that is built" in refused("eval", single, *numbers, "--weights", single)

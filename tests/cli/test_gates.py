@@ -5,6 +5,7 @@ import math
 
 import pytest
 from click.testing import CliRunner
+from command_line import json_of
 
 from l0prune.cli.main import cli
 from l0prune.gates.registry import gate_names
@@ -14,13 +15,6 @@ QUICK = ["--epochs", "3", "--gate-epochs", "2", "--batch-size", "16", "--align",
 # A number of open gates, binary samples: what a family can do otherwise. The slow tests run all of them.
 OTHERWISE = ("exact-k", "mdr-exponential-st")
 EACH = [name if name in OTHERWISE else pytest.param(name, marks=pytest.mark.slow) for name in gate_names()]
-
-
-def json_of(*args: object) -> dict:
-    """What a command prints with --json; it must succeed."""
-    result = CliRunner().invoke(cli, [*map(str, args), "--json"])
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-
-from l0prune.cli.main import cli
+from command_line import invoke, json_of, refused
 
 MODULE = '''
 from pathlib import Path
@@ -98,23 +96,6 @@ def users_folder(tmp_path, monkeypatch) -> None:
     (tmp_path / f"{NAME}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
-
-
-def json_of(*args: object) -> dict:
-    result = invoke(*args, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def refused(*args: object) -> str:
-    result = invoke(*args)
-    assert result.exit_code == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
 
 
 def test_a_task_of_ones_own_is_trained_kept_and_scored(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from command_line import json_of
 
 import l0prune
 from l0prune.cli.main import cli
@@ -26,12 +27,6 @@ def older(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     record = run / "run.json"
     record.write_text(record.read_text().replace("OLDER_RUNS", str(OLDER)))
     return run
-
-
-def json_of(*args: object) -> dict:
-    result = CliRunner().invoke(cli, [*map(str, args), "--json"])
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 TYPED_AGAIN = [

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import invoke
 
-from l0prune.cli.main import cli
 from l0prune.errors import ConfigError, FileFormatError, RunDirectoryError
 from l0prune.pictures import new_figure, save_picture
 from l0prune.report.cost_plot import draw_costs
@@ -24,10 +23,6 @@ SIGNATURES = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF"}
 
 def line(step: int, phase: str = "gate", **values: object) -> dict:
     return {"step": step, "epoch": step / 10, "phase": phase, **values}
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")
