@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from l0prune.bench.report import BenchReport
+    from l0prune.latency.predicted import PredictedLayers
 
 __all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
 
@@ -55,12 +56,17 @@ class BenchOptions(Options):
         "Beside each file, one in int8, calibrated on the run's data where it is convolutional; of a run, with scores.",
         shown="",
     )
+    by_layer: bool | None = option(
+        None,
+        "Time each layer as well, by onnxruntime's profiler, on the terms of the first row.",
+        shown="on for a run with a profile",
+    )
     seed: int = option(0, "Seed of the inputs and of the order of runs.", within="[0, inf)")
 
     def settings(self) -> list[dict[str, Any]]:
         """The arguments of `benchmark`, for every row of the table."""
         several = {option.name for option in options_of(BenchOptions).values() if option.items is int}
-        alike = {name: value for name, value in vars(self).items() if name not in several | {"int8"}}
+        alike = {name: value for name, value in vars(self).items() if name not in several | {"int8", "by_layer"}}
         sizes = [
             {**({"length": length} if length else {}), **({"height": side, "width": side} if side else {})}
             for length, side in itertools.product(self.length or (0,), self.image_size or (0,))
@@ -89,7 +95,7 @@ def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, 
     from l0prune.bench.report import reports_to_json
 
     options = chosen(BenchOptions, values)
-    predicted: dict[str, float] = {}
+    predicted: PredictedLayers | None = None
     with working():
         if is_onnx(paths):
             if trust:
@@ -99,18 +105,22 @@ def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, 
             reports = bench_files(paths, options)
         else:
             if profile is not None:
-                predicted = predicted_ms(paths[0], profile, options, trust=trust)
-            reports = bench_run(paths[0], options, trust=trust)
-    result = reports_to_json(reports) | ({"predicted_ms": predicted} if predicted else {})
-    show(result, as_json, lambda: print_bench(reports, predicted))
+                predicted = predicted_layers(paths[0], profile, options, trust=trust)
+            else:
+                predicted = known_prediction(paths[0], options)
+            reports = bench_run(paths[0], options, predicted=predicted, trust=trust)
+    said = {} if predicted is None else {"predicted_ms": {"dense": predicted.dense_ms, "compact": predicted.compact_ms}}
+    show(reports_to_json(reports) | said, as_json, lambda: print_bench(reports, predicted))
 
 
-def predicted_ms(path: Path, profile: Path, options: BenchOptions, *, trust: bool) -> dict[str, float]:
+def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust: bool) -> "PredictedLayers":
     """What a profile says of a run's dense and compact network.
 
     Raises:
         ConfigError: the profile is of another network, other threads or another batch.
     """
+    from l0prune.latency.cost import LatencyCost
+    from l0prune.latency.predicted import PredictedLayers
     from l0prune.latency.profile import Profile
 
     known = Profile.load(profile)
@@ -118,9 +128,27 @@ def predicted_ms(path: Path, profile: Path, options: BenchOptions, *, trust: boo
         known.require_terms(threads=setting["threads"], batch_size=setting["batch_size"])
     run = open_finished(path, trust=trust)
     gated = gated_model(run, dense_model(run))
-    price_by_profile(gated.costs, profile)
+    price_by_profile(gated.costs, profile, profile=known)
     cost = gated.costs("latency")
-    return {"dense": cost.dense, "compact": cost.dense * cost.hard(gated.gate_values() != 0)}
+    assert isinstance(cost, LatencyCost)
+    return PredictedLayers.of(cost, (gated.gate_values() != 0).cpu().numpy())
+
+
+def known_prediction(path: Path, options: BenchOptions) -> "PredictedLayers | None":
+    """What the profile of a run has said when it was cut; None where there was none, or it was measured on other terms.
+
+    Raises:
+        FileFormatError: the file that says so is damaged.
+    """
+    from l0prune.latency.predicted import PredictedLayers
+    from l0prune.run_directory import RunDirectory
+
+    file = RunDirectory(path).latency
+    if not file.exists():
+        return None
+    known = PredictedLayers.read(file)
+    terms = [(setting["threads"], setting["batch_size"], setting["sizes"]) for setting in options.settings()]
+    return known if set(map(str, terms)) == {str((known.threads, known.batch_size, {}))} else None
 
 
 def is_onnx(paths: Sequence[Path]) -> bool:
@@ -134,8 +162,16 @@ def is_onnx(paths: Sequence[Path]) -> bool:
     return len(paths) > 1 or not (paths[0].is_dir() or paths[0].suffix != ".onnx")
 
 
-def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "list[BenchReport]":
+def bench_run(
+    path: Path, options: BenchOptions, *, predicted: "PredictedLayers | None" = None, trust: bool = False
+) -> "list[BenchReport]":
     """Measure a run's two ONNX files and write RUN/bench.json; torch itself where no ONNX file can hold the network.
+
+    Args:
+        path: The run.
+        options: How long, and on what terms.
+        predicted: What the profile says that was named; None where none was.
+        trust: Whether factories may run that only a run.json names.
 
     Returns:
         A report of each setting; the first is that in RUN/bench.json.
@@ -148,6 +184,10 @@ def bench_run(path: Path, options: BenchOptions, *, trust: bool = False) -> "lis
 
     run = RunDirectory.open(path)
     reports = bench_runs({"compact": path}, options, trust=trust)
+    files = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
+    knows_layers = predicted is not None or run.latency.exists()
+    if options.by_layer or (options.by_layer is None and knows_layers and all(map(Path.exists, files.values()))):
+        reports[0] = layers_of(reports[0], files, options)
     write_json(run.bench, reports[0].to_json())
     return reports
 
@@ -202,9 +242,9 @@ def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: b
         loaded = dense_model(run)
         models.setdefault("dense", loaded.model)
         models[name] = compact_model(run, loaded)
-    if options.length or options.image_size or options.int8:
+    if options.length or options.image_size or options.int8 or options.by_layer:
         raise ConfigError(
-            "--length, --image-size and --int8 are for ONNX files; torch is timed on the inputs of the run"
+            "--length, --image-size, --int8 and --by-layer are for ONNX files; torch is timed on the inputs of the run"
         )
     settings = [{k: v for k, v in s.items() if k not in ("sizes", "processes")} for s in options.settings()]
     return [benchmark_modules(models, loaded.example_inputs, **setting) for setting in settings]
@@ -216,19 +256,31 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> "list[BenchRepo
 
     short = [path.stem for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    files = dict(zip(names, paths, strict=True))
+    files = given = dict(zip(names, paths, strict=True))
     if options.int8:
         from l0prune.cli.bench_int8 import int8_of_files
 
         files = int8_of_files(files)
-    return [benchmark(files, **setting) for setting in options.settings()]
+    reports = [benchmark(files, **setting) for setting in options.settings()]
+    return [layers_of(reports[0], given, options), *reports[1:]] if options.by_layer else reports
 
 
-def print_bench(reports: "Sequence[BenchReport]", predicted: Mapping[str, float] | None = None) -> None:
-    """The figures as a table, and what a profile has predicted."""
+def layers_of(report: "BenchReport", files: Mapping[str, Path], options: BenchOptions) -> "BenchReport":
+    """The same report, with the time of each layer of these files."""
+    from l0prune.bench.by_layer import with_layers
+
+    return with_layers(report, files, seed=options.seed)
+
+
+def print_bench(reports: "Sequence[BenchReport]", predicted: "PredictedLayers | None" = None) -> None:
+    """The figures as a table, those of layers where they were timed, and what a profile has predicted."""
+    from l0prune.bench.by_layer import layer_table
     from l0prune.bench.report import bench_table
 
     console().print(bench_table(reports))
-    for name, ms in (predicted or {}).items():
-        measured = reports[0][name].latency_ms.p50
-        say(f"{name}: predicted {ms:.3f} ms, {ms / measured:.3f} of what was measured")
+    if reports[0].layers:
+        console().print(layer_table(reports[0], predicted.by_layer if predicted is not None else None))
+    if predicted is not None:
+        for name, ms in (("dense", predicted.dense_ms), ("compact", predicted.compact_ms)):
+            measured = reports[0][name].latency_ms.p50
+            say(f"{name}: predicted {ms:.3f} ms, {ms / measured:.3f} of what was measured")

@@ -280,13 +280,14 @@ def gated_model_of(
     return gated
 
 
-def price_by_profile(costs: "Costs", path: Path, *, digest: str = "") -> "Profile":
+def price_by_profile(costs: "Costs", path: Path, *, digest: str = "", profile: "Profile | None" = None) -> "Profile":
     """Let costs that have to be measured be those of a profile; say where it was measured, if not here.
 
     Args:
         costs: Of the network.
         path: File of the profile.
         digest: Of the profile that a run began with, where one has.
+        profile: What is in the file, where that has been read already.
 
     Raises:
         ConfigError: the profile is of another network, or is not the one that the run began with.
@@ -295,7 +296,7 @@ def price_by_profile(costs: "Costs", path: Path, *, digest: str = "") -> "Profil
     from l0prune.cost.kinds import metric_named, metric_names
     from l0prune.latency.profile import Profile
 
-    profile = Profile.load(path)
+    profile = profile or Profile.load(path)
     if digest and profile.digest != digest:
         raise ConfigError(f"{path} has changed since the run began: put the profile back that it began with")
     for metric in metric_names():

@@ -19,7 +19,15 @@ __all__ = ["BenchReport", "ColdStart", "Latency", "ModelTiming", "Speedup", "ben
 
 _KIND = FileKind("l0prune.bench", 1, "a bench report", "run bench again")
 _TABLE_KIND = FileKind("l0prune.bench-table", 1, "bench reports of several settings", "run bench again")
-_OPTIONAL = ("runtime", "processes", "sizes", "scores", "metric", "unit")  # that earlier versions did not write
+_OPTIONAL = (
+    "runtime",
+    "processes",
+    "sizes",
+    "scores",
+    "metric",
+    "unit",
+    "layers",
+)  # that earlier versions did not write
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 _SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
 _SHOWN_WIDTHS = 6
@@ -123,6 +131,7 @@ class BenchReport:
         scores: Name -> what a model scores on test data; empty where none were scored.
         metric: What is scored, as in "accuracy"; empty where nothing is.
         unit: Of the scores; may be empty.
+        layers: Name -> layer -> milliseconds, which add up to the model's median; empty where layers were not timed.
     """
 
     models: tuple[ModelTiming, ...]
@@ -137,6 +146,7 @@ class BenchReport:
     scores: dict[str, float] = field(default_factory=dict)
     metric: str = ""
     unit: str = ""
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ModelTiming:
         """The timing of a model by its name."""
@@ -173,6 +183,7 @@ class BenchReport:
             "scores": self.scores,
             "metric": self.metric,
             "unit": self.unit,
+            "layers": self.layers,
         }
         return _KIND.stamped(content)
 

@@ -14,6 +14,7 @@ from l0prune.reading import read_json
 if TYPE_CHECKING:
     from l0prune.cost.cost import OpenGates
     from l0prune.latency.cost import LatencyCost
+    from l0prune.measuring.hardware import Environment
 
 __all__ = ["PredictedLayer", "PredictedLayers"]
 
@@ -47,6 +48,8 @@ class PredictedLayers:
     Attributes:
         model: What the profile calls the network.
         processor: That it was measured on.
+        threads: Of onnxruntime, that it was measured with.
+        batch_size: Rows of the inputs, as well.
         fixed_ms: What depends on no width, in the dense and in the compact network.
         layers: Those with a width.
     """
@@ -55,6 +58,8 @@ class PredictedLayers:
     processor: str
     fixed_ms: tuple[float, float]
     layers: tuple[PredictedLayer, ...]
+    threads: int = 1
+    batch_size: int = 1
 
     @classmethod
     def of(cls, cost: LatencyCost, is_open: OpenGates) -> PredictedLayers:
@@ -71,7 +76,15 @@ class PredictedLayers:
             side = cost.layer_sides[row, len(layer.sides) - 1]
             dense, kept = (round(float(of_form[side])) for of_form in counts)
             layers.append(PredictedLayer(cost.layers[row], times[0][row], times[1][row], dense, kept))
-        return cls(cost.profile.model, cost.profile.processor, (times[0][-1], times[1][-1]), tuple(layers))
+        profile = cost.profile
+        return cls(
+            model=profile.model,
+            processor=profile.processor,
+            fixed_ms=(times[0][-1], times[1][-1]),
+            layers=tuple(layers),
+            threads=profile.threads,
+            batch_size=profile.environment.batch_size,
+        )
 
     @property
     def dense_ms(self) -> float:
@@ -82,6 +95,18 @@ class PredictedLayers:
     def compact_ms(self) -> float:
         """Of the whole compact network."""
         return self.fixed_ms[1] + sum(layer.compact_ms for layer in self.layers)
+
+    @property
+    def by_layer(self) -> dict[str, dict[str, float]]:
+        """Milliseconds: "dense" or "compact" -> layer -> its own."""
+        return {
+            "dense": {layer.name: layer.dense_ms for layer in self.layers},
+            "compact": {layer.name: layer.compact_ms for layer in self.layers},
+        }
+
+    def is_for(self, environment: Environment) -> bool:
+        """Whether it speaks of a measurement with these threads and this batch."""
+        return (self.threads, self.batch_size) == (environment.threads, environment.batch_size)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -94,4 +119,5 @@ class PredictedLayers:
         Raises:
             FileFormatError: it is something else.
         """
-        return KIND.read(cls, read_json(path, "prediction of a profile", remedy=REMEDY), str(path))
+        content = read_json(path, "prediction of a profile", remedy=REMEDY)
+        return KIND.read(cls, content, str(path), optional=("threads", "batch_size"))

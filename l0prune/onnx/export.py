@@ -52,6 +52,7 @@ from l0prune.onnx.scripted import ScriptedOnnx
 from l0prune.onnx.silence import without_messages
 from l0prune.onnx.spread_constants import gather_constants_
 from l0prune.onnx.subnormal import flush_program_, said
+from l0prune.onnx.weight_names import name_transposed_
 from l0prune.surgery.dropped import has_dropped, unspread
 from l0prune.surgery.record import call_of, has_surgery
 from l0prune.tensor_names import unique
@@ -201,6 +202,7 @@ def unchecked_program(
                         raise
                     continue
                 _label(program.model, free, call.fixed_values(model), job.largest_numbers())
+                name_transposed_(program.model, job.model)
                 return program.model_proto, wanted.found_in(free)
     raise ExportError(f"{type(model).__name__} cannot be exported to ONNX")
 
@@ -280,6 +282,7 @@ class _Job:
         _label(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
         gather_constants_(program.model)
         write_as_norms_(program.model)
+        name_transposed_(program.model, self.model)
         n_flushed = flush_program_(program.model)
         program.model.ir_version = _oldest_ir(program.model)
         with self.draft() as draft:

@@ -16,7 +16,8 @@ from l0prune.latency.profile import Where
 
 __all__ = ["CONTRACTIONS", "Moment", "Outline", "Sample", "packed", "unpacked"]
 
-CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INTEGER = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *_INTEGER)
 """Operators that contract what they read, which a network is divided at."""
 
 
@@ -43,6 +44,16 @@ class Outline:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Initializer -> shape."""
         return {tensor.name: tuple(tensor.dims) for tensor in self._model.graph.initializer}
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Name of a weight in the graphs that are timed -> its contraction, by the output."""
+        return {
+            f"{at}.{slot}": node.output[0]
+            for at, node in enumerate(self.nodes)
+            if node.op_type in CONTRACTIONS
+            for slot in range(len(node.input))
+        }
 
     @cached_property
     def _model(self) -> onnx.ModelProto:

@@ -105,22 +105,23 @@ def owners(nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
     return of
 
 
-def times_of_parts(outline: Outline, sample: Sample) -> Timed:
+def times_of_parts(nodes: Sequence[onnx.NodeProto], weights: Mapping[str, str], sample: Sample) -> Timed:
     """Share the time of a whole run out among its parts, by the profiler, with the time between kernels spread evenly.
+
+    Args:
+        nodes: Of the whole graph, in order.
+        weights: Name of a weight in the graph that was timed -> the part that it belongs to.
+        sample: What was measured.
 
     Raises:
         ExportError: the sample has no kernels.
     """
-    nodes = outline.nodes
     of = owners(nodes)
-    contraction = {at: node.output[0] for at, node in enumerate(nodes) if node.op_type in CONTRACTIONS}
     optimised = onnx.load_from_string(unpacked(sample.optimised))
     of_value: dict[str, str] = {}
     of_kernel: dict[str, str] = {}
     for node in optimised.graph.node:
-        weights = [name.partition(".") for name in node.input]
-        numbered = [int(at) for at, dot, slot in weights if dot and at.isdecimal() and slot.isdecimal()]
-        known = [contraction[at] for at in numbered if at in contraction]
+        known = [weights[name] for name in node.input if name in weights]
         named = [name for name in (node.name.removesuffix("_nchwc"), *node.output) if name in of]
         read = [name for name in node.input if name in of_value]
         if known:

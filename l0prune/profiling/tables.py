@@ -13,8 +13,9 @@ from l0prune.latency.profile import Check, Piece, ProfiledLayer, Table, Where
 from l0prune.latency.tables import ReadTable
 from l0prune.latency.whole import WholeNetwork
 from l0prune.profiling.fit import Blocks, Observations, closed_piece, pieces
+from l0prune.profiling.names import layer_names
 from l0prune.profiling.outline import Moment, Outline
-from l0prune.profiling.parts import START, Part, parts_of, times_of_parts
+from l0prune.profiling.parts import Part, parts_of, times_of_parts
 from l0prune.profiling.whole import whole_curve
 
 __all__ = ["MULTIPLE", "Tables", "checks_of", "tables_of"]
@@ -57,7 +58,7 @@ def tables_of(outline: Outline, moments: Sequence[Moment], needs: dict[str, list
         block: Channels of a block of the processor's kernels.
     """
     sizes = np.array([moment.sizes for moment in moments])
-    timed = [times_of_parts(outline, moment.sample) for moment in moments]
+    timed = [times_of_parts(outline.nodes, outline.weights, moment.sample) for moment in moments]
     parts = parts_of(outline, timed, sizes)
     us = {part.name: np.array([moment.us.get(part.name, 0.0) for moment in timed]) for part in parts}
     tables: list[Table] = []
@@ -70,13 +71,13 @@ def tables_of(outline: Outline, moments: Sequence[Moment], needs: dict[str, list
             fixed += float(np.median(us[part.name]))
         else:
             alike[(*part.kind, len(part.sides))].append(part)
-    names = _names(outline)
+    names = layer_names(outline.nodes, outline.shapes)
     for kind, group in alike.items():
         made = _tables(kind, group, us, sizes, Blocks(block, MULTIPLE, "Conv" in str(kind[0])))
         for part, number in zip(group, made.number, strict=True):
             layers.append(
                 ProfiledLayer(
-                    names.get(part.name, part.name or str(part.kind[0])),
+                    names[part.name],
                     len(tables) + number,
                     tuple(_where(outline, side) for side in part.sides),
                     tuple(_where(outline, side) for side in part.needs),
@@ -148,16 +149,6 @@ def _where(outline: Outline, side: int) -> Where:
     where = outline.dimensions[side]
     assert where is not None
     return where
-
-
-def _names(outline: Outline) -> dict[str, str]:
-    """Part -> the module whose weight it has, as far as the file says so."""
-    found = {}
-    for node in outline.nodes:
-        weights = [name for name in node.input[1:] if name in outline.shapes and "." in name]
-        if weights:
-            found[node.output[0]] = weights[0].rpartition(".")[0]
-    return {part: name for part, name in found.items() if part != START}
 
 
 def _scaled(tables: Tables, factor: float) -> Tables:

@@ -16,6 +16,7 @@ from l0prune.criteria.registry import GATES
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.files import write_whole
 from l0prune.goals.budget import Budgets
+from l0prune.latency.predicted import PredictedLayers
 from l0prune.reading import read_json, reading
 from l0prune.run_directory import RunDirectory, RunRecord
 
@@ -160,9 +161,9 @@ def _notes(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | No
             f"Speedup in {bench.runtime.split()[0]} {speedup.ratio:.2f}, 95 % interval {speedup.low:.2f} to {speedup.high:.2f}, "
             "measured in turn."
         )
-        notes += [*_predicted(run, bench), *bench.warnings]
+        notes += [*_predicted(_read_predicted(run), bench), *bench.warnings]
     else:
-        notes += _predicted(run, None)
+        notes += _predicted(_read_predicted(run), None)
         notes.append(f"Not benchmarked yet: l0prune shrink {run.path}, then l0prune bench {run.path}.")
     return notes
 
@@ -207,8 +208,7 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     plan = _read_plan(run)
     if plan is not None:
         charts.append(Chart("Kept widths", widths_chart(kept_widths(plan))))
-    if run.latency.exists():
-        charts.append(_layers_chart(run))
+    charts += _layer_charts(_read_predicted(run), bench)
     if bench is not None:
         charts.append(
             Chart("Latency", latency_chart({timing.name: timing.latency_ms.quantiles for timing in bench.models}))
@@ -216,30 +216,49 @@ def _charts(run: RunDirectory, result: Mapping[str, Any], bench: BenchReport | N
     return charts
 
 
-def _layers_chart(run: RunDirectory) -> Chart:
-    """What the run's profile says of its layers."""
-    from l0prune.latency.predicted import PredictedLayers
+def _read_predicted(run: RunDirectory) -> PredictedLayers | None:
+    """What the run's profile says of its layers; None where it has none."""
+    return PredictedLayers.read(run.latency) if run.latency.exists() else None
+
+
+def _is_comparable(predicted: PredictedLayers, bench: BenchReport) -> bool:
+    """Whether both are of the same threads, batch and lengths."""
+    return predicted.is_for(bench.environment) and not bench.sizes
+
+
+def _layer_charts(predicted: PredictedLayers | None, bench: BenchReport | None) -> list[Chart]:
+    """The time by layer, measured and predicted in one picture where both are of the same terms."""
     from l0prune.pictures import data_uri
     from l0prune.report.layer_plot import draw_layers
 
-    return Chart("Predicted time by layer", data_uri(draw_layers(PredictedLayers.read(run.latency))))
+    measured = bench.layers if bench is not None and {"dense", "compact"} <= bench.layers.keys() else None
+    if predicted is None or measured is None or bench is None or _is_comparable(predicted, bench):
+        pairs = [(predicted, measured)]
+    else:
+        pairs = [(None, measured), (predicted, None)]
+    titles = {(True, True): "Time by layer", (False, True): "Measured time by layer"}
+    return [
+        Chart(
+            titles.get((said is not None, took is not None), "Predicted time by layer"),
+            data_uri(draw_layers(said, took)),
+        )
+        for said, took in pairs
+        if said is not None or took is not None
+    ]
 
 
-def _predicted(run: RunDirectory, bench: BenchReport | None) -> list[str]:
-    """What the run's profile says of the whole, beside what was measured."""
-    from l0prune.latency.predicted import PredictedLayers
-
-    if not run.latency.exists():
+def _predicted(found: PredictedLayers | None, bench: BenchReport | None) -> list[str]:
+    """What the run's profile says of the whole, beside what was measured on the same terms."""
+    if found is None:
         return []
-    found = PredictedLayers.read(run.latency)
     measured = ""
-    if bench is not None:
+    if bench is not None and _is_comparable(found, bench):
         dense, compact = (bench[form].latency_ms.p50 for form in ("dense", "compact"))
         measured = f"; measured {dense:.3f} and {compact:.3f} ms, {compact / dense:.3f} of dense"
     share = found.compact_ms / found.dense_ms
     return [
         f"The profile predicts {found.dense_ms:.3f} ms dense and {found.compact_ms:.3f} ms compact, {share:.3f} of"
-        f" dense{measured}. It is of {found.processor}."
+        f" dense{measured}. It is of {found.processor}, {found.threads} thread(s), batch {found.batch_size}."
     ]
 
 

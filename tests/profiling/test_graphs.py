@@ -117,7 +117,7 @@ def test_times_of_the_parts_add_up_to_those_of_the_network(traced, tmp_path):
         measured["shapes"] = {name: tuple(shapes) for name, shapes in measured["shapes"].items()}
         moments.append(Moment(graph.sizes(is_open), inner == 16, Sample(**measured)))
     outline = graph.outline
-    timed = [times_of_parts(outline, moment.sample) for moment in moments]
+    timed = [times_of_parts(outline.nodes, outline.weights, moment.sample) for moment in moments]
 
     for one, moment in zip(timed, moments, strict=True):
         assert sum(one.us.values()) == pytest.approx(moment.sample.total_us)

@@ -11,7 +11,7 @@ from l0prune.errors import FileFormatError
 from l0prune.files import write_json
 from l0prune.latency.predicted import PredictedLayers
 from l0prune.report.layer_plot import draw_layers
-from l0prune.report.page import _predicted
+from l0prune.report.page import _predicted, _read_predicted
 from l0prune.run_directory import RunDirectory
 from tests.helpers.profile_example import branching_net, hand_made_profile, times_of
 
@@ -49,13 +49,35 @@ def test_the_picture_has_two_bars_of_time_a_layer_and_colours_by_the_time_saved(
     assert scale.get_ylabel() == "ms saved"
 
 
+def test_bars_are_what_was_measured_where_that_is_known_with_marks_at_what_was_predicted(predicted):
+    measured = {
+        "dense": {"before the first layer": 0.5, "stem": 1.0, "first": 2.0, "second": 3.0, "head": 4.0},
+        "compact": {"stem": 0.1, "second": 0.3, "head": 0.4},
+    }
+
+    times, widths, _ = draw_layers(predicted, measured).axes
+
+    assert [bar.get_width() for bar in times.patches] == [0.5, 1.0, 2.0, 3.0, 4.0, 0.0, 0.1, 0.0, 0.3, 0.4]
+    (marks,) = times.lines
+    assert sorted(marks.get_xdata()) == pytest.approx(
+        sorted(ms for one in predicted.layers for ms in (one.dense_ms, one.compact_ms))
+    )
+    assert [round(bar.get_y() + bar.get_height() / 2) for bar in widths.patches[:4]] == [1, 2, 3, 4]
+    (alone,) = draw_layers(None, measured).axes
+    assert alone.get_xlabel() == "measured, ms"
+    assert not alone.lines
+
+
 def test_the_page_reads_the_file_of_a_run(predicted, tmp_path):
     run = RunDirectory(tmp_path)
-    assert _predicted(run, None) == []
+    assert _predicted(_read_predicted(run), None) == []
     write_json(run.latency, predicted.to_json())
 
     assert PredictedLayers.read(run.latency) == predicted
-    assert f"predicts {predicted.dense_ms:.3f} ms dense and {predicted.compact_ms:.3f} ms" in _predicted(run, None)[0]
+    assert (
+        f"predicts {predicted.dense_ms:.3f} ms dense and {predicted.compact_ms:.3f} ms"
+        in _predicted(_read_predicted(run), None)[0]
+    )
     run.latency.write_text(json.dumps(predicted.to_json() | {"version": 2}))
     with pytest.raises(FileFormatError, match="run shrink again"):
         PredictedLayers.read(run.latency)
