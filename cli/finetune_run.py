@@ -263,7 +263,15 @@ def figures_of(prepared: Prepared, result: "FinetuneResult") -> dict[str, Any]:
     }
 
 
-_GENTLY = "lower the learning rate (--lr), or take another optimizer (--optimizer adamw, for networks of attention)"
+def gently(prepared: Prepared) -> str:
+    """What to change where steps were too long for the network."""
+    suited = prepared.plan.suited.name
+    slower = f"lower the learning rate (--lr, now {prepared.plan.settings.lr:g})"
+    return (
+        slower
+        if prepared.plan.settings.optimizer == suited
+        else f"{slower}, or leave the optimizer to the network ({suited})"
+    )
 
 
 def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
@@ -278,7 +286,7 @@ def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
     if prepared.case.doubts(final) is not None:
         return (
             f"CAREFUL: in the end {metric} is {final:.4g}, no better than chance, and was {prepared.dense_score:.4g}: train"
-            f" longer (--epochs), {_GENTLY}, or keep more (--budget)"
+            f" longer (--epochs), {gently(prepared)}, or keep more (--budget)"
         )
     before = [milestone for milestone in result.history if milestone.when in ("warmup", "gate", "settle")]
     if not before or prepared.case.doubts(before[-1].figures[metric]) is None:
@@ -287,5 +295,5 @@ def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
     return (
         f"CAREFUL: before the cut, at step {last.step}, {metric} was {last.figures[metric]:.4g}, no better than chance:"
         " the gates, or a learning rate that is too high, have cost what the network knew, and what it knows in the end it has"
-        f" learned after the cut: give the gates more steps (--gate-epochs), or {_GENTLY}"
+        f" learned after the cut: give the gates more steps (--gate-epochs), or {gently(prepared)}"
     )

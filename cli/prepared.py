@@ -84,6 +84,7 @@ class Shared:
         """
         from l0prune.finetuning.counted import counted
         from l0prune.finetuning.preflight import preflight
+        from l0prune.finetuning.suited import suited_optimizer
         from l0prune.goals.by_layer import read_by_layer
 
         case = self.case
@@ -96,7 +97,10 @@ class Shared:
             seed=request.settings.seed,
         )
         batches = counted(made, request.training.batches_per_epoch)
-        request = request.resolved(augment=augment, task=case.task_spec, steps_per_epoch=len(batches))
+        suited = suited_optimizer(case.loaded.model, self.flow)
+        request = request.resolved(
+            augment=augment, task=case.task_spec, steps_per_epoch=len(batches), suited=suited.name
+        )
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)
         goal = goal_of(request.run).over_samples(lambda: case.n_train(batches))
         if goal.knows_widths and request.training.align not in (None, 1):

@@ -262,11 +262,12 @@ class FinetuneRequest:
         """
         return self.settings_for(None)
 
-    def settings_for(self, steps_per_epoch: int | None) -> Settings:
+    def settings_for(self, steps_per_epoch: int | None, suited: str = "sgd") -> Settings:
         """How it is trained, all numbers written out.
 
         Args:
             steps_per_epoch: Batches in one pass over the data, where they are known.
+            suited: The optimizer that suits the network, once that is known.
 
         Raises:
             ConfigError: options of how it is trained do not go with those of the run.
@@ -284,16 +285,21 @@ class FinetuneRequest:
 
             knows_widths = Budgets.parse(self.run.budget).knows_widths
         return resolve(
-            training, penalised=bool(self.run.penalty), knows_widths=knows_widths, steps_per_epoch=steps_per_epoch
+            training,
+            penalised=bool(self.run.penalty),
+            knows_widths=knows_widths,
+            steps_per_epoch=steps_per_epoch,
+            suited=suited,
         )
 
-    def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int) -> "FinetuneRequest":
+    def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int, suited: str) -> "FinetuneRequest":
         """The same with every default written out.
 
         Args:
             steps_per_epoch: Batches in one pass over the data.
             augment: What to do where the user did not say.
             task: What the network is for, as the data says where the user did not.
+            suited: The optimizer that suits the network.
         """
         augment = augment if self.run.augment is None else self.run.augment
         run = replace(self.run, augment=augment, task=task)
@@ -301,7 +307,7 @@ class FinetuneRequest:
             from l0prune.latency.profile import Profile
 
             run = replace(run, profile_digest=Profile.load(run.profile).digest)
-        return replace(self, run=run, training=self.settings_for(steps_per_epoch))
+        return replace(self, run=run, training=self.settings_for(steps_per_epoch, suited))
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""

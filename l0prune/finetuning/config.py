@@ -107,10 +107,11 @@ class FinetuneConfig(Options):
         within="[0, inf)",
         shown="0",
     )
-    optimizer: str = _weights(
-        "sgd",
+    optimizer: str | None = _weights(
+        None,
         "Optimizer of the weights: sgd has Nesterov momentum, adam takes weight decay into the gradient, adamw does not.",
         choices=tuple(OPTIMIZERS),
+        shown="by the network: adamw with attention, or where most norms are over features (LayerNorm, RMSNorm); else sgd",
     )
     lr: float | None = _of_optimizer(
         "Peak learning rate of the weights, of the whole run unless `recovery_lr` is given.",

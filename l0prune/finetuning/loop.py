@@ -160,6 +160,8 @@ def train(
                 with reading(directory, "run with a checkpoint", error=CheckpointError, remedy=AGAIN, folder=True):
                     trainer.restore(store.load())
                 progress.message(f"resumed after step {trainer.step} of {plan.phases.total}")
+            else:
+                progress.message(how_weights_move(plan))
             trainer.run()
             return trainer.finish(home=home)
     except KeyboardInterrupt as interrupt:
@@ -167,6 +169,15 @@ def train(
     finally:
         progress.finish()
         send_home(gated, home)
+
+
+def how_weights_move(plan: RunPlan) -> str:
+    """Optimizer and rate of the weights, and what the network has to do with them."""
+    settings, suited = plan.settings, plan.suited
+    said = f"{settings.optimizer} moves the weights, at a peak rate of {settings.lr:g}"
+    if settings.optimizer == suited.name:
+        return f"{said}: {suited.because}"
+    return f"{said}; by itself the network would get {suited.name}: {suited.because}"
 
 
 def _identity(plan: RunPlan, runtime: Runtime) -> dict[str, Any]:

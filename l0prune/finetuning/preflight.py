@@ -20,6 +20,7 @@ from l0prune.finetuning.passes import Batches, count_batches, count_samples, fir
 from l0prune.finetuning.runtime import Runtime, in_float32, send_home
 from l0prune.finetuning.schedule import Phases, plan_phases
 from l0prune.finetuning.settings import Settings, resolve
+from l0prune.finetuning.suited import SuitedOptimizer, suited_optimizer
 from l0prune.gated.decision import choose_open
 from l0prune.gated.in_step import sizes_in_step
 from l0prune.gated.model import GatedModel
@@ -43,6 +44,7 @@ class RunPlan:
         goal: What the compact network may cost, or what open gates do.
         settings: Everything else.
         phases: The run in steps.
+        suited: The optimizer that suits the network, whichever is taken.
     """
 
     gated: GatedModel
@@ -51,6 +53,7 @@ class RunPlan:
     goal: Goal
     settings: Settings
     phases: Phases
+    suited: SuitedOptimizer
 
     @property
     def trains_weights(self) -> bool:
@@ -75,13 +78,18 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
         CheckpointError: weights are not finite.
     """
     batches = counted(batches, config.batches_per_epoch)
+    suited = suited_optimizer(gated.model, gated.flow)
     settings = resolve(
-        config, penalised=goal.cuts_as_trained, knows_widths=goal.knows_widths, steps_per_epoch=count_batches(batches)
+        config,
+        penalised=goal.cuts_as_trained,
+        knows_widths=goal.knows_widths,
+        steps_per_epoch=count_batches(batches),
+        suited=suited.name,
     )
     phases = plan_phases(settings, count_batches(batches))
     goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(config.depth)
     goal = goal.uniform(sizes_in_step(gated.model)) if config.uniform else goal
-    plan = RunPlan(gated, batches, task, goal, settings, phases)
+    plan = RunPlan(gated, batches, task, goal, settings, phases, suited)
     require_precision(gated.model)
     require_finite(gated.model)
     require_trainable(gated, goal)

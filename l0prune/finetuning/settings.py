@@ -12,7 +12,12 @@ __all__ = ["Settings", "resolve"]
 
 
 def resolve(
-    config: FinetuneConfig, *, penalised: bool, knows_widths: bool = False, steps_per_epoch: int | None = None
+    config: FinetuneConfig,
+    *,
+    penalised: bool,
+    knows_widths: bool = False,
+    steps_per_epoch: int | None = None,
+    suited: str = "sgd",
 ) -> Settings:
     """What these options come to, all numbers written out.
 
@@ -21,6 +26,7 @@ def resolve(
         penalised: Whether open gates have a fixed price, instead of a budget for all.
         knows_widths: Whether a budget is measured (`Goal.knows_widths`), so that widths are rounded only on request.
         steps_per_epoch: Batches in one pass over the data, >= 1; None leaves out what follows from the number of steps.
+        suited: The optimizer of a network like this one, where none is asked for.
 
     Raises:
         ConfigError: a criterion is to choose, and there is no budget that says how many units.
@@ -38,10 +44,12 @@ def resolve(
         )
     warmup, gate, settle, _ = config.phase_lengths(penalised=penalised, steps_per_epoch=steps_per_epoch)
     align = (1 if penalised or knows_widths else "auto") if config.align is None else config.align
-    usual = OPTIMIZERS[config.optimizer]
+    optimizer = config.optimizer or ("adam" if suited == "adamw" and config.gated_weight_decay else suited)
+    usual = OPTIMIZERS[optimizer]
     restarts = penalised or config.recovery_lr is not None or config.gate_lr_end is not None or bool(config.lr_drops)
     n_steps = FULL_STEPS if steps_per_epoch is None else min(FULL_STEPS, max(1.0, config.epochs * steps_per_epoch))
     written_out = {
+        "optimizer": optimizer,
         "lr": config.lr or usual["lr"] * (1.0 if restarts else (n_steps / FULL_STEPS) ** usual["short_run"]),
         "weight_decay": usual["weight_decay"] if config.weight_decay is None else config.weight_decay,
         "recovery_lr": (config.recovery_lr or usual["recovery_lr"]) if restarts else None,
@@ -69,6 +77,7 @@ class Settings(FinetuneConfig):
     if TYPE_CHECKING:
         method: str
         closed_form: bool
+        optimizer: str
         lr: float
         weight_decay: float
         warmup_epochs: float

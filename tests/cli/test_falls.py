@@ -7,14 +7,17 @@ import pytest
 from l0prune.cli.finetune_run import fall
 
 
-def case_of(*, dense_doubts=None, from_scratch=False):
-    """A run whose accuracies up to 50 are doubted."""
+def case_of(*, dense_doubts=None, from_scratch=False, optimizer="adamw"):
+    """A run of a network of attention whose accuracies up to 50 are doubted."""
     case = SimpleNamespace(
         task=SimpleNamespace(metric=SimpleNamespace(name="accuracy")),
         doubts=lambda score: "no better" if score <= 50 else None,
     )
     run = SimpleNamespace(from_scratch=from_scratch)
-    return SimpleNamespace(case=case, request=SimpleNamespace(run=run), doubts=dense_doubts, dense_score=90.0)
+    plan = SimpleNamespace(settings=SimpleNamespace(optimizer=optimizer, lr=0.01), suited=SimpleNamespace(name="adamw"))
+    return SimpleNamespace(
+        case=case, request=SimpleNamespace(run=run), plan=plan, doubts=dense_doubts, dense_score=90.0
+    )
 
 
 def result_of(before, final):
@@ -39,8 +42,14 @@ def test_a_fall_to_chance_is_told_with_what_to_do(before, final, told):
         assert found is None
     else:
         assert found.startswith(told)
-        assert "--lr" in found
-        assert "--optimizer adamw" in found
+        assert "--lr, now 0.01" in found
+        assert "optimizer" not in found
+
+
+def test_a_fall_under_another_optimizer_than_suits_the_network_names_that_one():
+    found = fall(case_of(optimizer="sgd"), result_of(30.0, 45.0))
+
+    assert "leave the optimizer to the network (adamw)" in found
 
 
 @pytest.mark.parametrize("options", [{"dense_doubts": "no better"}, {"from_scratch": True}])
