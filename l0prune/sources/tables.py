@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,15 @@ def _part(folder: Path, kind: str, names: tuple[str, ...]) -> Path:
     raise DataError(f"{folder} has no {expected}; name the files, as in {kind}:{folder}/A{ends[0]},{folder}/B{ends[0]}")
 
 
-def _read_separated(path: Path, separator: str, quoting: Any) -> Table:
+def _lines(text: str) -> list[str]:
+    """What lies between line feeds, carriage returns before them left out; other characters that break lines are text."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _read_separated(path: Path, split: Callable[[str], Iterable[list[str]]]) -> Table:
     with reading(path, "table", error=DataError):
-        text = unpacked(path).decode("utf-8-sig")
-        csv.field_size_limit(_LONGEST)
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
-        header = next(lines, [])
-        rows = [row for row in lines if row]
+        header, *rows = list(split(unpacked(path).decode("utf-8-sig"))) or [[]]
+        rows = [row for row in rows if row]
     if len(set(header)) != len(header) or not header:
         raise DataError(f"{path}: its first line must name the columns, each once; found {', '.join(header)[:80]!r}")
     odd = next((number for number, row in enumerate(rows, 2) if len(row) != len(header)), None)
@@ -104,18 +106,22 @@ def _read_separated(path: Path, separator: str, quoting: Any) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    return _read_separated(path, ",", csv.QUOTE_MINIMAL)
+    def split(text: str) -> Iterable[list[str]]:
+        csv.field_size_limit(_LONGEST)
+        return csv.reader(io.StringIO(text, newline=""), strict=True)
+
+    return _read_separated(path, split)
 
 
 def _read_tsv(path: Path) -> Table:
     """Quotation marks stand for themselves, as in the files of GLUE."""
-    return _read_separated(path, "\t", csv.QUOTE_NONE)
+    return _read_separated(path, lambda text: (line.split("\t") if line else [] for line in _lines(text)))
 
 
 def _read_jsonl(path: Path) -> Table:
     columns: dict[str, list[Any]] = {}
     with reading(path, "file of json lines", error=DataError):
-        for number, line in enumerate(unpacked(path).decode("utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(_lines(unpacked(path).decode("utf-8-sig")), 1):
             if not line.strip():
                 continue
             row = json.loads(line)
@@ -130,7 +136,7 @@ def _read_txt(path: Path) -> Table:
     """Texts in a column "text": what lies between lines of `<|endoftext|>`; without any, each line that is not empty."""
     with reading(path, "text file", error=DataError):
         content = unpacked(path).decode("utf-8-sig")
-    lines = content.splitlines()
+    lines = _lines(content)
     if any(line.strip() == _END for line in lines):
         lines = re.split(rf"^[ \t]*{re.escape(_END)}[ \t]*$", "\n".join(lines), flags=re.M)
     texts = [text.strip() for text in lines]

@@ -13,6 +13,7 @@ from l0prune.sources.batches import make_batches
 from l0prune.sources.datasets import load_data
 from l0prune.sources.held_out import set_apart
 from l0prune.sources.model_spec import load_model
+from l0prune.sources.tables import read_parts
 from l0prune.sources.texts import TextOptions
 
 transformers = pytest.importorskip("transformers")
@@ -64,6 +65,21 @@ def test_plain_texts_are_lines_or_what_lies_between_marks(folder, tmp_path):
         assert [len(row) - 2 for row in tokens(data)] == lengths
     with pytest.raises(DataError, match="no column is called label"):
         read(folder, f"txt:{tmp_path}/lines.txt,{tmp_path}/lines.txt")
+
+
+@pytest.mark.parametrize("inside", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_only_line_feeds_end_a_row(folder, tmp_path, inside):
+    film, plot = f"a film{inside}is dull", f"the plot{inside}and the story"
+    (tmp_path / "t.txt").write_bytes(f"{film}\r\n{plot}\n".encode())
+    for kind, separator in (("csv", ","), ("tsv", "\t")):
+        rows = [["sentence", "label"], [film, "0"], [plot, "1"]]
+        (tmp_path / f"t.{kind}").write_bytes("\r\n".join(separator.join(row) for row in rows).encode())
+    rows = [{"sentence": film, "label": 0}, {"sentence": plot, "label": 1}]
+    (tmp_path / "t.jsonl").write_bytes("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+
+    for kind in ("txt", "csv", "tsv", "jsonl"):
+        table, _ = read_parts(kind, str(tmp_path / f"t.{kind}"))
+        assert table.columns["text" if kind == "txt" else "sentence"] == [film, plot]
 
 
 def test_a_data_set_saved_to_disk_is_read_with_the_names_of_its_classes(folder, tmp_path):
