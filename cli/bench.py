@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from l0prune.cli.flags import FilePath, chosen, common_options, flags_of
+from l0prune.cli.flags import FilePath, chosen, common_options, flag, flags_of, given
 from l0prune.cli.loading import price_by_profile
 from l0prune.cli.opened_run import compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, note, say, show, working
+from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.machine import most_threads
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from l0prune.latency.predicted import PredictedLayers
 
 __all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
+
+
+OF_FILES = ("data", "data_args", "task", "task_args")
+"""Options of data that ONNX files are scored on."""
 
 
 @documented
@@ -53,7 +58,7 @@ class BenchOptions(Options):
     max_seconds: float = option(60.0, "Seconds after which timing stops.", within="[0, inf)")
     int8: bool = option(
         False,
-        "Beside each file, one in int8, calibrated on the run's data where it is convolutional; of a run, with scores.",
+        "Beside each file, one in int8, calibrated where it is convolutional on the run's data or --data; with scores.",
         shown="",
     )
     by_layer: bool | None = option(
@@ -84,16 +89,19 @@ class BenchOptions(Options):
     metavar="FILE",
     help="Of the run's model, whose predictions are shown beside the times.",
 )
+@flags_of(RunOptions, only=OF_FILES, group="")
 @trust_option
 @common_options
 def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, trust: bool, **values: Any) -> None:
     """Time a run's ONNX files, or the ones you name, in onnxruntime.
 
-    Speedups are relative to the first file. Free sizes other than the batch are those of the inputs that the file was
+    Speedups are relative to the first file. With --data, files that belong to no run are scored as well, and calibrated for
+    --int8. Free sizes other than the batch are those of the inputs that the file was
     exported with, unless --length or --image-size say otherwise.
     """
     from l0prune.bench.report import reports_to_json
 
+    data = given({name: values.pop(name) for name in OF_FILES})
     options = chosen(BenchOptions, values)
     predicted: PredictedLayers | None = None
     with working():
@@ -102,8 +110,10 @@ def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, 
                 raise click.UsageError("--trust is for runs; these are ONNX files, which hold no code")
             if profile is not None:
                 raise click.UsageError("--profile is for runs, whose widths are known; these are ONNX files")
-            reports = bench_files(paths, options)
+            reports = bench_files(paths, options, data)
         else:
+            if data:
+                raise click.UsageError(f"{flag(next(iter(data)))} is for ONNX files; a run has its own data")
             if profile is not None:
                 predicted = predicted_layers(paths[0], profile, options, trust=trust)
             else:
@@ -250,19 +260,32 @@ def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: b
     return [benchmark_modules(models, loaded.example_inputs, **setting) for setting in settings]
 
 
-def bench_files(paths: Sequence[Path], options: BenchOptions) -> "list[BenchReport]":
-    """Measure ONNX files, named by their file names, or by their paths where these are not unique."""
+def bench_files(
+    paths: Sequence[Path], options: BenchOptions, data: Mapping[str, Any] | None = None
+) -> "list[BenchReport]":
+    """Measure ONNX files, named by their file names, or by their paths where these are not unique.
+
+    Args:
+        paths: The files.
+        options: How long, and on what terms.
+        data: Options of data and task that they are scored on; nothing scores none.
+    """
     from l0prune.bench.benchmark import benchmark
 
     short = [path.stem for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    files = given = dict(zip(names, paths, strict=True))
-    if options.int8:
-        from l0prune.cli.bench_int8 import int8_of_files
+    files = named = dict(zip(names, paths, strict=True))
+    about: dict[str, Any] = {}
+    if options.int8 or data:
+        from l0prune.cli.bench_int8 import DataOfFiles, int8_of_files
 
-        files = int8_of_files(files)
-    reports = [benchmark(files, **setting) for setting in options.settings()]
-    return [layers_of(reports[0], given, options), *reports[1:]] if options.by_layer else reports
+        known = DataOfFiles.of(paths[0], data) if data else None
+        if options.int8:
+            files, about = int8_of_files(files, known, seed=options.seed)
+        elif known is not None:
+            about = known.scores(files)
+    reports = [replace(benchmark(files, **setting), **about) for setting in options.settings()]
+    return [layers_of(reports[0], named, options), *reports[1:]] if options.by_layer else reports
 
 
 def layers_of(report: "BenchReport", files: Mapping[str, Path], options: BenchOptions) -> "BenchReport":

@@ -1,21 +1,27 @@
-"""`l0prune bench --int8`: beside each ONNX file one in int8, and of a run the scores of all."""
+"""`l0prune bench --int8`: beside each ONNX file one in int8, and the scores of all where the data is known."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.cli.evaluate import case_of_run
+from l0prune.cli.evaluate import case_of_run, load_file
+from l0prune.cli.loading import load_case
 from l0prune.cli.opened_run import open_finished
 from l0prune.cli.output import note
+from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.trust import data_call, remember, task_call
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from l0prune.cli.case import Case
+    from l0prune.onnx.network import OnnxNetwork
+    from l0prune.onnx.onnx_model import OnnxModel
 
-__all__ = ["int8_of_files", "int8_of_run"]
+__all__ = ["DataOfFiles", "int8_of_files", "int8_of_run"]
 
 CALIBRATION_ROWS, ROWS_A_BATCH = 512, 32
 
@@ -40,7 +46,8 @@ def int8_of_run(
     case, _ = case_of_run(open_finished(path, trust=trust))
     pairs: dict[str, Path] = {}
     for name, file in files.items():
-        feeds = list(calibration(case, file, seed=seed)) if way_of(file) == "static" else []
+        model = OnnxModel(file)
+        feeds = list(calibration(case, model, model.static_batch, seed=seed)) if way_of(file) == "static" else []
         pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file), feeds)}
         note(f"wrote {int8_name(file)}")
     about = case.described()
@@ -48,25 +55,78 @@ def int8_of_run(
     return pairs, {"scores": scores, "metric": about["metric"], "unit": about["unit"]}
 
 
-def int8_of_files(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Write a file in int8 beside each ONNX file; its ranges are measured at each run, for nobody knows its data.
+def int8_of_files(
+    files: Mapping[str, Path], data: "DataOfFiles | None" = None, *, seed: int = 0
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Write a file in int8 beside each ONNX file.
+
+    Args:
+        files: Name -> ONNX file.
+        data: What calibrates those with convolutions; None where nothing is known of it.
+        seed: Which rows calibrate.
+
+    Returns:
+        All files by name, and what a `BenchReport` says of their scores; nothing without data.
 
     Raises:
-        ConfigError: a file has convolutions, whose ranges have to be measured beforehand, on data.
+        ConfigError: a file has convolutions, whose ranges have to be measured beforehand, and there is no data.
     """
     from l0prune.onnx.int8 import quantize_onnx, way_of
 
     for file in files.values():
-        if way_of(file) == "static":
+        if data is None and way_of(file) == "static":
             raise ConfigError(
-                f"{file} has convolutions, which are calibrated on data before they compute in int8: name the run it belongs to, "
-                "`l0prune bench RUN --int8`, or call l0prune.onnx.int8.quantize_onnx with inputs of yours"
+                f"{file} has convolutions, which are calibrated on data before they compute in int8: give --data, or name the"
+                " run it belongs to, `l0prune bench RUN --int8`"
             )
     pairs: dict[str, Path] = {}
     for name, file in files.items():
-        pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file))}
+        feeds = []
+        if data is not None and way_of(file) == "static":
+            network = data.network(file)
+            feeds = list(calibration(data.case, network, network.file.static_batch, seed=seed))
+        pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file), feeds)}
         note(f"wrote {int8_name(file)}")
-    return pairs
+    return pairs, {} if data is None else data.scores(pairs)
+
+
+@dataclass(frozen=True)
+class DataOfFiles:
+    """Data for ONNX files that belong to no run.
+
+    Attributes:
+        case: The data with the task, for the first file.
+    """
+
+    case: "Case"
+
+    @classmethod
+    def of(cls, file: Path, asked: Mapping[str, Any]) -> "DataOfFiles":
+        """Data that fits a file.
+
+        Args:
+            file: The first.
+            asked: Options of data and task.
+
+        Raises:
+            L0PruneError: the data cannot be used, or not with this file.
+        """
+        model, run = ModelOptions(str(file)), RunOptions(**asked)
+        case = load_case(load_file(model), model, run)
+        for call in (data_call(run.data, run.data_args), task_call(run.task, run.task_args)):
+            remember(call)
+        return cls(case)
+
+    def network(self, file: Path) -> "OnnxNetwork":
+        """A file as a network that the task can call."""
+        network: OnnxNetwork = load_file(ModelOptions(str(file))).model  # type: ignore[assignment]
+        return network
+
+    def scores(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """What a `BenchReport` says of the scores of these files."""
+        about = self.case.described()
+        scores = {name: self.case.score(self.network(file)) for name, file in files.items()}
+        return {"scores": scores, "metric": about["metric"], "unit": about["unit"]}
 
 
 def int8_name(file: Path) -> Path:
@@ -74,19 +134,19 @@ def int8_name(file: Path) -> Path:
     return file.with_name(f"{file.stem}.int8.onnx")
 
 
-def calibration(case: "Case", file: Path, *, seed: int) -> "Iterator[dict[str, np.ndarray]]":
+def calibration(
+    case: "Case", model: "OnnxModel | OnnxNetwork", static_batch: int | None, *, seed: int
+) -> "Iterator[dict[str, np.ndarray]]":
     """Inputs of a file, of training data in an order drawn at random."""
     import torch
 
-    from l0prune.onnx.onnx_model import OnnxModel
-
-    model, seen = OnnxModel(file), []
+    seen = []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         seen.append(model.feeds(*args, **kwargs))
         return model(*args, **kwargs)
 
-    rows = model.static_batch or ROWS_A_BATCH
+    rows = static_batch or ROWS_A_BATCH
     batches = case.train_batches(batch_size=rows, augment=False, epochs=1.0, seed=seed)
     for batch in islice(batches, max(1, CALIBRATION_ROWS // rows)):
         inputs, targets = case.task.split(batch)

@@ -19,7 +19,7 @@ from l0prune.errors import ConfigError
 if TYPE_CHECKING:
     from l0prune.sources.model_spec import LoadedModel
 
-__all__ = ["case_of_run", "eval_command", "evaluate_run"]
+__all__ = ["OF_DATA", "case_of_run", "eval_command", "evaluate_run", "load_file"]
 
 OF_DATA = (
     *("data", "data_args", "task", "task_args", "class_map"),

@@ -36,11 +36,21 @@ WIDTH_WITHOUT_TERMINAL = 120
 
 @contextmanager
 def working() -> Iterator[None]:
-    """Keep stdout free for the result while libraries work: their prints go to stderr, their warnings nowhere; ours are notes."""
+    """Keep stdout free for the result while libraries work: their prints go to stderr, their warnings nowhere; ours are notes.
+
+    A warning that was said is not said again.
+    """
+    said = set()
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            note(str(message))
+
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", L0PruneWarning)
-        warnings.showwarning = lambda message, *_, **__: note(str(message))
+        warnings.showwarning = tell
         yield
 
 

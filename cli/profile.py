@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -177,5 +178,5 @@ def print_profile(result: dict[str, Any], profile: "Profile") -> None:
     say(
         f"Of {result['checks']} networks that took no part, {result['within_5_percent']:.0%} are predicted within 5 %,"
         f" {result['within_10_percent']:.0%} within 10 %. Next: l0prune"
-        f" finetune MODEL --budget latency=0.5 --profile {result['profile']}"
+        f" finetune {profile.model or 'MODEL'} --budget latency=0.5 --profile {quote(result['profile'])}"
     )

@@ -162,14 +162,16 @@ def share_bar() -> "Iterator[Callable[[float, str], None]]":
             task = shown.add_task("", total=1.0, figures="")
             yield lambda share, text: shown.update(task, completed=share, figures=text)
         return
-    began = time.monotonic()
-    said = [began - SECONDS_BETWEEN_LINES]
+    said, first = [time.monotonic() - SECONDS_BETWEEN_LINES], list[tuple[float, float]]()
 
     def line(share: float, text: str) -> None:
         now = time.monotonic()
+        if share and not first:  # what went before says nothing about the rest
+            first.append((now, share))
         if now - said[0] >= SECONDS_BETWEEN_LINES:
             said[0] = now
-            left = f", {time_text((now - began) * (1 - share) / share)} left" if share else ""
+            done = share - first[0][1] if first else 0.0
+            left = f", {time_text((now - first[0][0]) * (1 - share) / done)} left" if done > 0 else ""
             note(f"{share:4.0%}{left}  {text}")
 
     yield line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from l0prune.cost.cost import Cost
 from l0prune.cost.kinds import Costs, metric_named, metric_names, rounded_up
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, L0PruneWarning
 from l0prune.flow.branches import Branch
 from l0prune.gates.bank import GateBank
 from l0prune.goals.goal import BoolArray, FloatArray, Goal
@@ -200,11 +201,19 @@ class Budgets(Goal):
         return tuple(Bound(budget, costs(budget.metric, budget.profile)) for budget in self.budgets)
 
     def check(self, costs: Costs, gates: GateBank) -> None:
-        """See that closing gates can meet all of them.
+        """See that closing gates can meet all of them; an amount that the dense network does not reach is warned of.
 
         Raises:
             BudgetInfeasibleError: names one that cannot be met, and which layers cost it.
         """
+        for bound in self.bounds(costs):
+            if bound.budget.absolute and bound.budget.keep > bound.cost.dense:
+                metric = metric_named(bound.budget.metric)
+                warnings.warn(
+                    f"{bound.budget} bounds nothing: the dense network has {metric.short_text(bound.cost.dense)} {metric.title}",
+                    L0PruneWarning,
+                    stacklevel=2,
+                )
         if self.alike is None:
             require_feasible(self.bounds(costs), costs.flow.dimensions, self.branches(costs))
         else:

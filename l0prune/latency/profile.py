@@ -258,7 +258,7 @@ class Profile:
         """
         path = Path(path)
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file. {REMEDY[0].upper()}{REMEDY[1:]}.")
+            raise ConfigError(f"{path}: no such file. Make it with `l0prune profile MODEL --out PROFILE`.")
         with reading(path, "profile"):
             return cls.from_json(read_json(path, "profile"), str(path))
 

@@ -47,7 +47,17 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As `OnnxModel`; pixels are rounded for a file that takes whole ones."""
-        return self.file(*map(self._as_image, args), **{name: self._as_image(value) for name, value in kwargs.items()})
+        args, kwargs = self._taken(args, kwargs)
+        return self.file(*args, **kwargs)
+
+    def feeds(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What goes into the file, by the names of its inputs."""
+        args, kwargs = self._taken(args, kwargs)
+        return self.file.feeds(*args, **kwargs)
+
+    def _taken(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs as the file takes them."""
+        return tuple(map(self._as_image, args)), {name: self._as_image(value) for name, value in kwargs.items()}
 
     @property
     def fixed_length(self) -> int | None:

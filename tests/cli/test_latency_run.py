@@ -131,3 +131,30 @@ def test_a_profile_of_another_batch_is_refused(case):
     assert "measured with batch_size=1, and batch_size=4 is asked for" in refused(
         "bench", run, *QUICK, "--profile", profile, "--batch-size", 4
     )
+
+
+def test_files_with_convolutions_are_calibrated_and_scored_on_data_that_is_named(case, tmp_path):
+    run, _, _ = case
+    files = [shutil.copy(run / "onnx" / f"{form}.onnx", tmp_path) for form in ("dense", "compact")]
+
+    shown = json_of("bench", *files, *QUICK, "--int8", "--data", f"npz:{run.parent / 'data.npz'}")
+
+    assert list(shown["scores"]) == ["dense", "dense int8", "compact", "compact int8"]
+    assert (
+        shown["scores"]["dense"]
+        == json_of("eval", files[0], "--data", f"npz:{run.parent / 'data.npz'}")["accuracy"]["onnx"]
+    )
+    assert shown["metric"] == "accuracy"
+    assert "give --data" in refused("bench", *files, *QUICK, "--int8")
+    assert "a run has its own data" in invoke("bench", run, *QUICK, "--data", "npz:other.npz").stderr
+
+
+def test_an_amount_beyond_the_dense_network_is_warned_of_once(case, tmp_path):
+    run, profile, _ = case
+    data = ("--data", f"npz:{run.parent / 'data.npz'}")
+
+    said = invoke(
+        "shrink", SPEC, *data, "--budget", "latency=9s", "--profile", profile, "--out", tmp_path / "run"
+    ).stderr
+
+    assert said.count("latency=9s bounds nothing: the dense network has") == 1

@@ -109,7 +109,13 @@ def test_work_that_says_its_share_keeps_count_and_time_left_beside_a_long_text(m
     assert re.fullmatch(r"\S{16}\s+50% \S+ layer3.0.conv1 at 61 .*", last), last
 
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
-    monkeypatch.setattr(time, "monotonic", iter([0.0, 90.0]).__next__)
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 0.0, 600.0, 630.0]).__next__)
     with share_bar() as told:
-        told(0.75, "layer3.0.conv1")
-    assert "75%, 0:00:30 left  layer3.0.conv1" in log.getvalue()
+        told(0.0, "exporting the network")
+        told(0.01, "layer1.0.conv1")
+        told(0.76, "layer3.0.conv1")
+    assert log.getvalue().splitlines() == [
+        "  0%  exporting the network",
+        "  1%  layer1.0.conv1",
+        " 76%, 0:00:10 left  layer3.0.conv1",
+    ]

@@ -46,7 +46,7 @@ def test_a_damaged_profile_says_to_make_it_again(profile, tmp_path, damage):
 
 
 def test_a_missing_profile_says_to_make_it(tmp_path):
-    with pytest.raises(ConfigError, match=r"no such file\. Make it again with `l0prune profile"):
+    with pytest.raises(ConfigError, match=r"no such file\. Make it with `l0prune profile"):
         Profile.load(tmp_path / "nothing.json")
 
 
