@@ -127,7 +127,7 @@ def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust:
     """What a profile says of a run's dense and compact network.
 
     Raises:
-        ConfigError: the profile is of another network, other threads or another batch.
+        ConfigError: the profile is of another network, other threads, another batch or another length.
     """
     from l0prune.latency.cost import LatencyCost
     from l0prune.latency.predicted import PredictedLayers
@@ -136,6 +136,7 @@ def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust:
     known = Profile.load(profile)
     for setting in options.settings():
         known.require_terms(threads=setting["threads"], batch_size=setting["batch_size"])
+    known.require_lengths(options.length)
     run = open_finished(path, trust=trust)
     gated = gated_model(run, dense_model(run))
     price_by_profile(gated.costs, profile, profile=known)

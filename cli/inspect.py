@@ -86,7 +86,7 @@ def inspect_model(
     flow = with_mean_costs(flows[0], flows[1:])
     costs = Costs(flow)
     if profile is not None:
-        price_by_profile(costs, profile)
+        price_by_profile(costs, profile, lengths=lengths)
     return {
         "model": model.spec,
         "tracer": flow.tracer,

@@ -276,11 +276,18 @@ def gated_model_of(
         loaded.model, flow, gate=run.gate, gate_args=run.gate_args, droprate=droprate, seed=request.training.seed
     )
     if run.profile is not None:
-        price_by_profile(gated.costs, run.profile, digest=run.profile_digest)
+        price_by_profile(gated.costs, run.profile, digest=run.profile_digest, lengths=run.length)
     return gated
 
 
-def price_by_profile(costs: "Costs", path: Path, *, digest: str = "", profile: "Profile | None" = None) -> "Profile":
+def price_by_profile(
+    costs: "Costs",
+    path: Path,
+    *,
+    digest: str = "",
+    profile: "Profile | None" = None,
+    lengths: tuple[int, ...] | None = None,
+) -> "Profile":
     """Let costs that have to be measured be those of a profile; say where it was measured, if not here.
 
     Args:
@@ -288,9 +295,10 @@ def price_by_profile(costs: "Costs", path: Path, *, digest: str = "", profile: "
         path: File of the profile.
         digest: Of the profile that a run began with, where one has.
         profile: What is in the file, where that has been read already.
+        lengths: Of sequences, that the other costs are the mean over; None leaves them to the example.
 
     Raises:
-        ConfigError: the profile is of another network, or is not the one that the run began with.
+        ConfigError: the profile is of another network or another length, or is not the one that the run began with.
         FileFormatError: the file is no profile.
     """
     from l0prune.cost.kinds import metric_named, metric_names
@@ -299,6 +307,7 @@ def price_by_profile(costs: "Costs", path: Path, *, digest: str = "", profile: "
     profile = profile or Profile.load(path)
     if digest and profile.digest != digest:
         raise ConfigError(f"{path} has changed since the run began: put the profile back that it began with")
+    profile.require_lengths(lengths or ())
     for metric in metric_names():
         if metric_named(metric).cost is None:
             costs(metric, profile)

@@ -34,7 +34,9 @@ class ProfileFlags(Options):
     length: int | None = option(
         None, "Length of sequences, where the network takes any.", within="[1, inf)", shown="the example's"
     )
-    seconds: float = option(90.0, "Seconds to spend on timing, about.", within="[1, inf)")
+    seconds: float = option(
+        90.0, "Seconds to spend on timing, about; on a busy machine up to twice that.", within="[1, inf)"
+    )
     seed: int = option(0, "Seed of the widths that are timed.", within="[0, inf)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ KIND = FileKind("l0prune.profile", 1, "a profile of a network", REMEDY)
 
 NOISY = 0.05
 """Relative width of the interval of the dense network's time from which on a profile is called noisy."""
+
+_OF_TOKENS = 2
+"""Dimensions of an input of sequences: rows and their length."""
 
 REGIONS = ("small", "whole", "odd")
 """Of counts: below a block; multiples of what the blocked kernels take; others."""
@@ -306,6 +309,23 @@ class Profile:
                 raise ConfigError(
                     f"this profile was measured with {what}={there[what]}, and {what}={value} is asked for; {REMEDY}"
                 )
+
+    def require_lengths(self, lengths: Collection[int]) -> None:
+        """See that it was measured at these lengths of sequences.
+
+        Args:
+            lengths: What is asked for; nothing asks for none.
+
+        Raises:
+            ConfigError: it was measured at another one, or there are several.
+        """
+        there = sorted({shape[1] for shape in self.inputs.values() if len(shape) == _OF_TOKENS})
+        if there and set(lengths) - set(there):
+            at, asked = ", ".join(map(str, there)), ",".join(map(str, lengths))
+            raise ConfigError(
+                f"this profile was measured at a length of {at}, and lengths of {asked} are asked for: a profile is of one"
+                f" length, so give --length {at}, or make one at another with `l0prune profile MODEL --length N --out PROFILE`"
+            )
 
 
 def network_fingerprint(flow: ChannelFlow) -> str:

@@ -57,6 +57,19 @@ def test_a_profile_of_another_machine_or_version_says_so(profile):
     assert "measured with onnxruntime 1.0, here is" in older.elsewhere()
 
 
+def test_a_profile_is_of_one_length_of_sequences(profile):
+    of_texts = replace(profile, inputs={"input_ids": (1, 32), "attention_mask": (1, 32)})
+
+    of_texts.require_lengths(())
+    of_texts.require_lengths((32,))
+    profile.require_lengths((32, 128))  # of images, which have none
+    for asked in ((32, 128), (128,)):
+        with pytest.raises(
+            ConfigError, match=r"measured at a length of 32, .* a profile is of one length, so give --length 32"
+        ):
+            of_texts.require_lengths(asked)
+
+
 def test_a_profile_of_other_threads_or_batches_is_refused(profile):
     profile.require_terms(threads=1, batch_size=1)
     with pytest.raises(ConfigError, match="measured with threads=1, and threads=2 is asked for"):

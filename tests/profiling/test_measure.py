@@ -14,7 +14,7 @@ from l0prune.measuring.hardware import Environment, processor
 from l0prune.model_call import ModelCall
 from l0prune.profiling import runner
 from l0prune.profiling.cuts import random_cuts
-from l0prune.profiling.measure import ProfileOptions, Workload, profile_of, sample_from, without_drift
+from l0prune.profiling.measure import ProfileOptions, Workload, _share_done, profile_of, sample_from, without_drift
 from l0prune.profiling.outline import Moment
 from tests.helpers.profile_example import branching_net
 
@@ -83,3 +83,12 @@ def test_a_machine_that_gets_slower_is_taken_as_if_it_had_kept_its_speed(measure
 
     assert np.ptp(steady) / steady.mean() < 0.15
     assert np.ptp([moment.sample.total_us for moment in drifting]) / steady.mean() > 0.5
+
+
+def test_a_busy_machine_is_given_up_to_twice_the_time():
+    one, two = ProfileOptions(seconds=10.0), ProfileOptions(seconds=10.0, threads=2)
+
+    assert _share_done(10.0, 10.0, one) == 1
+    assert _share_done(10.0, 4.0, one) == 0.5
+    assert _share_done(20.0, 4.0, one) == 1
+    assert _share_done(10.0, 18.0, two) == 1
