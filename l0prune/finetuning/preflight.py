@@ -223,6 +223,8 @@ def try_batch(gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime:
                 placed, placed_targets = runtime.place(inputs, targets)
                 outputs = task.call(model, placed, placed_targets)
                 break
+            except DataError:
+                raise
             except Exception as error:
                 if order is wanted[-1]:
                     raise DataError(
@@ -231,7 +233,7 @@ def try_batch(gated: GatedModel, inputs: Any, targets: Any, task: Task, runtime:
                     ) from error
         try:
             value = task.loss(in_float32(outputs), placed_targets)
-        except ConfigError:
+        except (ConfigError, DataError):
             raise
         except Exception as error:
             raise DataError(

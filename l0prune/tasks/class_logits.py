@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from l0prune.errors import DataError, L0PruneWarning
 from l0prune.model_call import call
 from l0prune.sources.datasets import Array
 from l0prune.sources.stored import TokenRows
-from l0prune.tasks.outputs import chosen_output
+from l0prune.tasks.outputs import USUAL, chosen_output
 from l0prune.tasks.task import Answer, Metric, Task
 from l0prune.tasks.teaching import counted_mean, softened_divergence
 
@@ -46,6 +46,12 @@ class ClassLogits(Task):
 
     axis: ClassVar[int] = 1
     """Dimension of the classes in the logits; the targets have the others."""
+    n_positions: ClassVar[tuple[int, ...]] = (0,)
+    """Dimensions that the targets may have beside that of the batch; that many positions have a class each."""
+    shapes: ClassVar[str] = "logits (N, C) and targets (N,)"
+    """What fits, in words."""
+    usual: ClassVar[tuple[str, ...]] = USUAL
+    """Names of the output that need not be given."""
 
     @property
     def metric(self) -> Metric:
@@ -53,8 +59,37 @@ class ClassLogits(Task):
         return ACCURACY
 
     def aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the class that each of their predictions should be."""
-        return chosen_output(outputs, self.output), targets
+        """Logits, and the class that each of their predictions should be.
+
+        Raises:
+            DataError: they are of another number of dimensions, or of other sizes, than the task is about.
+        """
+        logits = chosen_output(outputs, self.output, usual=type(self).usual)
+        self.require_shapes(logits, tuple(targets.shape))
+        return logits, targets
+
+    def require_shapes(self, logits: Tensor, targets: tuple[int, ...], *, sizes: bool = True, source: str = "") -> None:
+        """See that logits are of what the targets are of.
+
+        Args:
+            logits: Of some rows.
+            targets: Shape of the targets.
+            sizes: Whether they are of the same rows, so that sizes have to agree as well; those of pixels are resized.
+            source: What the targets come from, for the message.
+
+        Raises:
+            DataError: naming both shapes and those that are expected.
+        """
+        kind, found = type(self), tuple(logits.shape)
+        fits = len(targets) - 1 in kind.n_positions and len(found) == len(targets) + 1
+        if fits and sizes:
+            own = [size for dim, size in enumerate(found) if dim != kind.axis % len(found)]
+            fits = own[0] == targets[0] if kind.axis == 1 else own == list(targets)
+        if not fits:
+            raise DataError(
+                f"task {task_name(kind)!r} takes {kind.shapes}, and the network gives {found} for targets {targets}{source}:"
+                " choose another task, or give data or a network that fit it"
+            )
 
     def counted(self, targets: Tensor) -> Tensor | None:
         """Which of the aligned targets count, bool of their shape; None where all do."""
@@ -101,12 +136,9 @@ class ClassLogits(Task):
                 in another order.
         """
         n_classes = self.n_classes(data)
-        logits = classes_of(loaded.model, loaded.example_inputs, self.output)
-        if logits.dim() != data.y_train.ndim + 1:
-            raise DataError(
-                f"the targets of {data.name} have shape {data.y_train.shape[1:]} each, the logits of {loaded.spec!r} have"
-                f" {tuple(logits.shape[1:])}: expected the targets' shape and one dimension of classes"
-            )
+        logits = classes_of(loaded.model, loaded.example_inputs, self.output, usual=type(self).usual)
+        targets = (len(logits), *data.y_train.shape[1:])
+        self.require_shapes(logits, targets, sizes=False, source=f" of {data.name}")
         n_outputs = logits.shape[self.axis]
         if n_outputs < n_classes:
             raise DataError(
@@ -173,6 +205,11 @@ class ClassLogits(Task):
         )
 
 
+def task_name(kind: type[Task]) -> str:
+    """What a task is called on the command line: as its file is."""
+    return kind.__module__.rpartition(".")[2].replace("_", "-")
+
+
 def class_names(model: nn.Module) -> tuple[str, ...]:
     """What a model calls its outputs, as those of transformers do; empty where it does not say."""
     names = getattr(getattr(model, "config", None), "id2label", None)
@@ -182,9 +219,9 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def classes_of(model: nn.Module, inputs: Any, output: str | None = None) -> Tensor:
-    """The logits of a model for some inputs; `output` as in `ClassLogits`."""
-    return chosen_output(call(model, inputs), output)
+def classes_of(model: nn.Module, inputs: Any, output: str | None = None, *, usual: Sequence[str] = USUAL) -> Tensor:
+    """The logits of a model for some inputs; `output` and `usual` as in `ClassLogits`."""
+    return chosen_output(call(model, inputs), output, usual=usual)
 
 
 def most_frequent(labels: Array) -> float:

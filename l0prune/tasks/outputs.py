@@ -11,7 +11,7 @@ from torch import Tensor
 from l0prune.errors import ConfigError
 from l0prune.model_call import output_names, output_tensors
 
-__all__ = ["chosen_output", "named_outputs"]
+__all__ = ["USUAL", "chosen_output", "named_outputs"]
 
 USUAL = ("logits",)
 """What libraries call the output that is meant."""

@@ -160,7 +160,7 @@ def test_maps_are_trained_as_pixels_and_do_not_move_with_their_images():
             ["--task", "pixels", "--task-arg", "output=mask"],
             "there is no output 'mask': the network returns output (2, 2, 8, 8)",
         ),
-        (["--task", "classification"], "has 256 classes, 'labels_of_a_user:mapper' has 2 outputs"),
+        (["--task", "classification"], "takes logits (N, C) and targets (N,), and the network gives (2, 2, 8, 8) for"),
         (["--task", f"{NAME}:maps"], f"'{NAME}:maps' returned a tuple, expected an l0prune.Task"),
         (["--task", f"{NAME}:nothing"], "has no 'nothing'"),
     ],

@@ -88,6 +88,11 @@ class Embeddings(Task):
         del targets
         flat = pytree.tree_map(_flattened, inputs) if self.pairs else inputs
         states = chosen_output(call(model, flat), self.output, usual=USUAL)
+        if states.dim() not in (2, 3):
+            raise DataError(
+                "task 'embeddings' takes outputs (N, D), or states of tokens (N, T, D), and the network gives"
+                f" {tuple(states.shape)}: name another of its outputs (--task-arg output=NAME), or choose another task"
+            )
         if states.dim() == 3:
             mask = flat.get("attention_mask") if isinstance(flat, Mapping) else None
             counted = states.new_ones(states.shape[:2]) if mask is None else (mask != 0).to(states)

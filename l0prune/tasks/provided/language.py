@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from l0prune.tasks.class_logits import ClassLogits
-from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.task import Answer, Metric, Task, only
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ class LanguageModelling(ClassLogits):
     shift: bool = True
 
     axis: ClassVar[int] = -1
+    n_positions: ClassVar[tuple[int, ...]] = (1,)
+    shapes: ClassVar[str] = "logits (N, T, V) and targets (N, T)"
     warns_of_spare_outputs: ClassVar[bool] = False
 
     @property
@@ -55,7 +56,7 @@ class LanguageModelling(ClassLogits):
 
     def aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the token that each of them is to predict."""
-        logits = chosen_output(outputs, self.output)
+        logits, targets = super().aligned(outputs, targets)
         return (logits[:, :-1], targets[:, 1:]) if self.shift else (logits, targets)
 
     def weight(self, inputs: Any, targets: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l0prune.tasks.class_logits import ClassLogits
-from l0prune.tasks.outputs import chosen_output
 from l0prune.tasks.task import Answer, Metric, Task
 
 if TYPE_CHECKING:
@@ -34,6 +33,10 @@ class PixelClassification(ClassLogits):
 
     ignore: int | None = 255
 
+    n_positions: ClassVar[tuple[int, ...]] = (2, 3)
+    shapes: ClassVar[str] = "logits (N, C, H, W) and targets (N, H, W)"
+    usual: ClassVar[tuple[str, ...]] = ("logits", "out")
+
     @property
     def metric(self) -> Metric:
         """In per cent; classes that are neither there nor predicted are left out."""
@@ -52,7 +55,7 @@ class PixelClassification(ClassLogits):
 
     def aligned(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the resolution of the targets."""
-        logits = chosen_output(outputs, self.output, usual=("logits", "out"))
+        logits, targets = super().aligned(outputs, targets)
         if logits.shape[2:] != targets.shape[1:]:
             logits = F.interpolate(logits, targets.shape[1:], mode="bilinear", align_corners=False)
         return logits, targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,12 @@ class Regression(Task):
         """Mean squared error.
 
         Raises:
-            DataError: outputs and targets differ in size.
+            DataError: outputs and targets are of other shapes; dimensions of size 1, and all of them in a row, do not count.
         """
         predicted = chosen_output(outputs, self.output)
-        if predicted.numel() != targets.numel():
+        given, wanted = ([size for size in x.shape[1:] if size != 1] for x in (predicted, targets))
+        alike = given == wanted or (math.prod(given) == math.prod(wanted) and 1 in (len(given), len(wanted)))
+        if not alike or predicted.shape[:1] != targets.shape[:1]:
             raise DataError(
                 f"the targets have shape {tuple(targets.shape[1:])} each, and the model gives {tuple(predicted.shape[1:])}:"
                 " give targets, or a model, of the same size"

@@ -22,3 +22,5 @@ class TokenClassification(ClassLogits):
     ignore: int | None = -100
 
     axis: ClassVar[int] = -1
+    n_positions: ClassVar[tuple[int, ...]] = (1,)
+    shapes: ClassVar[str] = "logits (N, T, C) and targets (N, T)"
