@@ -73,6 +73,8 @@ def require_no_options(model: ModelOptions) -> None:
 
 def evaluate_model(model: ModelOptions, run: RunOptions, *, batch_size: int) -> dict[str, Any]:
     """Score of a model as it is loaded; plain data."""
+    from l0prune.surgery.record import has_surgery
+
     loaded = load_file(model) if is_onnx(model.spec) else load(model, run=run)
     if has_random_weights(model):
         note(f"{model.spec} has random weights; load trained ones with --weights FILE")
@@ -80,7 +82,7 @@ def evaluate_model(model: ModelOptions, run: RunOptions, *, batch_size: int) -> 
     for call in (model_call(model), data_call(run.data, run.data_args), task_call(run.task, run.task_args)):
         remember(call)
     score = case.score(loaded.model, batch_size=batch_size)
-    form = "onnx" if loaded.runs_only else "dense"
+    form = "onnx" if loaded.runs_only else "compact" if has_surgery(loaded.model) else "dense"
     return described(model.spec, run.data, case, {form: score}, trained=not has_random_weights(model))
 
 

@@ -33,7 +33,8 @@ from l0prune.hf.token_files import (
 from l0prune.model_call import output_tensors
 from l0prune.reading import is_file, read_json
 from l0prune.sources.hf_folder import CONFIG, is_cut
-from l0prune.sources.libraries import build_hf, construct, optional, quiet
+from l0prune.sources.libraries import build_hf, optional, quiet
+from l0prune.sources.tokenizers import load_tokenizer
 
 __all__ = ["VocabularyCut", "cut_vocabulary"]
 
@@ -118,7 +119,7 @@ def cut_vocabulary(
     content = read_json(source / _TOKENIZER, "tokenizer")
     vocabulary = vocabulary_of(content, str(source / _TOKENIZER))
     model: Any = build_hf(str(source), {}, pretrained=False).model
-    tokenizer = _tokenizer(source)
+    tokenizer = load_tokenizer(source)
     corpus = list(texts)
     counts, letters = _counted(tokenizer, corpus)
     weight = _embedding(model, source).weight
@@ -147,7 +148,7 @@ def cut_vocabulary(
         _write_config(source, draft, model, place, len(kept))
         _write_tokenizer(source, draft, renumbered_tokenizer(content, kept, others), place, len(kept))
         ids = place | {old: place[other] for old, other in others.items()}
-        unchanged = _require_same_pieces(tokenizer, _tokenizer(draft), corpus, ids, draft, set(place))
+        unchanged = _require_same_pieces(tokenizer, load_tokenizer(draft), corpus, ids, draft, set(place))
         difference = _difference(build_hf(str(draft), {}, pretrained=False).model, before, kept)
         tolerance = _TOLERANCE_OF_HALF if half else _TOLERANCE
         if not difference <= tolerance:
@@ -164,13 +165,6 @@ def cut_vocabulary(
 def _in_order(chosen: set[int], n_rows: int) -> npt.NDArray[np.int64]:
     """Ids that the embedding has, ascending."""
     return np.array(sorted(number for number in chosen if number < n_rows), np.int64)
-
-
-def _tokenizer(folder: Path) -> Any:
-    transformers = optional("transformers", "hf")
-    load = transformers.AutoTokenizer.from_pretrained
-    with quiet(transformers):
-        return construct(str(folder), load, folder, local_files_only=True, trust_remote_code=False)
 
 
 def _embedding(model: Any, source: Path) -> nn.Embedding:

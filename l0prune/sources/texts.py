@@ -12,9 +12,9 @@ import numpy.typing as npt
 from l0prune.errors import DataError
 from l0prune.sources.datasets import DataSource
 from l0prune.sources.held_out import held_rows
-from l0prune.sources.libraries import construct, optional, quiet
 from l0prune.sources.stored import TokenRows
 from l0prune.sources.tables import Table, read_parts
+from l0prune.sources.tokenizers import load_tokenizer
 
 __all__ = ["TextOptions", "read_texts"]
 
@@ -84,7 +84,7 @@ def read_texts(kind: str, rest: str, options: TextOptions) -> DataSource:
             f"{train.source}: scores are of pairs, and no column of second texts is named: give --text-pair"
         )
     tables = [train] if test is None else [train, test]
-    tokenizer = _tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer)
     targets, class_names = _targets(tables, options, name)
     inputs = [_encoded(tokenizer, table, text, pair, options) for table in tables]
     if options.as_language:
@@ -118,13 +118,6 @@ def _column(table: Table, asked: str | None, usual: Sequence[str], option: str) 
             f"{table.source}: {missing}; it has {', '.join(map(str, table.columns))[:200]}: name it with --{option}"
         )
     return found
-
-
-def _tokenizer(folder: str) -> Any:
-    transformers = optional("transformers", "hf")
-    load = transformers.AutoTokenizer.from_pretrained
-    with quiet(transformers):
-        return construct(folder, load, folder, local_files_only=True, trust_remote_code=False)
 
 
 def _encoded(tokenizer: Any, table: Table, text: str, pair: str | None, options: TextOptions) -> dict[str, TokenRows]:
