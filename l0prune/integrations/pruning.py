@@ -211,9 +211,13 @@ class Pruning:
         device = gated.gates.locations.device
         wrapped = gated.__dict__.pop("forward", None)  # as accelerate puts it there for mixed precision
         gated.to("cpu")
+        if self._teacher is not None:
+            self._teacher.is_silent = True
         try:
             yield device
         finally:
+            if self._teacher is not None:
+                self._teacher.is_silent = False
             gated.to(device)
             if wrapped is not None:
                 gated.forward = wrapped

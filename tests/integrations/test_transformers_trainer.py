@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import namedtuple
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -203,6 +204,50 @@ def test_a_teacher_counts_items_as_the_model_does(heeds):
     whole = student(x, labels=labels).loss
     parts = [student(x[i : i + 2], labels=labels[i : i + 2], num_items_in_batch=4).loss for i in (0, 2)]
     torch.testing.assert_close(sum(parts) / (1 if heeds else 2), whole)
+
+
+Fields = namedtuple("Fields", ["loss", "logits"])
+
+
+@pytest.mark.parametrize("form", [tuple, dict, Fields])
+def test_the_teacher_understands_every_form_of_outputs(form):
+    class Net(torch.nn.Linear):
+        made = SimpleNamespace
+
+        def forward(self, x, labels):
+            logits = super().forward(x)
+            loss = F.cross_entropy(logits, labels)
+            return (loss, logits, x) if self.made is tuple else self.made(loss=loss, logits=logits)
+
+    torch.manual_seed(0)
+    dense, student, x, labels = Net(3, 2), Net(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    DenseTeacher(dense, 0.7, 2.0).attach(student)
+    expected = student(x, labels=labels).loss
+    Net.made = form
+    found = student(x, labels=labels)
+
+    assert type(found) is form
+    assert torch.equal(found["loss"] if form is dict else found[0], expected)
+    assert not torch.equal(expected, F.cross_entropy(F.linear(x, student.weight, student.bias), labels))
+
+
+def test_the_teacher_teaches_models_that_return_tuples(tmp_path):
+    as_tuples = gated_bert()
+    as_tuples.model.config.return_dict = False
+    _, of_tuples = trained(tmp_path / "a", same_noise_(as_tuples))
+    _, usual = trained(tmp_path / "b", same_noise_(gated_bert()))
+
+    for name, value in usual.compact.state_dict().items():
+        torch.testing.assert_close(of_tuples.compact.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_teacher_that_no_loss_can_hear_says_so_once(tmp_path):
+    with pytest.warns(l0prune.errors.L0PruneWarning) as told:
+        trained(tmp_path, label_smoothing_factor=0.1)
+
+    ours = [str(warning.message) for warning in told if "teaches nothing" in str(warning.message)]
+    assert len(ours) == 1
+    assert "label_smoothing_factor" in ours[0]
 
 
 def test_what_cannot_be_pruned_is_one_line(tmp_path):
