@@ -204,7 +204,7 @@ def rivals(case: Case, keeps: list[float], python: Path) -> Iterator[dict[str, A
             row = json.loads(line)
             file = row.pop("file", None)
             score = {} if file is None else {"score": case.evaluate(onnx_outputs(out / file))}
-            yield {"network": case.name, "method": f"onnxsim {row.pop('name').rpartition('-')[0]}", **row, **score}
+            yield {"network": case.name, "method": f"onnxsim {row.pop('name')}", **row, **score}
         if done.returncode:
             yield {"network": case.name, "method": "onnxsim", "keep": None, "error": done.stderr.strip()[-300:]}
 

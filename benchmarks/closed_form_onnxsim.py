@@ -3,7 +3,7 @@
     python benchmarks/closed_form_onnxsim.py dense.onnx CALIBRATION.npz OUT KEEP ...
 
 onnxsim takes the share of channels to remove, the same for all layers or over all of them, so that is searched for. Writes
-OUT/SCORE-KEEP.onnx for both of its scores (magnitude and Wanda) and for either kind of share, each with its recovery by ridge
+a file for both of its scores (magnitude and Wanda) and for either kind of share, each with its recovery by ridge
 regression, which covers MatMul and Gemm; prints one line of JSON a file.
 """
 
@@ -104,7 +104,7 @@ def main() -> None:
     for score in ("magnitude", "wanda"):
         for over_all in (False, True):
             for keep in arguments.keep:
-                clock, name = time.perf_counter(), f"{score}{'-global' if over_all else ''}-{keep:g}"
+                clock, name = time.perf_counter(), f"{score}{', shares over all layers' if over_all else ''}"
                 prune = partial(pruned, dense, batches, score, over_all=over_all)
                 try:
                     model = at_cost(prune, lambda found: macs_of(found, one) / whole, keep)
@@ -115,14 +115,10 @@ def main() -> None:
                         flush=True,
                     )
                     continue
-                for kind, made in (("", model), ("-recovered", recovered)):
-                    onnx.save(made, arguments.out / f"{name}{kind}.onnx")
-                    row = {
-                        "name": name + kind,
-                        "keep": keep,
-                        "macs": macs_of(made, one) / whole,
-                        "file": f"{name}{kind}.onnx",
-                    }
+                for kind, made in (("", model), (", recovered", recovered)):
+                    file = f"{name}{kind} {keep:g}.onnx"
+                    onnx.save(made, arguments.out / file)
+                    row = {"name": name + kind, "keep": keep, "macs": macs_of(made, one) / whole, "file": file}
                     print(json.dumps({**row, "seconds": round(time.perf_counter() - clock, 1)}), flush=True)
 
 
