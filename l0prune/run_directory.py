@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.errors import FileFormatError
 from l0prune.files import clear_abandoned, remove, write_whole
 from l0prune.plain_data import FileKind
-from l0prune.reading import is_there, read_json, reading
+from l0prune.recorded_directory import STATUSES, RecordedDirectory, installed_versions, require_status
 
-__all__ = ["STATUSES", "RunDirectory", "RunRecord", "installed_versions"]
+__all__ = ["RunDirectory", "RunRecord"]
 
 KIND = FileKind("l0prune.run", 1, "the description of a run", "start the run again, or use the version that wrote it")
-STATUSES = ("running", "interrupted", "failed", "finished")
-RECORDED_PACKAGES = ("l0prune", "torch", "torch-pruning", "onnx", "onnxruntime", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
@@ -65,19 +60,16 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class RunDirectory(RecordedDirectory[RunRecord]):
     """Paths of a run.
 
     Args:
         path: The directory.
     """
 
-    path: Path
-
-    @property
-    def record_path(self) -> Path:
-        """run.json."""
-        return self.path / "run.json"
+    noun = "run"
+    made_by = "a finetune"
+    record_type = RunRecord
 
     @property
     def metrics(self) -> Path:
@@ -165,7 +157,7 @@ class RunDirectory:
             data=dict(data),
             versions=installed_versions(),
         )
-        text = _dump(record)
+        text = run.text_of(record)
         for existing in run.own_files:
             remove(existing)
         path.mkdir(parents=True, exist_ok=True)
@@ -184,72 +176,12 @@ class RunDirectory:
         run.read()
         return run
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other process trains in this directory meanwhile; the lock ends with the process, however it ends.
-
-        Raises:
-            RunDirectoryError: another process does.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no lock for directories
-            yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RunDirectoryError(
-                        f"another process is training in {self.path}: wait for it to end, or name another directory"
-                    ) from error
-            yield
-        finally:
-            os.close(handle)
-
-    def require_free(self, *, overwrite: bool = False) -> None:
-        """See that a run may begin here.
-
-        Raises:
-            RunDirectoryError: the path is a file, holds a run (unless `overwrite`), or holds something else.
-        """
-        if not os.path.lexists(self.path):
-            return
-        if not self.path.is_dir():
-            what = "is a file" if self.path.exists() else "is a broken link"
-            raise RunDirectoryError(f"{self.path} {what}: name a directory for the run")
-        clear_abandoned(self.path)
-        if not set(self.path.iterdir()) - self._traces():
-            return
-        if not self.record_path.exists():
-            raise RunDirectoryError(f"{self.path} is not empty and holds no run: name another directory")
-        if not overwrite:
-            raise RunDirectoryError(
-                f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or name"
-                " another directory"
-            )
-
     def _traces(self) -> set[Path]:
         """What is left of a run that was stopped before it had anything to keep, and while it was cleared away."""
         if any(map(os.path.lexists, (self.record_path, self.compact, self.onnx, self.bench, self.report))):
             return set()
         kept = (self.checkpoint, self.path / "checkpoint.previous")
         return set() if any(map(os.path.lexists, kept)) else {self.metrics, self.path / "checkpoint.partial"}
-
-    def read(self) -> RunRecord:
-        """What run.json says.
-
-        Raises:
-            RunDirectoryError: if there is no run.json.
-            FileFormatError: if it cannot be understood.
-        """
-        if not is_there(self.record_path):
-            raise RunDirectoryError(f"{self.path} holds no run (no run.json): name the --out directory of a finetune")
-        kind, remedy = "description of a run", "start the run again"
-        with reading(self.record_path, kind, remedy=remedy):
-            return RunRecord.from_json(read_json(self.record_path, kind, remedy=remedy), source=str(self.record_path))
 
     def set_status(
         self, status: str, *, result: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
@@ -267,13 +199,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: unknown status, or no run here.
         """
-        if status not in STATUSES:
-            raise RunDirectoryError(f"a run cannot be {status!r}: choose one of {', '.join(STATUSES)}")
+        require_status(status, self.noun)
         record = self.read()
         result = record.result if result is None else dict(result)
-        record = replace(record, status=status, result=result, config={**record.config, **(config or {})})
-        write_whole(self.record_path, _dump(record))
-        return record
+        return self.write(replace(record, status=status, result=result, config={**record.config, **(config or {})}))
 
     def discard(self) -> None:
         """Remove what a run that failed before its first checkpoint has left; other files and a used run stay."""
@@ -286,18 +215,3 @@ class RunDirectory:
         clear_abandoned(self.path)
         if self.path.is_dir() and not self.path.is_symlink() and not any(self.path.iterdir()):
             self.path.rmdir()
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages a result depends on; what is not installed is left out."""
-    found = {name: next(iter(metadata.distributions(name=name)), None) for name in RECORDED_PACKAGES}
-    return {name: distribution.version for name, distribution in found.items() if distribution is not None}
-
-
-def _dump(record: RunRecord) -> str:
-    try:
-        return json.dumps(record.to_json(), indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise RunDirectoryError(
-            f"the description of the run is not plain JSON ({error}): give numbers and text"
-        ) from error

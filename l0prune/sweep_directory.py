@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from l0prune.errors import FileFormatError, RunDirectoryError
-from l0prune.files import clear_abandoned, remove, write_json
+from l0prune.errors import FileFormatError
+from l0prune.files import remove, write_whole
 from l0prune.plain_data import FileKind
-from l0prune.reading import is_there, read_json, reading
-from l0prune.run_directory import STATUSES, RunDirectory, installed_versions
+from l0prune.recorded_directory import STATUSES, RecordedDirectory, installed_versions, require_status
+from l0prune.run_directory import RunDirectory
 
 __all__ = ["Interval", "SweepDirectory", "SweepPoint", "SweepRecord", "SweepResult"]
 
@@ -135,19 +133,16 @@ class SweepRecord:
 
 
 @dataclass(frozen=True)
-class SweepDirectory:
+class SweepDirectory(RecordedDirectory[SweepRecord]):
     """Paths of a sweep.
 
     Args:
         path: The directory.
     """
 
-    path: Path
-
-    @property
-    def record_path(self) -> Path:
-        """sweep.json."""
-        return self.path / "sweep.json"
+    noun = "sweep"
+    made_by = "`l0prune sweep`"
+    record_type = SweepRecord
 
     @property
     def bench(self) -> Path:
@@ -202,53 +197,26 @@ class SweepDirectory:
             data=dict(data),
             versions=installed_versions(),
         )
+        text = sweep.text_of(record)
         if sweep.record_path.exists():
             for budget in sweep.read().budgets:
                 remove(sweep.run(budget).path)
         for existing in (sweep.bench, sweep.picture, sweep.record_path):
             remove(existing)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(sweep.record_path, record.to_json())
+        write_whole(sweep.record_path, text)
         return sweep
 
     def require_free(self, *, overwrite: bool = False) -> None:
-        """See that a sweep may begin here.
+        """As for a run.
 
         Raises:
-            RunDirectoryError: the path is a file, holds a sweep (unless `overwrite`), or holds something else.
+            RunDirectoryError: as for a run.
             FileFormatError: the sweep to be replaced does not say what belongs to it.
         """
-        if not os.path.lexists(self.path):
-            return
-        if not self.path.is_dir():
-            what = "is a file" if self.path.exists() else "is a broken link"
-            raise RunDirectoryError(f"{self.path} {what}: name a directory for the sweep")
-        clear_abandoned(self.path)
-        if not any(self.path.iterdir()):
-            return
-        if not self.record_path.exists():
-            raise RunDirectoryError(f"{self.path} is not empty and holds no sweep: name another directory")
-        if not overwrite:
-            raise RunDirectoryError(
-                f"{self.path} already holds a sweep: continue it with --resume, replace it with --overwrite, or name"
-                " another directory"
-            )
-        self.read()
-
-    def read(self) -> SweepRecord:
-        """What sweep.json says.
-
-        Raises:
-            RunDirectoryError: if there is no sweep.json.
-            FileFormatError: if it cannot be understood.
-        """
-        if not is_there(self.record_path):
-            raise RunDirectoryError(
-                f"{self.path} holds no sweep (no sweep.json): name the --out directory of `l0prune sweep`"
-            )
-        kind = "description of a sweep"
-        with reading(self.record_path, kind, remedy=REMEDY):
-            return SweepRecord.from_json(read_json(self.record_path, kind, remedy=REMEDY), source=str(self.record_path))
+        super().require_free(overwrite=overwrite)
+        if self.record_path.exists():
+            self.read()
 
     def set_status(self, status: str, *, result: SweepResult | None = None) -> SweepRecord:
         """Write how the sweep stands.
@@ -256,21 +224,13 @@ class SweepDirectory:
         Args:
             status: One of `STATUSES`.
             result: What to keep; None leaves what is there.
-        """
-        record = self.read()
-        record = replace(record, status=status, result=record.result if result is None else result)
-        write_json(self.record_path, record.to_json())
-        return record
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other process trains in this directory meanwhile; the lock ends with the process, however it ends.
 
         Raises:
-            RunDirectoryError: another process does.
+            RunDirectoryError: unknown status, or no sweep here.
         """
-        with RunDirectory(self.path).locked():
-            yield
+        require_status(status, self.noun)
+        record = self.read()
+        return self.write(replace(record, status=status, result=record.result if result is None else result))
 
 
 def _is_name(text: str) -> bool:

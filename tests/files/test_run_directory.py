@@ -9,7 +9,8 @@ import pytest
 from l0prune import run_directory
 from l0prune.errors import FileFormatError, RunDirectoryError
 from l0prune.files import remove
-from l0prune.run_directory import RunDirectory, RunRecord, installed_versions
+from l0prune.recorded_directory import installed_versions
+from l0prune.run_directory import RunDirectory, RunRecord
 
 DESCRIPTION = {
     "argv": ["l0prune", "finetune", "resnet20"],

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = [
     *("errors", "kept", "machine", "files", "reading", "plain_data", "options", "pictures"),
     *(
+        "recorded_directory",
         "run_directory",
         "sweep_directory",
         "measuring",
