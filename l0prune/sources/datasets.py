@@ -11,7 +11,7 @@ import numpy.typing as npt
 from l0prune.errors import DataError
 from l0prune.randomness import left_alone, seed_all
 from l0prune.reading import is_there
-from l0prune.sources import readers
+from l0prune.sources import image_folders, readers
 from l0prune.sources.factories import call_factory
 from l0prune.sources.stored import Stored
 from l0prune.sources.tables import TABLES
@@ -28,7 +28,7 @@ READERS = {
     "npz": readers.read_npz,
     "mnist": readers.read_mnist,
     "cifar10": readers.read_cifar10,
-    "folder": readers.read_folder,
+    "folder": image_folders.read_folder,
 }
 _LEAST_WITHOUT_TEST = 16
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -122,7 +122,7 @@ def load_data(
         path = Path(rest).expanduser()
         if not is_there(path):
             raise DataError(f"{spec!r}: no such {'file' if kind == 'npz' else 'folder'}: {path}.")
-        arrays = readers.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
+        arrays = image_folders.read_folder(path, image_size) if kind == "folder" else READERS[kind](path)
         return _from_arrays(arrays, spec)
     if is_factory(spec):
         return data_of(call_data_factory(spec, arguments or {}), spec)

@@ -10,8 +10,8 @@ import torch
 from l0prune.errors import DataError
 from l0prune.sources.batches import ImageBatches
 from l0prune.sources.datasets import DataSource, load_data
+from l0prune.sources.image_folders import ImageFiles
 from l0prune.sources.preprocessing import Preprocessing
-from l0prune.sources.readers import ImageFiles
 from l0prune.tasks.provided.classification import Classification
 
 
@@ -269,7 +269,7 @@ def test_pictures_of_several_sizes_need_one(tmp_path):
 def test_a_large_folder_is_read_batch_by_batch_and_gives_the_same_images(tmp_path, monkeypatch):
     write_images(tmp_path, {"train/a": 3, "train/b": 2, "test/a": 1, "test/b": 1}, size=(9, 7))
     whole = load_data(f"folder:{tmp_path}", image_size=(8, 8))
-    monkeypatch.setattr("l0prune.sources.readers.IN_MEMORY", 3 * 64 * 4)  # the training data are more than this
+    monkeypatch.setattr("l0prune.sources.image_folders.IN_MEMORY", 3 * 64 * 4)  # the training data are more than this
     streamed = load_data(f"folder:{tmp_path}", image_size=(8, 8))
 
     assert isinstance(streamed.x_train, ImageFiles)
