@@ -12,7 +12,7 @@ from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
 from l0prune.finetuning.checkpoints import Store, checkpoint_exists, weights_digest
-from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
 from l0prune.finetuning.counted import counted, require_repeatable
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
 from l0prune.finetuning.passes import first_rows
@@ -35,6 +35,8 @@ from l0prune.tasks.teaching import frozen_copy
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune", "train"]
 
 AGAIN = "start the run again"
+_FAST = 10
+"""Times the usual rate from which on a rate is likely meant for another optimizer."""
 
 
 def finetune(
@@ -175,6 +177,9 @@ def how_weights_move(plan: RunPlan) -> str:
     """Optimizer and rate of the weights, and what the network has to do with them."""
     settings, suited = plan.settings, plan.suited
     said = f"{settings.optimizer} moves the weights, at a peak rate of {settings.lr:g}"
+    usual = OPTIMIZERS[settings.optimizer]["lr"]
+    if settings.lr > _FAST * usual:
+        said += f" (CAREFUL: many times its usual {usual:g})"
     if settings.optimizer == suited.name:
         return f"{said}: {suited.because}"
     return f"{said}; by itself the network would get {suited.name}: {suited.because}"

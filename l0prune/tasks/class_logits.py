@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l0prune.errors import DataError, L0PruneWarning
+from l0prune.errors import ConfigError, DataError, L0PruneWarning
 from l0prune.model_call import call
 from l0prune.sources.datasets import Array
 from l0prune.sources.stored import TokenRows
@@ -136,14 +136,23 @@ class ClassLogits(Task):
                 in another order.
         """
         n_classes = self.n_classes(data)
-        logits = classes_of(loaded.model, loaded.example_inputs, self.output, usual=type(self).usual)
+        takes_head = loaded.spec.startswith("hf:") and type(self).n_positions == (0,)
+        try:
+            logits = classes_of(loaded.model, loaded.example_inputs, self.output, usual=type(self).usual)
+        except ConfigError as error:
+            if self.output is None and takes_head:
+                raise ConfigError(
+                    f"{loaded.spec} has no head that gives classes: --num-labels {n_classes} puts one on it ({error})"
+                ) from error
+            raise
         targets = (len(logits), *data.y_train.shape[1:])
         self.require_shapes(logits, targets, sizes=False, source=f" of {data.name}")
         n_outputs = logits.shape[self.axis]
         if n_outputs < n_classes:
+            how = f"num_classes={n_classes} (--model-arg num_classes={n_classes})"
+            how = f"a new head (--num-labels {n_classes})" if takes_head else how
             raise DataError(
-                f"{data.name} has {n_classes} classes, {loaded.spec!r} has {n_outputs} outputs; build it with "
-                f"num_classes={n_classes} (--model-arg num_classes={n_classes})."
+                f"{data.name} has {n_classes} classes, {loaded.spec!r} has {n_outputs} outputs; build it with {how}."
             )
         if n_outputs > n_classes and data.class_names and type(self).warns_of_spare_outputs:
             shown = f"{', '.join(data.class_names[:N_SHOWN])}{' ...' if n_classes > N_SHOWN else ''}"

@@ -11,7 +11,7 @@ from text_case import text_folder, text_table
 from l0prune.cli.main import cli
 from l0prune.onnx.onnx_model import OnnxModel
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,9 @@ def model(tmp_path_factory):
     text_folder(path / "model")
     text_table(path / "train.tsv")
     text_table(path / "dev.tsv", 12)
+    transformers.AutoModel.from_pretrained(path / "model").save_pretrained(path / "body")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(path / "model" / name, path / "body" / name)
     return path
 
 
@@ -71,6 +74,11 @@ def test_without_labels_the_dense_network_is_matched(model):
         (("digits_resnet", "--weights", "bundled", "--data", "digits", "--text", "a"), "--text is for texts"),
         (("digits_resnet", "--weights", "bundled", "--data", "tsv:{model}"), "has no tokenizer of its own"),
         (("digits_resnet", "--num-labels", "3", "--data", "digits"), "--num-labels puts a head"),
+        (("hf:{model}/body", "--data", "tsv:{model}"), "has no head that gives classes: --num-labels 3 puts one on it"),
+        (
+            ("hf:{model}/model", "--num-labels", "2", "--data", "tsv:{model}"),
+            "build it with a new head (--num-labels 3)",
+        ),
         (("hf:{model}/model", "--data", "tsv:{model}", "--label", "grade"), "no column 'grade'"),
         (("hf:{model}/model", "--data", "tsv:{model}", "--data-arg", "a=1"), "takes no arguments"),
     ],
@@ -85,7 +93,7 @@ def test_what_does_not_go_together_is_one_line(model, arguments, message):
 def test_a_new_head_is_trained_before_the_cut_and_not_taught(model, tmp_path):
     options = ("--budget", "macs=0.8", "--epochs", "2", "--warmup-epochs", "1", "--batch-size", "8", "--align", "1")
     arguments = ("finetune", f"hf:{model}/model", "--num-labels", "4", "--data", f"tsv:{model}", *options)
-    done = told(*arguments, "--optimizer", "adamw", "--out", tmp_path / "run")
+    done = told(*arguments, "--out", tmp_path / "run")
     assert "the dense network is right on" not in done.output
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["distillation_loss"] is None for line in lines)
@@ -94,8 +102,11 @@ def test_a_new_head_is_trained_before_the_cut_and_not_taught(model, tmp_path):
 
 @pytest.mark.slow
 def test_a_classifier_of_texts_is_cut_and_scored_in_every_form(model, tmp_path):
-    options = ("--budget", "macs=0.8", "--epochs", "2", "--batch-size", "8", "--optimizer", "adamw", "--align", "1")
-    told("finetune", f"hf:{model}/model", "--data", f"tsv:{model}", *options, "--out", tmp_path / "run")
+    options = ("--budget", "macs=0.8", "--epochs", "2", "--batch-size", "8", "--align", "1")
+    said = told("finetune", f"hf:{model}/model", "--data", f"tsv:{model}", *options, "--out", tmp_path / "run").stderr
+    assert "adamw moves the weights, at a peak rate of 0.0005: it has attention" in said
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (config["optimizer"], config["lr"]) == ("adamw", 0.0005)
     told("shrink", tmp_path / "run")
     found = json.loads(told("eval", tmp_path / "run", "--json").stdout)
     assert found["accuracy"]["gated"] == found["accuracy"]["compact"] == found["accuracy"]["onnx"]
