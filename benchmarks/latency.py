@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -72,7 +73,13 @@ def interleaved(paths: list[Path], feeds) -> list[float]:
             for node in session.get_outputs():
                 binding.bind_output(node.name, "cpu")
             runs.append(partial(session.run_with_iobinding, binding))
-        terms = {"warmup_s": 0.02, "min_samples": 20, "min_seconds": 0.3, "max_seconds": 3.0, "block_s": 0.01}
+        terms: dict[str, Any] = {
+            "warmup_s": 0.02,
+            "min_samples": 20,
+            "min_seconds": 0.3,
+            "max_seconds": 3.0,
+            "block_s": 0.01,
+        }
         rounds.append(np.median(interleave(runs, one_thread=True, seed=seed, **terms).block_medians, axis=1))
     return (1000 * np.mean(rounds, axis=0)).tolist()
 

@@ -1,5 +1,6 @@
 """From options to a model with its inputs and data."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from l0prune.cli.flags import flag
 from l0prune.cli.output import note
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions, transformers_folder
 from l0prune.cli.tokenizer import tokenizer_folder
-from l0prune.errors import ConfigError
+from l0prune.errors import ConfigError, L0PruneWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -314,6 +315,8 @@ def price_by_profile(
     elsewhere = profile.elsewhere()
     if elsewhere:
         note(f"{path} {elsewhere}: what it says holds there")
+    if profile.doubts:
+        warnings.warn(profile.doubts, L0PruneWarning, stacklevel=2)
     return profile
 
 

@@ -57,7 +57,7 @@ ONE_PATH = (
 
 
 OF_RUN = ("data", "task", "task_args", "budget", "profile", "batch_size", "ignore", "device")
-OF_TRAINING = ("method", "calibration_samples", "uniform", "seed")
+OF_TRAINING = ("method", "calibration_samples", "depth", "uniform", "seed")
 """What can be said of a model that is shrunk at once."""
 OF_MODEL = (*(name for name in options_of(ModelOptions) if name != "spec"), *OF_RUN, *OF_TRAINING, "overwrite")
 RULES = (

@@ -220,6 +220,18 @@ class Profile:
         return (high - low) / self.dense_ms
 
     @property
+    def doubts(self) -> str:
+        """What a noisy machine means for what it predicts, for a message; empty where the machine was quiet."""
+        if self.noise <= NOISY:
+            return ""
+        low, high = self.dense_interval_ms
+        return (
+            f"the machine was noisy when {self.model or 'this network'} was profiled: the dense network takes"
+            f" {self.dense_ms:.3g} ms, between {low:.3g} and {high:.3g}, and what the profile predicts is no better;"
+            " stop other work and profile again"
+        )
+
+    @property
     def error(self) -> float:
         """Half of the checks are predicted at least this well, relative; 0 without checks."""
         errors = sorted(abs(check.predicted_ms / check.measured_ms - 1) for check in self.checks)

@@ -52,4 +52,4 @@ def name_transposed_(model: onnx_ir.Model, torch_model: nn.Module) -> None:
 
 
 def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array)).digest()
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

@@ -21,7 +21,7 @@ from torch import nn
 from l0prune.errors import ConfigError, FileFormatError, L0PruneWarning
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.kept import Kept
-from l0prune.latency.profile import NOISY, Profile, network_fingerprint
+from l0prune.latency.profile import Profile, network_fingerprint
 from l0prune.machine import cache_directory, require_threads
 from l0prune.measuring.hardware import Environment, processor
 from l0prune.model_call import ExampleInputs, ModelCall
@@ -196,7 +196,7 @@ def profile_network(
 
 def remember(profile: Profile, cache: Path) -> None:
     """Keep a profile for the next time, where that is possible; one of a noisy machine is rather made again."""
-    if profile.noise <= NOISY:
+    if not profile.doubts:
         with suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
             profile.save(cache)
@@ -242,13 +242,8 @@ def profile_of(
         seconds=seconds,
         whole=tables.whole,
     )
-    if profile.noise > NOISY:
-        warnings.warn(
-            f"this machine is noisy: the dense network takes {middle:.3g} ms, between {interval[0]:.3g} and {interval[1]:.3g},"
-            " and what the profile predicts is no better; stop other work and profile again",
-            L0PruneWarning,
-            stacklevel=3,
-        )
+    if profile.doubts:
+        warnings.warn(profile.doubts, L0PruneWarning, stacklevel=3)
     return profile
 
 

@@ -158,3 +158,16 @@ def test_an_amount_beyond_the_dense_network_is_warned_of_once(case, tmp_path):
     ).stderr
 
     assert said.count("latency=9s bounds nothing: the dense network has") == 1
+
+
+def test_a_model_that_is_cut_at_once_closes_branches_unless_that_is_denied(case, tmp_path):
+    run, profile, _ = case
+    terms = ("--data", f"npz:{run.parent / 'data.npz'}", "--budget", "latency=0.08", "--profile", profile)
+
+    json_of("shrink", SPEC, *terms, "--out", tmp_path / "run")
+
+    widths = {layer.name: layer.kept_width for layer in PredictedLayers.read(tmp_path / "run" / "latency.json").layers}
+    assert widths["first"] == 0
+    assert widths["stem"] > 0
+    json_of("shrink", SPEC, *terms, "--no-depth", "--out", tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "run.json").read_text())["config"]["depth"] is False

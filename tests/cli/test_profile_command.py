@@ -59,3 +59,12 @@ def test_a_profile_that_has_changed_is_not_taken_for_the_one_of_the_run(profile_
     assert price_by_profile(costs, profile_file, digest=digest).digest == digest
     with pytest.raises(ConfigError, match="has changed since the run began"):
         price_by_profile(costs, profile_file, digest="another")
+
+
+def test_a_profile_of_a_noisy_machine_is_warned_of_where_it_is_used(tmp_path):
+    model, x = branching_net()
+    noisy = hand_made_profile(l0prune.trace(model, x), noise=0.06).save(tmp_path / "noisy.json")
+
+    said = CliRunner().invoke(cli, ["inspect", SPEC, "--profile", str(noisy)]).stderr
+
+    assert "noisy when branching was profiled: the dense network takes 1 ms, between 0.97 and 1.03" in said
