@@ -114,8 +114,9 @@ def _column(table: Table, asked: str | None, usual: Sequence[str], option: str) 
         missing = (
             f"no column {asked!r}" if asked is not None else f"no column is called {', '.join(usual[:3])} or the like"
         )
+        without = ", or do without: --labels none, or --task language" if option == "label" and asked is None else ""
         raise DataError(
-            f"{table.source}: {missing}; it has {', '.join(map(str, table.columns))[:200]}: name it with --{option}"
+            f"{table.source}: {missing}; it has {', '.join(map(str, table.columns))[:200]}: name it with --{option}{without}"
         )
     return found
 

@@ -166,6 +166,7 @@ def test_language_is_its_own_target_and_no_labels_are_zeros(folder, tmp_path):
             "no column is called text, sentence, sentence1 or the like; it has words, label",
         ),
         ("text\tlabel\na film\t0\n", {"label": "grade"}, "no column 'grade'"),
+        ("text\nbad\n", {}, "it has text: name it with --label, or do without: --labels none, or --task language"),
         ("text\tlabel\n", {}, "has no rows"),
         ("text\ttext\na\tb\n", {}, "each once"),
     ],
