@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from l0prune.bench.benchmark import benchmark
 from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
-from l0prune.onnx import export
+from l0prune.onnx import job
 from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.onnx.onnx_model import OnnxModel
 
@@ -218,7 +218,7 @@ def test_a_double_precision_linear_model_is_exact(tmp_path):
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(job, "_INLINE_BYTES", 0)
     model = ConvNet()
     path = export_onnx(model, images(), tmp_path / "large.onnx")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import l0prune
 from l0prune.errors import ConfigError
-from l0prune.onnx import export
+from l0prune.onnx.labels import oldest_ir_version
 
 
 @pytest.mark.parametrize(("opset", "expected"), [(None, 9), (20, 9), (21, 10)])
@@ -29,7 +29,7 @@ def test_types_of_numbers_that_came_later_need_a_later_one(dtype, expected):
     weight = onnx_ir.Value(name="w", const_value=onnx_ir.Tensor(np.zeros(2, kind.numpy()), dtype=kind))
     graph = onnx_ir.Graph([], [], nodes=[], initializers=[weight], opset_imports={"": 18})
 
-    assert export._oldest_ir(onnx_ir.Model(graph, ir_version=12)) == expected
+    assert oldest_ir_version(onnx_ir.Model(graph, ir_version=12)) == expected
 
 
 def test_outputs_have_the_names_that_were_asked_for_or_it_is_said_what_is_wrong(tmp_path):
