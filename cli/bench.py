@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.flags import FilePath, chosen, common_options, flag, flags_of, given
-from l0prune.cli.loading import price_by_profile
+from l0prune.cli.gating import price_by_profile
 from l0prune.cli.opened_run import compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, note, say, show, working
 from l0prune.cli.request import RunOptions

@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l0prune.cli.case_data import load_case
 from l0prune.cli.evaluate import case_of_run, load_file
-from l0prune.cli.loading import load_case
 from l0prune.cli.opened_run import open_finished
 from l0prune.cli.output import note
 from l0prune.cli.request import ModelOptions, RunOptions

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l0prune.cli.case import EVALUATION_BATCH, Case
+from l0prune.cli.case_data import load_case
 from l0prune.cli.flags import GroupedCommand, common_options, flag, flags_of, given, threads_option, whole
-from l0prune.cli.loading import has_random_weights, load, load_case, sides
+from l0prune.cli.loading import has_random_weights, load, sides
 from l0prune.cli.opened_run import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, metric_text, note, print_table, score_text, show, working
 from l0prune.cli.request import ModelOptions, RunOptions, model_options

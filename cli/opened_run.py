@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l0prune.cli.loading import gated_model_of, load, traced
+from l0prune.cli.gating import gated_model_of, traced
+from l0prune.cli.loading import load
 from l0prune.cli.request import FinetuneRequest
 from l0prune.cli.trust import data_call, model_call, require_typed, task_call
 from l0prune.errors import CheckpointError, RunDirectoryError, first_line

@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from l0prune.cli.case import Case
-from l0prune.cli.loading import gated_model_of, load, load_case, require_from_scratch, require_weights, traced
+from l0prune.cli.case_data import load_case
+from l0prune.cli.gating import gated_model_of, traced
+from l0prune.cli.loading import load, require_from_scratch, require_weights
 from l0prune.cli.output import note
 from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
 from l0prune.cli.trust import FactoryCall, data_call, model_call, task_call

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from l0prune.cli.flags import GroupedCommand, chosen, common_options, flags_of, threads_option
-from l0prune.cli.loading import calls_at, load
+from l0prune.cli.gating import calls_at
+from l0prune.cli.loading import load
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.process import EXIT_ERROR
 from l0prune.cli.request import ModelOptions, model_options

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import l0prune
-from l0prune.cli.loading import price_by_profile
+from l0prune.cli.gating import price_by_profile
 from l0prune.cli.main import cli
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
