@@ -14,7 +14,7 @@ from l0prune.cli.flags import THREADS, FilePath, common_options
 from l0prune.cli.output import console, cost_rows, note, print_table, ratio, say, score_text, show, size, working
 from l0prune.cli.report import report_run
 from l0prune.cli.request import BUNDLED, FinetuneRequest, ModelOptions, RunOptions
-from l0prune.cli.shrink import shrink_run
+from l0prune.cli.shrink_run import shrink_run
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.finetuning.config import FinetuneConfig
 

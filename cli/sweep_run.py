@@ -16,7 +16,7 @@ from l0prune.cli.finetune_run import (
 from l0prune.cli.output import note
 from l0prune.cli.prepared import DenseWeights, Prepared, Shared, calls_of, share
 from l0prune.cli.request import FinetuneRequest
-from l0prune.cli.shrink import shrink_run
+from l0prune.cli.shrink_run import shrink_run
 from l0prune.cli.trust import remember
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.reading import reading

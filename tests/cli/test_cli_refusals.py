@@ -486,7 +486,7 @@ def test_a_killed_shrink_leaves_nothing_that_stays(run):
 import os, signal
 from pathlib import Path
 import l0prune
-from l0prune.cli.shrink import shrink_run
+from l0prune.cli.shrink_run import shrink_run
 l0prune.shrink = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 shrink_run(Path({str(run)!r}), trust=True)
 """
