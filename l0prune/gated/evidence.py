@@ -28,7 +28,9 @@ class EvidenceMover:
 
     The worth of a unit is the running mean of (z dL/dz)^2 over the steps in which its gate was open, the diagonal of the Fisher
     information, by which the loss grows when the unit closes: at the minimum that a trained network is in, the gradient of a gate
-    says nothing about closing it, and its square does. The location of a gate is
+    says nothing about closing it, and its square does. Of each step the proportions count alone: a network that has just lost
+    much has squares up to 10^5 times as large, and one such step would outweigh all that was seen before, in favour of the units
+    that happened to be open in it. The location of a gate is
 
         log_alpha_i = start_i + sharpness * (log(worth_i / cost_i) - log(price)),
 
@@ -73,13 +75,20 @@ class EvidenceMover:
             count: Of how many batches.
             of_branches: The same of branches, shape `(n_branches,)`.
         """
-        self._worth = self._mean(self._worth, self._seen, squares, count)
+        squares = squares.detach().to(self._worth)
+        scale = self._scale(squares)
+        self._worth = self._mean(self._worth, self._seen, squares * scale, count)
         if of_branches is not None:
+            of_branches = of_branches.detach().to(self._worth) * scale
             self._branch_worth = self._mean(self._branch_worth, self._branch_seen, of_branches, count)
+
+    def _scale(self, squares: Tensor) -> float:
+        """What brings squares to the sum that the worth of the same gates has; 1 where none of them was seen before."""
+        is_known = (squares > 0) & squares.isfinite() & (self._seen > 0)
+        return float(self._worth[is_known].sum() / squares[is_known].sum()) if bool(is_known.any()) else 1.0
 
     def _mean(self, worth: Tensor, seen: Tensor, squares: Tensor, count: float) -> Tensor:
         """A running mean with new squares in it; `seen`, which counts batches, is brought up to date in place."""
-        squares = squares.detach().to(worth)
         is_new = (squares > 0) & squares.isfinite()
         seen += count * is_new
         weight = (count / seen.clamp_max(self._config.memory).clamp_min(count)) * is_new

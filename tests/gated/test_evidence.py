@@ -85,19 +85,19 @@ def test_the_expected_cost_follows_the_target_from_step_to_step(gate):
 
 
 def test_gates_rank_by_what_their_units_are_worth_for_their_cost():
-    gated = injected()
+    gated = injected(memory=1e6)
     worth = torch.rand(gated.n_gates, generator=torch.Generator().manual_seed(0)) + 0.1
-    gated.observe(worth, 1000.0)
+    gated.observe(worth, 1e6)
     with torch.no_grad():
         gated.gates.log_alpha.fill_(3.0)
     costs = gated._gate_training.pursuit.marginal(gated.open_probability())[0]
 
     train(gated, 1)
 
-    # One step beside a thousand does not change the order: the memory is 20 steps, so let the fresh step weigh 1/20 at most.
-    value = (0.95 * worth / costs.cpu()).log()
+    # One step beside a million does not change the order.
+    value = (worth / costs.cpu()).log()
     order, placed = value.argsort(), gated.gates.locations.cpu()
-    distance = (placed[order][1:] - placed[order][:-1])[(value[order][1:] - value[order][:-1]) > 0.06]
+    distance = (placed[order][1:] - placed[order][:-1])[(value[order][1:] - value[order][:-1]) > 1e-3]
     assert len(distance) > 5
     assert (distance > 0).all()
 
@@ -148,6 +148,28 @@ def test_evidence_that_was_gathered_before_decides_where_nothing_else_was_seen()
 
     difference = ascending.gates.locations - descending.gates.locations
     assert torch.corrcoef(torch.stack([difference.cpu(), worth]))[0, 1] > 0.3
+
+
+def test_of_each_step_the_proportions_count_alone():
+    quiet, loud = injected(), injected()
+    for step in range(8):
+        squares = torch.rand(quiet.n_gates, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + 0.01
+        squares[step::5] = 0  # gates that were closed
+        quiet.observe(squares, 1.0)
+        loud.observe(squares * (1e5 if step % 2 else 1.0), 1.0)
+
+    torch.testing.assert_close(loud.worth, quiet.worth, rtol=1e-9, atol=0)
+
+
+def test_units_that_were_closed_while_the_loss_was_large_are_worth_no_less_for_it():
+    gated = injected()
+    squares = torch.ones(gated.n_gates, dtype=torch.float64)
+    gated.observe(squares, 20.0)
+    squares[::2] = 0
+
+    gated.observe(1e5 * squares, 1.0)
+
+    torch.testing.assert_close(gated.worth, torch.ones_like(squares))
 
 
 def test_gates_follow_the_gradient_where_a_step_saw_no_loss():
