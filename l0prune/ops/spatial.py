@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from l0prune.ops.node import NoRuleError
 from l0prune.ops.operation import Op, Operation
+from l0prune.ops.sizes import Cut, Rows, SizedCall
 from l0prune.ops.tracker import IdArray, Labels
 
 __all__: list[str] = []
@@ -23,7 +31,54 @@ _OTHERS = ["_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_
            "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"]  # fmt: skip
 
 
-@Operation(" ".join([*_POOLS, *_UPSAMPLES, *_OTHERS]))
+class SpatialCall(SizedCall):
+    """A call of what mixes positions; torch refuses a tensor without channels there, so it is made of one, and left without it.
+
+    Its only size is the number of channels, where that is zero.
+    """
+
+    kind = "space"
+    functions = (
+        *(getattr(F, name) for pool in _POOLS for name in (pool, f"{pool}_with_indices") if hasattr(F, name)),
+        *(getattr(torch, pool) for pool in _POOLS if hasattr(torch, pool)),
+        F.interpolate,
+        F.unfold,
+    )
+
+    def __init__(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, without: bool = False
+    ) -> None:
+        super().__init__(func, args, kwargs)
+        self._without = without
+
+    def make(self) -> Any:
+        """Its result; without channels where the plan says so and it is given none."""
+        empty = [dim for dim, size in enumerate(self._tensor.shape) if size == 0] if self._without else []
+        if len(empty) != 1:
+            return super().make()
+        dim = empty[0]
+        one = F.pad(self._tensor, [0, 0] * (self._tensor.dim() - dim - 1) + [0, 1])
+        args, kwargs = (one, *self.args[1:]), {name: value for name, value in self.kwargs.items() if name != "input"}
+        return pytree.tree_map(lambda result: result.narrow(dim, 0, 0), self.func(*args, **kwargs))
+
+    def given(self) -> dict[int, tuple[Any, ...]]:
+        """One channel, which it needs, where it has none."""
+        return {0: (1,)} if 0 in self._tensor.shape and not self._without else {}
+
+    def with_sizes(self, rows: Rows) -> SpatialCall:
+        """The same call, which may be given no channels."""
+        del rows
+        return SpatialCall(self.func, self.args, self.kwargs, without=True)
+
+    @classmethod
+    def rows(cls, cut: Cut, node: Node, item: int) -> Rows:
+        """That there are no channels, where a dimension of the result is closed."""
+        gates = cut.gates(node)
+        first = gates[0] if gates and isinstance(gates[0], (list, tuple)) else gates
+        return ((0, 0),) if any(g is not None and cut.kept.count(g) == 0 for g in first) else ()
+
+
+@Operation(" ".join([*_POOLS, *_UPSAMPLES, *_OTHERS]), call=SpatialCall)
 def spatial(op: Op) -> Labels | list[Labels]:
     """Trailing dimensions (1, 2 or 3, as the op's name says) are mixed; the others pass."""
     labels = op.labels(op.tensor_args()[0])
@@ -85,7 +140,7 @@ def windows(op: Op) -> Labels:
     return [*labels, None]
 
 
-@Operation("im2col")
+@Operation("im2col", call=SpatialCall)
 def patches(op: Op) -> Labels:
     """F.unfold, `(*, C, H, W)` to `(*, C * positions, L)`: a channel lives or dies with all positions of the patch."""
     labels = op.labels(op.arg("self"))

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from l0prune.surgery.size_rules import SizeRule
+
 __all__ = [
     "CACHES",
     "CONSTANT",
@@ -30,7 +32,7 @@ __all__ = [
 CONSTANT = "constant"
 """Name of the buffer with what a dropped module returns."""
 _MOST = 1 << 24
-"""Channels that no module has; a file that says so is damaged."""
+"""Channels and sizes that no module has; a file that says so is damaged."""
 
 
 class Constant(NamedTuple):
@@ -48,7 +50,7 @@ class ModuleDrop:
         module: Its dotted name.
         size: Channels of what it returns, before later cuts.
         dim: The dimension of the channels.
-        strides: For every dimension, by what the size of the argument is divided, rounded up.
+        strides: For every dimension, by what the size of the argument is divided.
         held: Whether what it returns is a constant that something needs, and so part of the state dict; else it is zero.
         argument: Position or name of the argument.
         alone: Whether it is the only one, and has no name.
@@ -56,7 +58,8 @@ class ModuleDrop:
         position: Of the tensor in the tuple; the other items are None.
         written: Whether the code after it writes into what it returns.
         cache_layer: Layer of a cache of keys and values that is told of the tokens, so that it counts them; -1 for none.
-        factors: For every dimension, by what it is multiplied, as by a transposed convolution; empty where none is.
+        factors: For every dimension, by what it is multiplied before, as by a transposed convolution; empty where none is.
+        offsets: For every dimension, what is added before it is divided and rounded down; empty where it is rounded up.
     """
 
     module: str
@@ -71,6 +74,14 @@ class ModuleDrop:
     written: bool = False
     cache_layer: int = -1
     factors: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = ()
+
+    @property
+    def rules(self) -> list[SizeRule]:
+        """For every dimension, how the size follows from that of the argument."""
+        factors = self.factors or (1,) * len(self.strides)
+        offsets = self.offsets or tuple(stride - 1 for stride in self.strides)
+        return [SizeRule(*rule) for rule in zip(factors, offsets, self.strides, strict=True)]
 
     def __post_init__(self) -> None:
         """See that the numbers make sense.
@@ -83,7 +94,10 @@ class ModuleDrop:
             and 0 <= self.dim < len(self.strides)
             and min(self.strides) > 0
             and len(self.factors) in (0, len(self.strides))
-            and min(self.factors, default=1) > 0
+            and min(self.factors, default=1) >= 0
+            and len(self.offsets) in (0, len(self.strides))
+            and all(factor > 0 or offset > 0 for factor, offset in zip(self.factors, self.offsets, strict=False))
+            and max(map(abs, (*self.factors, *self.offsets, *self.strides))) <= _MOST
             and 0 <= self.position < max(self.items, 1)
             and self.module
         ):
@@ -107,7 +121,9 @@ class Dropped(nn.Module):
         self.constant: Tensor
         self.source = source
         self.dim = drop.dim
-        self.strides, self.factors = list(drop.strides), list(drop.factors or (1,) * len(drop.strides))
+        self.factors = [rule.factor for rule in drop.rules]
+        self.offsets = [rule.offset for rule in drop.rules]
+        self.strides = [rule.stride for rule in drop.rules]
         self.written = drop.written
         self.folds = drop.held and not drop.written
         self.spread = True
@@ -120,11 +136,8 @@ class Dropped(nn.Module):
         if self.folds and not self.spread:
             return result.view([1] * self.dim + [-1] + [1] * (len(sizes) - self.dim - 1))
         for dim, stride in enumerate(self.strides):
-            if stride > 1:
-                sizes[dim] = (sizes[dim] + stride - 1) // stride
-        for dim, factor in enumerate(self.factors):
-            if factor > 1:
-                sizes[dim] = sizes[dim] * factor
+            if self.factors[dim] != 1 or self.offsets[dim] != 0 or stride != 1:
+                sizes[dim] = (sizes[dim] * self.factors[dim] + self.offsets[dim]) // stride
         sizes[self.dim] = -1
         result = result.expand(sizes)
         return result.clone() if self.written else result

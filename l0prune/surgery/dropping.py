@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,37 +14,21 @@ from torch.fx import Node
 from l0prune.flow.channel_flow import ChannelFlow
 from l0prune.flow.removable import State, branch_states, dead_nodes, input_dependent
 from l0prune.kept import Kept
+from l0prune.look.free_sizes import other_images
 from l0prune.look.recording import path_of
-from l0prune.model_call import evaluation_mode
+from l0prune.model_call import ModelCall
 from l0prune.ops.node import NoRuleError, aliased, module_of, node_shape, op_name
 from l0prune.surgery.dropped import CACHES, Constant, ModuleDrop, is_within
 from l0prune.surgery.in_graph import branch_constants
+from l0prune.surgery.module_calls import CalledModule, Shape, called_modules
 from l0prune.surgery.plan import SurgeryPlan, named_tensors
+from l0prune.surgery.size_rules import SizeRule
 
 __all__ = ["Dropping", "NotDroppableError"]
-
-Shape = tuple[int, ...]
 
 
 class NotDroppableError(Exception):
     """No modules can stand for the branches that closed; the message says why."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a module was called with, and what it returned.
-
-    Attributes:
-        given: Position or name of each argument that is a tensor -> its shape.
-        alone: Whether there is one argument, without a name.
-        returned: Shapes of what it returned, None for what is none; of a tensor, its alone.
-        items: Length of the tuple; 0 for a tensor, -1 for what is neither.
-    """
-
-    given: dict[int | str, Shape]
-    alone: bool
-    returned: tuple[Shape | None, ...]
-    items: int
 
 
 class Dropping:
@@ -81,7 +63,9 @@ class Dropping:
         self._nodes = [n for n in program.graph.nodes if n.op == "call_function" and path_of(n) == 0]
         self._live = input_dependent(program.graph, frozenset(program.graph_signature.user_inputs))
         self._states = branch_states(program.graph.nodes, dead_nodes(program.graph, flow.nodes, kept), self._live)
-        self._calls = _calls_of(model, inputs)
+        traced = ModelCall(*inputs)
+        others = (*flow.captured.free.others(traced), *other_images(traced))
+        self._calls, self._elsewhere = called_modules(model, traced, others)
         self._inside = self._nodes_by_module(model)
         gone = self._gone()
         closed = [
@@ -168,13 +152,16 @@ class Dropping:
         calls = self._calls[path]
         shape = _shape_of(node)
         returned = calls[0].returned
-        if any(call != calls[0] for call in calls[1:]) or calls[0].items < 0 or shape not in returned:
+        everywhere = [*calls, *self._elsewhere.get(path, ())]
+        if any(call.form != calls[0].form for call in everywhere) or calls[0].items < 0 or shape not in returned:
             raise NotDroppableError(f"{path!r} returns more than tensors in a tuple")
         if len(needed) > len(calls):
             raise NotDroppableError(f"{path!r} returns several constants")
-        argument, dim, strides, factors = self._like(node, calls[0].given, path)
+        position = returned.index(shape)
+        argument, dim, rules = self._like(node, everywhere, position, path)
         if needed:
             self._needed[path] = needed
+        factors, offsets, strides = zip(*rules, strict=True)
         return ModuleDrop(
             path,
             self._size(node, dim, shape),
@@ -184,23 +171,28 @@ class Dropping:
             argument=argument,
             alone=calls[0].alone,
             items=calls[0].items,
-            position=returned.index(shape),
+            position=position,
             written=any(w and source in exits for e in exits for user in e.users for source, w in aliased(user)),
             cache_layer=_cache_layer(module),
             factors=factors,
+            offsets=offsets,
         )
 
-    def _like(self, node: Node, given: Mapping[int | str, Shape], path: str) -> tuple[int | str, int, Shape, Shape]:
-        """The argument that has the shape of the result but for its channels, their dimension, the strides and the factors."""
-        shape = _shape_of(node)
-        fitting = [(dim, name) for dim in self._channels(node) for name in given if len(given[name]) == len(shape)]
-        for scale in (_stride, _factor):
-            for dim, name in fitting:
-                both = enumerate(zip(given[name], shape, strict=True))
-                scales = tuple(1 if d == dim else scale(a, b) for d, (a, b) in both)
-                if all(scales):
-                    return (name, dim, scales, ()) if scale is _stride else (name, dim, (1,) * len(shape), scales)
-        raise NotDroppableError(f"none of the arguments of {path!r} has the shape of what it returns")
+    def _like(
+        self, node: Node, calls: list[CalledModule], position: int, path: str
+    ) -> tuple[int | str, int, list[SizeRule]]:
+        """The argument from whose sizes those of the result follow, the dimension of the channels, and how the others follow."""
+        fitting = []
+        for dim in self._channels(node):
+            for name, shape in calls[0].given.items():
+                pairs = [(call.given[name], call.returned[position] or ()) for call in calls]
+                if len(shape) == len(pairs[0][1]) > dim:
+                    rules = [_rule(pairs, d) if d != dim else SizeRule() for d in range(len(shape))]
+                    fitting.append((name, dim, [rule for rule in rules if rule is not None]))
+        fitting = [found for found in fitting if len(found[2]) == len(_shape_of(node))]
+        if not fitting:
+            raise NotDroppableError(f"the size of what {path!r} returns does not follow from that of an argument")
+        return min(fitting, key=lambda found: sum(rule != SizeRule() for rule in found[2]))
 
     def _channels(self, node: Node) -> list[int]:
         """Dimensions that may be that of the channels, the likeliest first."""
@@ -239,17 +231,8 @@ def _passes_on(node: Node) -> bool:
     )
 
 
-def _stride(size: int, result: int) -> int:
-    """By what a size is divided to give another, rounded up; 0 if it is not."""
-    if size == result:
-        return 1
-    stride = round(size / result) if result else 0
-    return stride if stride > 1 and -(-size // stride) == result else 0
-
-
-def _factor(size: int, result: int) -> int:
-    """By what a size is multiplied to give another; 0 if it is not."""
-    return result // size if size > 0 and result % size == 0 else 0
+def _rule(pairs: list[tuple[Shape, Shape]], dim: int) -> SizeRule | None:
+    return SizeRule.of((given[dim], made[dim]) for given, made in pairs)
 
 
 def _cache_layer(module: nn.Module) -> int:
@@ -257,39 +240,3 @@ def _cache_layer(module: nn.Module) -> int:
     layer = getattr(module, "layer_idx", None)
     takes = any(name in inspect.signature(type(module).forward).parameters for name in CACHES)
     return layer if takes and type(layer) is int else -1
-
-
-def _calls_of(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, list[_Call]]:
-    """The calls of every module in one forward pass, by the first name of the module."""
-    names = {module: path for path, module in model.named_modules()}
-    found: dict[str, list[_Call]] = defaultdict(list)
-
-    def write_down(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if module in names:
-            found[names[module]].append(
-                _Call(dict(_tensors(args, kwargs)), len(args) == 1 and not kwargs, *_returned(output))
-            )
-
-    handles = [module.register_forward_hook(write_down, with_kwargs=True) for module in names]
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            model(*inputs[0], **inputs[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[int | str, Shape]]:
-    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for name, value in named:
-        if isinstance(value, Tensor):
-            yield name, tuple(value.shape)
-
-
-def _returned(output: Any) -> tuple[tuple[Shape | None, ...], int]:
-    if isinstance(output, Tensor):
-        return (tuple(output.shape),), 0
-    if type(output) is not tuple or not all(item is None or isinstance(item, Tensor) for item in output):
-        return (), -1
-    return tuple(None if item is None else tuple(item.shape) for item in output), len(output)

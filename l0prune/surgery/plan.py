@@ -64,7 +64,8 @@ class CallChange:
 
     Attributes:
         module: Name of the innermost module whose forward pass makes the call.
-        kind: "view", "expand", "unflatten", "split", "slice" or "groups" (of a convolution).
+        kind: "view", "expand", "unflatten", "split", "slice", "groups" (of a convolution) or "space" (what pools or resizes no
+            channels).
         number: Which call of its kind it is within one forward pass of the module, from zero, submodules included.
         sizes: Rows of a place among the sizes (the part of a split, the item of an index) and the size there (start and stop
             of a slice).

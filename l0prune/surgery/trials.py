@@ -14,6 +14,7 @@ from torch import nn
 
 from l0prune.gated.model import GatedModel
 from l0prune.kept import Kept
+from l0prune.look.free_sizes import other_images
 from l0prune.look.recording import variations
 from l0prune.model_call import ModelCall
 from l0prune.surgery.equivalence import difference_between, random_like
@@ -76,7 +77,7 @@ class Trials:
         self._given, self._traced, self._tolerance = given, traced, tolerance
         self._weights: dict[_Draw, DrawnWeights] = {}
         self._on_draws: dict[_Draw, list[Trial]] = {}
-        self._sizes: dict[torch.dtype | None, list[Trial]] = {}
+        self._sizes: dict[tuple[torch.dtype | None, bool], list[Trial]] = {}
 
     def outcome(self, compact: nn.Module, used: SurgeryPlan) -> Outcome:
         """The first that does not agree, or the worst; NaN counts only if the given inputs give it.
@@ -133,9 +134,10 @@ class Trials:
             yield from self._on_noise(draw, None)
         yield from self._trained_on_noise
         if used.is_rewritten:
-            if dtype not in self._sizes:
-                self._sizes[dtype] = list(self._other_sizes(dtype))
-            yield from self._sizes[dtype]
+            images = bool(used.drops) and used.form == "in-place"
+            if (dtype, images) not in self._sizes:
+                self._sizes[dtype, images] = list(self._other_sizes(dtype, images=images))
+            yield from self._sizes[dtype, images]
 
     @cached_property
     def _first(self) -> Trial:
@@ -202,10 +204,11 @@ class Trials:
             self._on_draws[draw, None] = [t for t in trials if t.is_accepted and t.run.path in known]
         return self._on_draws[draw, None]
 
-    def _other_sizes(self, dtype: torch.dtype | None) -> Iterator[Trial]:
-        """Another batch size, and longer lengths."""
+    def _other_sizes(self, dtype: torch.dtype | None, *, images: bool) -> Iterator[Trial]:
+        """Another batch size, longer lengths, and images of another size where what stands for modules has to follow it."""
         free = self._reference.flow.captured.free
-        for calls in (free.elsewhere(self._traced), free.longer(self._traced)):
+        resized = other_images(self._traced) if images else iter(())
+        for calls in (free.elsewhere(self._traced), free.longer(self._traced), resized):
             trials = (self._at_draw(0, dtype, call) for call in calls)
             yield from islice((trial for trial in trials if trial.is_accepted), 1)
 

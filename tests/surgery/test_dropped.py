@@ -222,6 +222,130 @@ def test_a_level_of_a_u_net_that_closes_leaves_a_constant_of_the_size_that_it_is
     assert difference(again(x), compact(x)) < EXACT
 
 
+class Lower(nn.Module):
+    """What is computed at another size, and brought back beside what was there, which may be brought to one size."""
+
+    def __init__(self, up: nn.Module, size: int | None = None, *, in_code: bool = False) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 5, 1), nn.Sequential(nn.Conv2d(5, 7, 3, 2, 1), nn.ReLU())
+        self.up, self.head, self.size, self.in_code = up, nn.Conv2d(10, 4, 3), size, in_code
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.up(self.down(x))
+        x = x if self.size is None else F.interpolate(x, self.size)
+        return self.head(torch.cat((x, F.interpolate(y, x.shape[2:]) if self.in_code else y), 1))
+
+
+ENLARGED = {
+    "to a size": Lower(nn.Sequential(nn.Upsample(size=16), nn.Conv2d(7, 5, 1)), 16),
+    "to a size at the end": Lower(nn.Sequential(nn.Conv2d(7, 5, 1), nn.Upsample(size=16)), 16),
+    "by a factor": Lower(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(7, 5, 1))),
+    "by windows": Lower(nn.ConvTranspose2d(7, 5, 4, 2, 1)),
+    "by windows without padding": Lower(nn.Sequential(nn.ConvTranspose2d(7, 5, 3, 2), nn.ZeroPad2d((0, -1, 0, -1)))),
+    "by shuffling": Lower(nn.Sequential(nn.Conv2d(7, 20, 1), nn.PixelShuffle(2))),
+    "by pooling to a size": Lower(nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Conv2d(7, 5, 1)), in_code=True),
+    "in code": Lower(nn.Conv2d(7, 5, 1), in_code=True),
+}
+
+
+@pytest.mark.parametrize("form", [None, "graph"])
+@pytest.mark.parametrize("name", ENLARGED)
+def test_what_was_brought_to_a_size_has_it_at_every_size_of_the_image(name, form):
+    """A fixed size is not taken for a factor, nor a factor for a fixed size."""
+    net = ENLARGED[name]
+    flow = traced(net, inputs(2, 3, 16, 16))
+    values = torch.full((flow.n_gates,), 0.75)
+    values[torch.from_numpy(flow.branches[0].gates)] = 0.0
+    gated = gated_at(net, flow, values)
+
+    compact = shrink(gated, form=form)
+
+    assert n_parameters(compact) < n_parameters(net)
+    if form is None:
+        assert surgery_of(compact).form == "in-place", surgery_of(compact).not_in_place_because
+        for size in (16, 8, 12, 20):
+            x = inputs(3, 3, size, size)
+            assert difference(compact(x), gated(x)) < EXACT
+    else:
+        assert difference(compact(inputs(3, 3, 16, 16)), gated(inputs(3, 3, 16, 16))) < EXACT
+
+
+class UNet(nn.Module):
+    """Three levels, between which code pools; what is enlarged is joined to what was there."""
+
+    def __init__(self, pool, enlarge) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 1, 1), nn.ReLU()) for a, b in ((3, 4), (4, 6), (6, 8))
+        )
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in ((8, 6), (6, 4)))
+        self.join = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * b, b, 3, 1, 1), nn.BatchNorm2d(b), nn.ReLU()) for b in (6, 4)
+        )
+        self.head, self.pool, self.enlarge = nn.Conv2d(4, 2, 1), pool, enlarge
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed, x = [], self.down[0](x)
+        for down in self.down[1:]:
+            passed.append(x)
+            x = down(self.pool(x))
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat((passed.pop(), self.enlarge(up(x))), 1))
+        return self.head(x)
+
+
+def halves(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 2)
+
+
+def doubles(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear")
+
+
+POOLS = {
+    "largest and linear": (halves, doubles),
+    "mean and nearest": (lambda x: F.avg_pool2d(x, 2), lambda x: F.interpolate(x, scale_factor=2)),
+}
+
+
+def lower_levels_closed(name: str, *numbers: int):
+    """A U-Net, and its gated form in which these branches are closed, or all."""
+    net = UNet(*POOLS[name]).double().eval()
+    flow = traced(net, inputs(2, 3, 16, 16))
+    values = torch.full((flow.n_gates,), 0.75)
+    for number in numbers or range(len(flow.branches)):
+        values[torch.from_numpy(flow.branches[number].gates)] = 0.0
+    return net, gated_at(net, flow, values)
+
+
+@pytest.mark.parametrize("numbers", [(), (0,), (1,)], ids=str)
+@pytest.mark.parametrize("name", POOLS)
+def test_a_u_net_that_loses_its_lower_levels_keeps_its_class(name, numbers, tmp_path):
+    net, gated = lower_levels_closed(name, *numbers)
+
+    compact = shrink(gated)
+
+    assert surgery_of(compact).form == "in-place", surgery_of(compact).not_in_place_because
+    assert n_parameters(compact) < n_parameters(net)
+    for size in (16, 8, 24):
+        x = inputs(3, 3, size, size)
+        assert difference(compact(x), gated(x)) < EXACT
+    again = l0prune.load(l0prune.save(compact, tmp_path / "compact"), base=net)
+    assert difference(again(x), compact(x)) < EXACT
+    compact.train()(x).square().mean().backward()
+
+
+@pytest.mark.slow
+def test_a_u_net_without_its_lower_levels_becomes_a_file_for_onnxruntime(tmp_path):
+    _, gated = lower_levels_closed("largest and linear")
+    compact, x = shrink(gated).float(), inputs(2, 3, 16, 16).float()
+
+    path = l0prune.export_onnx(compact, x, tmp_path / "compact.onnx")
+
+    assert "MaxPool" not in {node.op_type for node in onnx.load(str(path)).graph.node}
+
+
 def test_a_module_that_is_called_for_two_branches_is_left_to_run():
     """What it returns is another constant for each."""
 
@@ -266,7 +390,15 @@ def test_numbers_that_make_no_sense_are_refused_when_a_plan_is_read():
     plan = surgery_of(shrink(gated)).plan
     assert SurgeryPlan.from_json(plan.to_json()).drops == plan.drops
 
-    for key, wrong in {"size": -1, "strides": [0, 1], "factors": [2, 1], "dim": 9, "position": 3, "module": ""}.items():
+    for key, wrong in {
+        "size": -1,
+        "strides": [0, 1],
+        "factors": [2, 1],
+        "offsets": [0],
+        "dim": 9,
+        "position": 3,
+        "module": "",
+    }.items():
         data = plan.to_json()
         data["drops"] = [{**data["drops"][0], key: wrong}]
         with pytest.raises(FileFormatError, match="damaged"):
