@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 
 from torch import nn
 
@@ -28,4 +28,8 @@ def sizes_in_step(model: nn.Module) -> Alike:
         return settings.can_have(shapes, integers)
 
     unmoved = (1.0,) * len(settings.sizes)
-    return Alike(f"the configuration of {settings.name}", settings.alike, frozenset({unmoved}), accepts)
+    names: dict[Hashable, str] = {
+        grows: " and ".join(setting.name for setting, times in zip(settings.sizes, grows, strict=True) if times != 1.0)
+        for grows in set(settings.alike.values()) - {unmoved}
+    }
+    return Alike(f"the configuration of {settings.name}", settings.alike, frozenset({unmoved}), accepts, names)

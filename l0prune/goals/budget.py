@@ -217,8 +217,7 @@ class Budgets(Goal):
         if self.alike is None:
             require_feasible(self.bounds(costs), costs.flow.dimensions, self.branches(costs))
         else:
-            bundles = Bundles(costs.flow, np.zeros(costs.flow.n_gates), self.bounds(costs), self.alike)
-            require_feasible(bundles.bounds, bundles.dimensions)
+            Bundles(costs.flow, np.zeros(costs.flow.n_gates), self.bounds(costs), self.alike).require_feasible()
 
     def pursuit(self, costs: Costs, steps: int, *, placed: bool = False) -> ConstrainedPursuit:
         """A multiplier for each, over a gate phase of so many steps."""

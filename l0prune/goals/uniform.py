@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from l0prune.cost.cost import Cost, FloatArray, IntArray, Sides
 from l0prune.cost.widths import Widths
-from l0prune.errors import ConfigError
+from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.flow.costs import Dimension
+from l0prune.goals.selection import require_feasible
 from l0prune.kept import GateArray, Kept
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ __all__ = ["Alike", "Bundles"]
 
 BoolArray = npt.NDArray[np.bool_]
 Accepts = Callable[[Mapping[tuple[str, int], int], Mapping[int, Collection[int]]], bool]
+
+
+_MOST_QUESTIONS = 64
+"""Choices that are tried for one that can be had, as a class of models may have to be built for each."""
 
 
 def _always(sizes: Mapping[tuple[str, int], int], integers: Mapping[int, Collection[int]]) -> bool:
@@ -43,12 +49,14 @@ class Alike:
         sizes: (tensor, dimension) -> what its size depends on: those that depend on the same keep the same share.
         fixed: What a size depends on that nothing changes.
         accepts: Whether all of them can be had at once, by (tensor, dimension) -> size; and by sizes in calls, dense -> cut.
+        names: What a size depends on -> what it is called.
     """
 
     of: str
     sizes: Mapping[tuple[str, int], Hashable]
     fixed: frozenset[Hashable] = frozenset()
     accepts: Accepts = _always
+    names: Mapping[Hashable, str] = field(default_factory=dict)
 
 
 class Bundles:
@@ -91,7 +99,8 @@ class Bundles:
             self.groups = np.append(self.groups, np.full(n_steps, group))
         if not len(self.groups):
             raise ConfigError(
-                f"{alike.of} can say no smaller size for all layers at once of what can be cut here: leave uniform out"
+                f"{alike.of} can say no smaller size for all layers at once of what can be cut here{self._of_held}:"
+                " leave uniform out"
             )
         self.n = len(self.groups)
         self.sizes: FloatArray = self.sums(np.ones(len(scores)))
@@ -99,54 +108,121 @@ class Bundles:
         self.dimensions = tuple(self._bundled(dimension) for dimension in flow.dimensions)
         self.bounds = tuple(bound._replace(cost=_BundledCost(bound.cost, self)) for bound in bounds)
 
+    def require_feasible(self) -> None:
+        """See that some choice meets the bounds.
+
+        Raises:
+            BudgetInfeasibleError: none does; says what stays as it is.
+        """
+        try:
+            require_feasible(self.bounds, self.dimensions)
+        except BudgetInfeasibleError as error:
+            raise BudgetInfeasibleError(
+                f"{error} This is with the same widths in all layers{self._of_held}."
+            ) from error
+
+    @property
+    def _of_held(self) -> str:
+        """What the sizes that stay as they are depend on, as the end of a sentence; empty where nothing is known of it."""
+        held = {
+            self._alike.names[depends_on]
+            for (name, dim), depends_on in self._alike.sizes.items()
+            if depends_on in self._alike.names and _is_held(self._flow, name, dim)
+        }
+        what = ", ".join(sorted(held))
+        return (
+            f" ({what} cannot change: units of that size are pinned, as those of the model's outputs are)"
+            if held
+            else ""
+        )
+
     def sums(self, values: npt.ArrayLike) -> FloatArray:
         """Sum of what each gate has, shape `(n_gates,)` -> `(n,)`."""
         inside = self.of_gate >= 0
         return np.bincount(self.of_gate[inside], np.asarray(values, np.float64)[inside], self.n).astype(np.float64)
 
     def accepted(self, bundles: BoolArray, *, align: int = 1) -> BoolArray:
-        """The nearest choice of bundles that can be had: fewer of one group, and of the others as many as the bounds then allow.
+        """The nearest choice of bundles that can be had: fewer of some groups, and of others as many as the bounds allow.
 
         Args:
             bundles: A choice within the bounds, shape `(n,)`; it is returned where it can be had.
-            align: Kept sizes are multiples of this.
+            align: Kept sizes that change are multiples of this.
 
         Raises:
-            ConfigError: no such choice can be had.
+            ConfigError: no such choice was found among those nearest.
         """
         counts = np.bincount(self.groups[bundles], minlength=int(self.groups.max()) + 1)
+        questions = iter(range(_MOST_QUESTIONS))
         if self._can_have(counts):
             return bundles
         found: list[tuple[float, IntArray]] = []
         for group in np.unique(self.groups):
-            for count in range(int(counts[group]) - 1, 0, -1):
+            for count in self._counts_below(counts, int(group), align):
                 fewer = counts.copy()
                 fewer[group] = count
+                if next(questions, None) is None:
+                    break
                 if self._can_have(fewer):
-                    filled = self._filled(fewer, int(group), align)
+                    filled = self._filled(fewer, int(group), align, questions)
                     found.append((float(self._weight(filled)), filled))
                     break
         if not found:
+            found = self._of_several(counts, align, questions)
+        if not found:
+            multiples = f" in multiples of {align}" if align > 1 else ""
+            remedy = "a smaller align or another budget" if align > 1 else "another budget"
             raise ConfigError(
-                f"{self._alike.of} refuses every combination of sizes near the one that fits the budget: leave uniform out"
+                f"{self._alike.of} refuses every combination of sizes{multiples} near the one that fits the budget: give"
+                f" {remedy}, or leave uniform out"
             )
         return self._open(max(found, key=lambda pair: pair[0])[1])
 
-    def _filled(self, counts: IntArray, group: int, align: int) -> IntArray:
-        """More bundles of the other groups, while the bounds allow it."""
+    def _counts_below(self, counts: IntArray, group: int, align: int) -> list[int]:
+        """Smaller counts of a group at which its sizes are multiples of `align`, the largest first."""
+        steps = self._steps(group, align)
+        return list(range((int(counts[group]) - 1) // steps * steps, 0, -steps))
+
+    def _of_several(self, counts: IntArray, align: int, questions: Iterator[int]) -> list[tuple[float, IntArray]]:
+        """The heaviest choice of fewer bundles in several groups that can be had; none if it is not among the first ones."""
+        waiting = [(-self._weight(counts), tuple(int(count) for count in counts))]
+        seen = set(waiting)
+        while waiting:
+            weight, given = heapq.heappop(waiting)
+            n_fewer = sum(a < b for a, b in zip(given, counts, strict=True))
+            if n_fewer > 1:
+                if next(questions, None) is None:
+                    return []
+                if self._can_have(np.array(given)):
+                    return [(-weight, np.array(given))]
+            for group in np.unique(self.groups):
+                fewer = np.array(given)
+                for count in self._counts_below(fewer, int(group), align)[:1]:
+                    fewer[group] = count
+                    entry = (-self._weight(fewer), tuple(int(count) for count in fewer))
+                    if entry not in seen:
+                        seen.add(entry)
+                        heapq.heappush(waiting, entry)
+        return []
+
+    def _filled(self, counts: IntArray, group: int, align: int, questions: Iterator[int]) -> IntArray:
+        """More bundles of the other groups, while the bounds allow it and questions are left."""
         counts = counts.copy()
         for other in np.unique(self.groups):
-            steps = max(1, align // math.gcd(align, self._indices_each(int(other))))
+            steps, whole = self._steps(int(other), align), int((self.groups == other).sum())
             while other != group:
                 more = counts.copy()
-                more[other] += steps
-                within = more[other] <= int((self.groups == other).sum()) and all(
+                more[other] = min((int(more[other]) // steps + 1) * steps, whole)
+                within = more[other] > counts[other] and all(
                     bound.cost.hard(self._open(more)) <= bound.keep for bound in self.bounds
                 )
-                if not within or not self._can_have(more):
+                if not within or next(questions, None) is None or not self._can_have(more):
                     break
                 counts = more
         return counts
+
+    def _steps(self, group: int, align: int) -> int:
+        """Bundles of a group that make up a multiple of `align`."""
+        return max(1, align // math.gcd(align, self._indices_each(group)))
 
     def _indices_each(self, group: int) -> int:
         """How many indices of a dimension a bundle of a group stands for, the most common dimension deciding."""
@@ -227,6 +303,13 @@ def _of_nodes(dims: Iterable[Any]) -> Iterator[GateArray]:
             yield from _of_nodes(inner)
 
 
+def _is_held(flow: ChannelFlow, name: str, dim: int) -> bool:
+    """Whether a dimension of a tensor has an index that no gate removes."""
+    dims = flow.tensors.get(flow.aliases.get(name, name))
+    gates = None if dims is None else dims[dim]
+    return gates is None or bool((gates < 0).any())
+
+
 def _in_step(flow: ChannelFlow, widths: Widths, alike: Alike) -> IntArray:
     """Widths of the same number keep the same share of their gates, shape `(n_widths,)`; -1 where all of them stay.
 
@@ -239,7 +322,7 @@ def _in_step(flow: ChannelFlow, widths: Widths, alike: Alike) -> IntArray:
     for (name, dim), depends_on in alike.sizes.items():
         dims = flow.tensors.get(flow.aliases.get(name, name))
         gates = None if dims is None else dims[dim]
-        if gates is None or (gates < 0).any():
+        if _is_held(flow, name, dim):
             fixed.add(depends_on)
         if gates is not None:
             tied.setdefault(depends_on, set()).update(widths.of_gate[gates[gates >= 0]].tolist())

@@ -25,6 +25,8 @@ Shapes = dict[str, tuple[int, ...]]
 _PROBES = ((2, 1), (1, 2), (3, 1), (4, 1))
 """Factors at which a setting is tried, the likeliest that the class accepts first."""
 _MOST_TRIES = 256
+_FEW_TRIES = 32
+"""Of those, where a search asks again and again."""
 _ELSEWHERE = ("_name_or_path", "auto_map", "quantization_config", "architectures")
 
 
@@ -86,6 +88,7 @@ class ClassSettings:
         self._library = library
         stated = json.loads(config.to_json_string(use_diff=False)) if stated is None else stated
         self.stated: dict[str, Any] = {key: value for key, value in stated.items() if key not in _ELSEWHERE}
+        self._known: dict[tuple[tuple[str, Any], ...], Shapes | None] = {}
         try:
             self.shapes: Shapes = _shapes(self.built({}))
         except Exception as error:
@@ -115,6 +118,12 @@ class ClassSettings:
 
     def shapes_at(self, changes: Mapping[str, Any]) -> Shapes | None:
         """Shapes of the tensors at a changed configuration; None where the class cannot be built so, or has other tensors."""
+        key = tuple(sorted(changes.items()))
+        if key not in self._known:
+            self._known[key] = self._shapes_at(changes)
+        return self._known[key]
+
+    def _shapes_at(self, changes: Mapping[str, Any]) -> Shapes | None:
         try:
             found = _shapes(self.built(changes))
         except Exception:  # noqa: BLE001 - whatever a class says of settings that do not fit each other
@@ -181,14 +190,15 @@ class ClassSettings:
             if name in by_size:
                 likely += sorted(int(value * share) for share in shares if (value * share).denominator == 1)
             options.append(list(dict.fromkeys([*likely, value])))
-        for chosen in itertools.islice(itertools.product(*options), _MOST_TRIES):
+        for chosen in itertools.islice(_likeliest_first(options), _MOST_TRIES):
             found = known | dict(zip(names, chosen, strict=True))
             yield {name: value for name, value in found.items() if value != self.whole_numbers[name]}
 
     def can_have(self, shapes: Shapes, integers: Mapping[int, Collection[int]]) -> bool:
         """Whether the class can be built with other shapes; arguments as `changes_for` takes them."""
         try:
-            return any(self.shapes_at(changes) == shapes for changes in self.changes_for(shapes, integers))
+            likely = itertools.islice(self.changes_for(shapes, integers), _FEW_TRIES)
+            return any(self.shapes_at(changes) == shapes for changes in likely)
         except ConfigError:
             return False
 
@@ -219,6 +229,7 @@ class ClassSettings:
             )
             if value is not None:
                 self.stated[name] = value
+                self._known.clear()
         for cached in ("sizes", "whole_numbers", "alike"):
             self.__dict__.pop(cached, None)
 
@@ -250,6 +261,28 @@ class ClassSettings:
             warnings.simplefilter("ignore")
             built: nn.Module = self._kind(config)
         return built
+
+
+def _likeliest_first(options: list[list[int]]) -> Iterator[tuple[int, ...]]:
+    """A choice from each list: all first ones, then those with more and more others in their place."""
+    places = [range(len(of_one)) for of_one in options]
+    for far in range(1 + sum(len(of_one) - 1 for of_one in options)):
+        for chosen in _with_sum(places, far):
+            yield tuple(of_one[place] for of_one, place in zip(options, chosen, strict=True))
+
+
+def _with_sum(places: list[range], total: int) -> Iterator[tuple[int, ...]]:
+    """A number from each range, with this sum."""
+    if not places:
+        if total == 0:
+            yield ()
+        return
+    first, *others = places
+    most = sum(len(other) - 1 for other in others)
+    for place in first:
+        if 0 <= total - place <= most:
+            for chosen in _with_sum(others, total - place):
+                yield (place, *chosen)
 
 
 def _shapes(model: nn.Module) -> Shapes:

@@ -7,7 +7,7 @@ from torch import nn
 
 import l0prune
 from l0prune.cost.kinds import Costs
-from l0prune.errors import ConfigError
+from l0prune.errors import BudgetInfeasibleError, ConfigError
 from l0prune.goals.budget import Budgets
 from l0prune.goals.uniform import Alike, Bundles
 
@@ -109,3 +109,55 @@ def test_a_choice_that_is_refused_gives_way_to_the_nearest_one_that_fits(flow):
     never = Alike("the test", ALIKE.sizes, accepts=lambda sizes, integers: False)
     with pytest.raises(ConfigError, match="refuses every combination"):
         Budgets.parse("macs=0.6").uniform(never).choose_open(costs, scores, ones, align=1)
+
+
+def refused_at(flow, accepts, *, align: int = 4, keep: float = 0.58):
+    """Widths chosen where a class accepts only some."""
+    goal = Budgets.parse(f"macs={keep}").uniform(Alike("the test", ALIKE.sizes, accepts=accepts))
+    scores = np.random.default_rng(0).normal(size=flow.n_gates)
+    costs = Costs(flow)
+    chosen = goal.choose_open(costs, scores, np.ones(flow.n_gates, bool), align=align)
+    assert costs("macs").hard(chosen) <= keep
+    return widths(flow, chosen)
+
+
+def test_what_gives_way_to_a_refusal_stays_on_multiples(flow):
+    free = refused_at(flow, lambda sizes, integers: True)
+    assert free == [8, 16, 10]
+
+    assert refused_at(flow, lambda sizes, integers: sizes["a.weight", 0] != 8) == [4, 8, 10]
+
+
+def test_several_groups_give_way_where_one_is_not_enough(flow):
+    def accepts(sizes, integers):
+        return sizes["a.weight", 0] <= 4 and sizes["c.weight", 0] <= 8
+
+    assert refused_at(flow, accepts) == [4, 8, 8]
+
+
+def test_a_class_that_refuses_everything_is_asked_a_few_times_and_the_error_names_the_multiple(flow):
+    asked = []
+
+    def never(sizes, integers):
+        asked.append(sizes)
+        return False
+
+    with pytest.raises(ConfigError, match="in multiples of 4 near the one that fits the budget: give a smaller align"):
+        refused_at(flow, never)
+    assert len(asked) < 12
+    asked.clear()
+    with pytest.raises(ConfigError, match="near the one that fits the budget: give another budget"):
+        refused_at(flow, never, align=1, keep=0.9)
+    assert 32 < len(asked) <= 65
+
+
+def test_errors_name_the_settings_that_stay_because_outputs_have_their_size(flow):
+    sizes = ALIKE.sizes | {("d.weight", 0): 3}
+    names = {1: "hidden_size", 2: "inner_size", 3: "num_labels"}
+    costs, scores, ones = Costs(flow), np.zeros(flow.n_gates), np.ones(flow.n_gates, bool)
+
+    with pytest.raises(BudgetInfeasibleError, match=r"same widths in all layers \(num_labels cannot change"):
+        Budgets.parse("macs=0.01").uniform(Alike("the test", sizes, names=names)).check(costs, None)
+    nothing = Budgets.parse("macs=0.9").uniform(Alike("the test", sizes, frozenset({1, 2}), names=names))
+    with pytest.raises(ConfigError, match=r"cut here \(num_labels cannot change: .* outputs are\): leave uniform out"):
+        nothing.choose_open(costs, scores, ones, align=1)
