@@ -184,9 +184,9 @@ class Dropping:
         """The argument from whose sizes those of the result follow, the dimension of the channels, and how the others follow."""
         fitting = []
         for dim in self._channels(node):
-            for name, shape in calls[0].given.items():
-                pairs = [(call.given[name], call.returned[position] or ()) for call in calls]
-                if len(shape) == len(pairs[0][1]) > dim:
+            for name, shape in calls[0].given.items():  # a mask may be given at some sizes alone
+                pairs = [(call.given.get(name, ()), call.returned[position] or ()) for call in calls]
+                if len(shape) > dim and all(len(given) == len(made) == len(shape) for given, made in pairs):
                     rules = [_rule(pairs, d) if d != dim else SizeRule() for d in range(len(shape))]
                     fitting.append((name, dim, [rule for rule in rules if rule is not None]))
         fitting = [found for found in fitting if len(found[2]) == len(_shape_of(node))]

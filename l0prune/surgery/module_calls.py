@@ -35,9 +35,8 @@ class CalledModule:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """All but the sizes: calls of one form can be answered by the same stand-in."""
-        ranks = {name: len(shape) for name, shape in self.given.items()}
-        return ranks, self.alone, tuple(None if shape is None else len(shape) for shape in self.returned), self.items
+        """Of what is returned all but the sizes: calls of one form can be answered by the same stand-in."""
+        return self.alone, tuple(None if shape is None else len(shape) for shape in self.returned), self.items
 
 
 def called_modules(
