@@ -28,9 +28,9 @@ class EvidenceMover:
 
     The worth of a unit is the running mean of (z dL/dz)^2 over the steps in which its gate was open, the diagonal of the Fisher
     information, by which the loss grows when the unit closes: at the minimum that a trained network is in, the gradient of a gate
-    says nothing about closing it, and its square does. Of each step the proportions count alone: a network that has just lost
-    much has squares up to 10^5 times as large, and one such step would outweigh all that was seen before, in favour of the units
-    that happened to be open in it. The location of a gate is
+    says nothing about closing it, and its square does. Of what was seen before the first step the proportions count alone: squares of
+    a trained network in evaluation are 10^5 times smaller than those of steps, which would outweigh them at once. The location
+    of a gate is
 
         log_alpha_i = start_i + sharpness * (log(worth_i / cost_i) - log(price)),
 
@@ -66,6 +66,7 @@ class EvidenceMover:
         self._branch_worth = torch.zeros(len(branches), dtype=torch.float64)
         self._branch_seen = torch.zeros(len(branches), dtype=torch.float64)
         self._alone: Tensor | None = None
+        self._is_level = False
 
     def observe(self, squares: Tensor, count: float = 1.0, of_branches: Tensor | None = None) -> None:
         """Take in squared effects.
@@ -75,20 +76,23 @@ class EvidenceMover:
             count: Of how many batches.
             of_branches: The same of branches, shape `(n_branches,)`.
         """
-        squares = squares.detach().to(self._worth)
-        scale = self._scale(squares)
-        self._worth = self._mean(self._worth, self._seen, squares * scale, count)
+        self._worth = self._mean(self._worth, self._seen, squares, count)
         if of_branches is not None:
-            of_branches = of_branches.detach().to(self._worth) * scale
             self._branch_worth = self._mean(self._branch_worth, self._branch_seen, of_branches, count)
 
-    def _scale(self, squares: Tensor) -> float:
-        """What brings squares to the sum that the worth of the same gates has; 1 where none of them was seen before."""
+    def _level(self, squares: Tensor) -> None:
+        """Bring what was seen before the first step to the sum that the squares of this step have at the same gates."""
+        squares = squares.detach().to(self._worth)
         is_known = (squares > 0) & squares.isfinite() & (self._seen > 0)
-        return float(self._worth[is_known].sum() / squares[is_known].sum()) if bool(is_known.any()) else 1.0
+        if bool(is_known.any()):
+            scale = float(squares[is_known].sum() / self._worth[is_known].sum())
+            self._worth *= scale
+            self._branch_worth *= scale
+        self._is_level = True
 
     def _mean(self, worth: Tensor, seen: Tensor, squares: Tensor, count: float) -> Tensor:
         """A running mean with new squares in it; `seen`, which counts batches, is brought up to date in place."""
+        squares = squares.detach().to(worth)
         is_new = (squares > 0) & squares.isfinite()
         seen += count * is_new
         weight = (count / seen.clamp_max(self._config.memory).clamp_min(count)) * is_new
@@ -112,6 +116,8 @@ class EvidenceMover:
         average_over_processes_(effects)
         if of_branches is not None:
             average_over_processes_(of_branches)
+        if not self._is_level:
+            self._level(effects.square())
         self.observe(effects.square(), of_branches=None if of_branches is None else of_branches.square())
         return self._place()
 
@@ -198,11 +204,12 @@ class EvidenceMover:
             "alone": self._alone,
             "price": self._price,
             "weights": self._weights,
+            "is_level": self._is_level,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._start, self._price = state["start"], state["price"]
+        self._start, self._price, self._is_level = state["start"], state["price"], state.get("is_level", True)
         self._worth, self._seen, self._weights = (state[name].clone() for name in ("worth", "seen", "weights"))
         if len(state.get("branch_worth", ())) == len(self._branches):
             self._branch_worth, self._branch_seen = state["branch_worth"].clone(), state["branch_seen"].clone()
