@@ -28,9 +28,9 @@ class EvidenceMover:
 
     The worth of a unit is the running mean of (z dL/dz)^2 over the steps in which its gate was open, the diagonal of the Fisher
     information, by which the loss grows when the unit closes: at the minimum that a trained network is in, the gradient of a gate
-    says nothing about closing it, and its square does. Of what was seen before the first step the proportions count alone: squares of
-    a trained network in evaluation are 10^5 times smaller than those of steps, which would outweigh them at once. The location
-    of a gate is
+    says nothing about closing it, and its square does. Of what was seen before the first step the proportions count alone: in
+    evaluation, a trained network has squares 10^5 times smaller than those of steps, which would outweigh them at once. The
+    location of a gate is
 
         log_alpha_i = start_i + sharpness * (log(worth_i / cost_i) - log(price)),
 
