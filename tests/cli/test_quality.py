@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from l0prune.cli.main import cli
 
-QUICK = ["--epochs", "1", "--batch-size", "32", "--align", "1", "--lr", "0.002", "--recovery-lr", "0.005"]
+QUICK = ["--epochs", "1", "--batch-size", "32", "--align", "1", "--lr", "0.005", "--recovery-lr", "0.005"]
 SEARCH = ["finetune", "learned_task:trained", *QUICK, "--quality", "accuracy>=70", "--quality-runs", "3"]
 DATA = ["--data", "learned_task:arrays"]
 
