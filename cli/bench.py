@@ -159,7 +159,7 @@ def known_prediction(path: Path, options: BenchOptions) -> "PredictedLayers | No
         return None
     known = PredictedLayers.read(file)
     terms = [(setting["threads"], setting["batch_size"], setting["sizes"]) for setting in options.settings()]
-    return known if set(map(str, terms)) == {str((known.threads, known.batch_size, {}))} else None
+    return known if all(term == (known.threads, known.batch_size, {}) for term in terms) else None
 
 
 def is_onnx(paths: Sequence[Path]) -> bool:

@@ -19,15 +19,8 @@ __all__ = ["BenchReport", "ColdStart", "Latency", "ModelTiming", "Speedup", "ben
 
 _KIND = FileKind("l0prune.bench", 1, "a bench report", "run bench again")
 _TABLE_KIND = FileKind("l0prune.bench-table", 1, "bench reports of several settings", "run bench again")
-_OPTIONAL = (
-    "runtime",
-    "processes",
-    "sizes",
-    "scores",
-    "metric",
-    "unit",
-    "layers",
-)  # that earlier versions did not write
+_OPTIONAL = ("runtime", "processes", "sizes", "scores", "metric", "unit", "layers")
+"""That earlier versions did not write."""
 _BUSY = 0.1  # share of the time lost to other processes from which the table mentions it
 _SLOWER = 0.98  # upper end of a speedup's interval below which a smaller model counts as slower; 1 apart is chance
 _SHOWN_WIDTHS = 6

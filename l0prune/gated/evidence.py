@@ -116,9 +116,10 @@ class EvidenceMover:
         average_over_processes_(effects)
         if of_branches is not None:
             average_over_processes_(of_branches)
+        squares = effects.square()
         if not self._is_level:
-            self._level(effects.square())
-        self.observe(effects.square(), of_branches=None if of_branches is None else of_branches.square())
+            self._level(squares)
+        self.observe(squares, of_branches=None if of_branches is None else of_branches.square())
         return self._place()
 
     @torch.no_grad()
