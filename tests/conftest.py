@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import gc
 import os
 from functools import cache
 from typing import NoReturn
@@ -7,6 +8,7 @@ from zlib import crc32
 
 import pytest
 import torch
+import torch._export.utils as export_utils
 from hypothesis import settings
 from torch.fx import Node
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -18,6 +20,19 @@ torch.set_num_threads(1)
 
 # For every file it writes, torch.onnx reads the sources of its 500 translations anew: half the time of a small network.
 ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+
+# For every decomposition, torch.export names all operations of its dispatcher anew, dozens of times over.
+export_utils._materialize_cpp_cia_ops = cache(export_utils._materialize_cpp_cia_ops)
+
+# torch, sympy and onnx hold hundreds of thousands of objects that live to the end. With Python's own numbers, a tenth of the time
+# goes into looking for garbage among them.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("untimed", deadline=None)
