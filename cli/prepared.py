@@ -86,7 +86,6 @@ class Shared:
         """
         from l0prune.finetuning.counted import counted
         from l0prune.finetuning.preflight import preflight
-        from l0prune.finetuning.suited import suited_optimizer
         from l0prune.goals.by_layer import read_by_layer
 
         case = self.case
@@ -99,15 +98,12 @@ class Shared:
             seed=request.settings.seed,
         )
         batches = counted(made, request.training.batches_per_epoch)
-        suited = suited_optimizer(case.loaded.model, self.flow)
-        request = request.resolved(
-            augment=augment, task=case.task_spec, steps_per_epoch=len(batches), suited=suited.name
-        )
         gated = gated_model_of(case.loaded, request, flow=self.flow, droprate=droprate)
         goal = goal_of(request.run).over_samples(lambda: case.n_train(batches))
-        if goal.knows_widths and request.training.align not in (None, 1):
-            note(f"--align {request.training.align} is not needed: the budget knows what every width costs")
-        plan = preflight(gated, batches, task=case.task, goal=goal, config=request.training)
+        plan = preflight(gated, batches, task=case.task, goal=goal, config=request.asked_training)
+        if goal.knows_widths and plan.settings.align != 1:
+            note(f"--align {plan.settings.align} is not needed: the budget knows what every width costs")
+        request = request.resolved(augment=augment, task=case.task_spec, settings=plan.settings)
         return Prepared(request, case, plan, self.dense_score, self.doubts)
 
 

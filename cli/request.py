@@ -254,52 +254,42 @@ class FinetuneRequest:
         return self.training.seed if self.run.from_scratch else 0
 
     @property
-    def settings(self) -> Settings:
-        """How it is trained, all numbers written out but for what follows from the number of batches.
-
-        Raises:
-            ConfigError: options of how it is trained do not go with those of the run.
-        """
-        return self.settings_for(None)
-
-    def settings_for(self, steps_per_epoch: int | None, suited: str = "sgd") -> Settings:
-        """How it is trained, all numbers written out.
-
-        Args:
-            steps_per_epoch: Batches in one pass over the data, where they are known.
-            suited: The optimizer that suits the network, once that is known.
+    def asked_training(self) -> FinetuneConfig:
+        """How it is to be trained, together with what the options of the run say about that.
 
         Raises:
             ConfigError: options of how it is trained do not go with those of the run.
         """
         training = self.training
-        if self.run.droprate_init:
-            if training.gate_start not in (None, OPEN) or not training.trains_gates:
-                other = "--gate-start" if training.trains_gates else f"--method {training.chosen_by}"
-                why = "says as well where gates start" if training.trains_gates else "trains no gates"
-                raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
-            training = replace(training, gate_start=OPEN)
+        if not self.run.droprate_init:
+            return training
+        if training.gate_start not in (None, OPEN) or not training.trains_gates:
+            other = "--gate-start" if training.trains_gates else f"--method {training.chosen_by}"
+            why = "says as well where gates start" if training.trains_gates else "trains no gates"
+            raise ConfigError(f"{other} {why}: leave it or --droprate-init out")
+        return replace(training, gate_start=OPEN)
+
+    @property
+    def settings(self) -> Settings:
+        """How it is trained, all numbers written out but for what follows from the network and the number of batches.
+
+        Raises:
+            ConfigError: options of how it is trained do not go with those of the run.
+        """
         knows_widths = False
         if self.run.budget:
             from l0prune.goals.budget import Budgets
 
             knows_widths = Budgets.parse(self.run.budget).knows_widths
-        return resolve(
-            training,
-            penalised=bool(self.run.penalty),
-            knows_widths=knows_widths,
-            steps_per_epoch=steps_per_epoch,
-            suited=suited,
-        )
+        return resolve(self.asked_training, penalised=bool(self.run.penalty), knows_widths=knows_widths)
 
-    def resolved(self, *, augment: bool, task: str | None, steps_per_epoch: int, suited: str) -> "FinetuneRequest":
+    def resolved(self, *, augment: bool, task: str | None, settings: Settings) -> "FinetuneRequest":
         """The same with every default written out.
 
         Args:
-            steps_per_epoch: Batches in one pass over the data.
             augment: What to do where the user did not say.
             task: What the network is for, as the data says where the user did not.
-            suited: The optimizer that suits the network.
+            settings: How it is trained, as a look at network and data leaves it.
         """
         augment = augment if self.run.augment is None else self.run.augment
         run = replace(self.run, augment=augment, task=task)
@@ -307,7 +297,7 @@ class FinetuneRequest:
             from l0prune.latency.profile import Profile
 
             run = replace(run, profile_digest=Profile.load(run.profile).digest)
-        return replace(self, run=run, training=self.settings_for(steps_per_epoch, suited))
+        return replace(self, run=run, training=settings)
 
     def to_record(self) -> dict[str, dict[str, Any]]:
         """The parts of run.json that describe it: config, model and data, plain JSON values."""

@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from l0prune.errors import CheckpointError, first_line
 from l0prune.files import remove
 from l0prune.finetuning.config import FinetuneConfig
-from l0prune.finetuning.settings import resolve
+from l0prune.finetuning.settings import Settings, resolve
 from l0prune.reading import reading
 from l0prune.sources.pickles import read_pickled_tensors
 
-__all__ = ["Checkpoint", "Store", "checkpoint_exists", "load_checkpoint", "save_checkpoint", "weights_digest"]
+__all__ = [
+    "Checkpoint",
+    "Store",
+    "checkpoint_exists",
+    "load_checkpoint",
+    "recorded_settings",
+    "save_checkpoint",
+    "weights_digest",
+]
 
 FORMAT = "l0prune.checkpoint"
 VERSION = 3
@@ -157,14 +165,29 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     folder = _present(directory)
     if folder is None:
         raise CheckpointError(f"{directory} holds no checkpoint: the run stopped before its first one; start it again")
-    trainer = _read_trainer(folder / TRAINER)
     return Checkpoint(
         model=_read_tensors(folder / MODEL),
         gates=_read_tensors(folder / GATES),
-        trainer=trainer,
+        trainer=_read_trainer(folder / TRAINER),
         compact=_read_tensors(folder / COMPACT) if (folder / COMPACT).exists() else None,
         average=_read_tensors(folder / AVERAGE) if (folder / AVERAGE).exists() else None,
     )
+
+
+def recorded_settings(run: Path) -> Settings | None:
+    """What a run was trained with; None where it has no checkpoint.
+
+    Args:
+        run: Its directory.
+
+    Raises:
+        CheckpointError: the trainer's state is damaged or of another version.
+    """
+    folder = _present(run / FOLDER)
+    if folder is None:
+        return None
+    with reading(run, "run with a checkpoint", error=CheckpointError, remedy=REMEDY, folder=True):
+        return _settings_in(_read_trainer(folder / TRAINER)["identity"])
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -186,11 +209,8 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
     Raises:
         CheckpointError: names what differs, found and expected.
     """
-    before, now = (dict(identity) for identity in (saved, present))
-    asked, settings = (
-        resolve(FinetuneConfig.from_json(identity.pop("config")), penalised=identity.get("penalty") is not None)
-        for identity in (before, now)
-    )
+    before, now = ({**identity, "config": None} for identity in (saved, present))
+    asked, settings = _settings_in(saved), _settings_in(present)
     for name in set(asked.differing(settings)) - {"checkpoint_minutes"}:  # changes nothing but the checkpoints
         before[name], now[name] = getattr(asked, name), getattr(settings, name)
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -202,6 +222,11 @@ def _require_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
     if differing:
         listed = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing)
         raise CheckpointError(f"the run cannot be resumed with other settings: {listed}; use the ones it began with")
+
+
+def _settings_in(identity: Mapping[str, Any]) -> Settings:
+    """The settings of a run, in this or an earlier version."""
+    return resolve(FinetuneConfig.from_json(identity["config"]), penalised=identity.get("penalty") is not None)
 
 
 def _beside(directory: Path) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from l0prune.errors import CheckpointError, ConfigError, RunDirectoryError
-from l0prune.finetuning.checkpoints import Store, checkpoint_exists, weights_digest
+from l0prune.finetuning.checkpoints import Store, checkpoint_exists, recorded_settings, weights_digest
 from l0prune.finetuning.config import OPTIMIZERS, FinetuneConfig
 from l0prune.finetuning.counted import counted, require_repeatable
 from l0prune.finetuning.journal import Journal, Progress, SilentProgress
@@ -19,6 +19,7 @@ from l0prune.finetuning.passes import first_rows
 from l0prune.finetuning.preflight import RunPlan, preflight, try_out
 from l0prune.finetuning.results import Evaluate, FinetuneResult
 from l0prune.finetuning.runtime import Runtime, send_home
+from l0prune.finetuning.settings import continued
 from l0prune.finetuning.trainer import Teacher, Trainer
 from l0prune.flow.trace import trace
 from l0prune.gated.model import GatedModel, inject
@@ -73,7 +74,8 @@ def finetune(
         budget: What the compact network may cost, as one or several bounds; give either this or `penalty`.
         penalty: A fixed price of open gates instead, in the L0 paper's units (`Penalty`): nothing is promised about the
             cost, and exactly the gates that training closed are cut.
-        config: Lengths, optimizer, distillation ...; None takes the defaults.
+        config: Lengths, optimizer, distillation ...; None takes the defaults. A run that goes on has what it began with where
+            an option is None, or all are.
         teacher: Network with the same outputs, which teaches by them; None uses a copy of the dense network as it is
             now, False trains without a teacher.
         evaluate: Called with a network in evaluation mode (on the training device) at the end of each epoch, after the
@@ -97,7 +99,11 @@ def finetune(
         TrainingError: the loss is not finite; the last checkpoint is kept.
         KeyboardInterrupt: with a message that says how to continue; the last checkpoint is kept.
     """
-    chosen, config = _one_task(loss, task), FinetuneConfig() if config is None else config
+    chosen = _one_task(loss, task)
+    began = recorded_settings(Path(out)) if resume and out is not None else None
+    if began is not None:
+        config = continued(config, began)
+    config = FinetuneConfig() if config is None else config
     goal = one_goal(budget, penalty)
     batches = counted(train_batches, config.batches_per_epoch)
     if not isinstance(gated, GatedModel):

@@ -87,7 +87,7 @@ def preflight(gated: GatedModel, batches: Batches, *, task: Task, goal: Goal, co
         suited=suited.name,
     )
     phases = plan_phases(settings, count_batches(batches))
-    goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(config.depth)
+    goal = goal.over_samples(lambda: count_samples(batches, task)).with_depth(settings.depth)
     goal = goal.uniform(sizes_in_step(gated.model)) if config.uniform else goal
     plan = RunPlan(gated, batches, task, goal, settings, phases, suited)
     require_precision(gated.model)

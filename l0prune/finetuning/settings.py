@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from l0prune.criteria.registry import GATES as TRAINED_GATES
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FULL_STEPS, OPEN, OPTIMIZERS, FinetuneConfig
 
-__all__ = ["Settings", "resolve"]
+__all__ = ["Settings", "continued", "resolve"]
 
 
 def resolve(
@@ -69,6 +70,33 @@ def resolve(
         "depth": knows_widths and not penalised if config.depth is None else config.depth,
     }
     return Settings(**{**vars(config), **written_out})
+
+
+def continued(config: FinetuneConfig | None, began: Settings) -> FinetuneConfig:
+    """The options of a run that goes on: what they leave open is as it was when the run began.
+
+    What it comes to by itself may be another now: the defaults, the look at the network or the processor.
+
+    Args:
+        config: As `finetune` takes it; None leaves all open.
+        began: What the run is trained with.
+
+    Returns:
+        Options that differ from `began` in what was asked for alone.
+    """
+    if config is None:
+        return began
+    shares = {"warmup_epochs": config.warmup_fraction, "gate_epochs": config.gate_fraction}
+    shares["settle_epochs"] = config.settle_fraction
+    left_open = [
+        name
+        for name, value in vars(config).items()
+        if (value is None or (name, value) == ("align", "auto")) and not shares.get(name)
+    ]
+    try:
+        return replace(config, **{name: getattr(began, name) for name in left_open})
+    except ConfigError:  # beside what is asked for now, it cannot be: the checkpoint will say what differs
+        return config
 
 
 class Settings(FinetuneConfig):

@@ -37,6 +37,18 @@ def unscriptable_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_nothing_recovers_in_closed_form_where_there_is_no_graph_and_nobody_asked_for_it(tmp_path):
+    untrained = ["--data", "tiny_task:data", "--budget", "macs=0.5", "--epochs", "0", "--align", "1"]
+    command = ["finetune", "branching_task:branching", *untrained]
+
+    result = json_of(*command, "--out", tmp_path / "run")
+    asked = CliRunner().invoke(cli, [*command, "--closed-form", "--out", str(tmp_path / "asked")])
+
+    assert result["hard_cost"] <= 0.5
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["config"]["closed_form"]
+    assert "closed_form needs the graph of the model" in asked.stderr
+
+
 def both_ways(*shape: int) -> list[torch.Tensor]:
     return [torch.randn(*shape) + shift for shift in (1.0, -1.0)]
 

@@ -17,7 +17,10 @@ from finetuning_case import QUICK, SmallBatches, Stopping, accuracy, assert_same
 
 import l0prune
 from l0prune.errors import CheckpointError
+from l0prune.finetuning import preflight
 from l0prune.finetuning.checkpoints import load_checkpoint
+from l0prune.finetuning.config import FinetuneConfig
+from l0prune.finetuning.suited import SuitedOptimizer
 
 CONFIG = replace(QUICK, ema_decay=0.9)
 
@@ -113,6 +116,40 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path):
         CheckpointError, match=r"other settings: epochs was 5 and is 6, lr was 0\.05 and is 0\.1; use the"
     ):
         run(config=replace(CONFIG, epochs=6, lr=0.1), out=tmp_path, resume=True)
+
+
+BEGAN = FinetuneConfig(
+    epochs=5, warmup_epochs=0.5, gate_fraction=0.4, align=1, optimizer="adam", lr=0.01, log_every=3, distillation=0
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, replace(BEGAN, optimizer=None, lr=None), replace(BEGAN, gate_fraction=None, align="auto")],
+    ids=["all is left open", "the optimizer is", "lengths and alignment are"],
+)
+def test_what_is_left_open_is_as_it_was_when_the_run_began(tmp_path, config, monkeypatch):
+    whole = run(config=BEGAN, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(batches=Stopping(8), config=BEGAN, out=tmp_path / "stopped")
+    monkeypatch.setattr(preflight, "suited_optimizer", lambda *_: SuitedOptimizer("adamw", "a later look says so"))
+
+    result = run(config=config, out=tmp_path / "stopped", resume=True)
+
+    assert_same_state(state(result.gated), state(whole.gated))
+    assert result.to_json() == whole.to_json()
+
+
+def test_what_is_asked_for_beside_what_is_left_open_is_still_compared(tmp_path):
+    interrupted(tmp_path)
+
+    for asked, named in (
+        (FinetuneConfig(lr=0.1), r"epochs was 5 and is 6\.0, log_every was 3 and is 20, lr was 0\.05 and is 0\.1"),
+        (replace(CONFIG, warmup_epochs=None, warmup_fraction=0.2), r"warmup_epochs was 0\.5 and is 1\.0"),
+        (replace(CONFIG, method="magnitude", settle_epochs=None), "method was 'gates' and is 'magnitude'"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            run(config=asked, out=tmp_path, resume=True)
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
