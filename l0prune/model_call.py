@@ -24,6 +24,7 @@ __all__ = [
     "copy_of",
     "evaluation_mode",
     "fresh",
+    "lazy_layers",
     "output_names",
     "output_tensors",
     "plain_mappings",
@@ -118,10 +119,26 @@ def copy_of(model: Model) -> Model:
 
     It copies no tensors but leaves, and no functions that are compiled by TorchScript: a masked layer keeps the weight it last
     computed, and the copy has the numbers of that.
+
+    Raises:
+        TraceError: the model has lazy layers that have not seen an input.
     """
+    lazy = next(lazy_layers(model), None)
+    if lazy is not None:
+        raise TraceError(
+            f"{lazy} has no weights yet, because their sizes follow from its first input: call the model once"
+        )
     held = [value for module in model.modules() for value in vars(module).values()]
     instead: dict[int, Any] = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
     return copy.deepcopy(model, instead | {id(f): f for f in held if isinstance(f, torch.jit.ScriptFunction)})
+
+
+def lazy_layers(model: nn.Module) -> Iterator[str]:
+    """Names and types of the layers that take their sizes from an input and have not seen one."""
+    for name, module in model.named_modules():
+        held = [*module._parameters.values(), *module._buffers.values()]
+        if any(nn.parameter.is_lazy(tensor) for tensor in held if tensor is not None):
+            yield f"{name!r} ({type(module).__name__})"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from l0prune.onnx.freedom import (
     trials,
     without_refused,
 )
+from l0prune.onnx.inner_names import keep_apart_
 from l0prune.onnx.labels import label_, oldest_ir_version
 from l0prune.onnx.onnx_model import OnnxModel, compare_outputs
 from l0prune.onnx.scripted import ScriptedOnnx
@@ -86,6 +87,7 @@ class OnnxJob:
     def write(self, captured: ExportedProgram, free: FreeSizes, taken: dict[sympy.Symbol, int]) -> int:
         """Translate, check, and move to the final name; the number of weights that became zero."""
         program = self.translate(captured)
+        keep_apart_(program.model)
         label_(program.model, free, self.call.fixed_values(self.model), self.largest_numbers())
         gather_constants_(program.model)
         write_as_norms_(program.model)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from l0prune import models
-from l0prune.errors import ConfigError, ModelSpecError
-from l0prune.model_call import ModelCall
+from l0prune.errors import ConfigError, ModelSpecError, first_line
+from l0prune.model_call import ModelCall, lazy_layers
 from l0prune.sources import libraries
 from l0prune.sources.compact_folder import CompactFolder, is_compact_folder
 from l0prune.sources.exported import load_exported
@@ -105,6 +105,9 @@ def load_model(
             arguments,
             pretrained=pretrained,
         )
+        if next(lazy_layers(built.model), None) is not None:
+            preprocessing = _preprocessing(built, input_shape, mean, std, image_size)
+            _complete_(spec, built.model, _example_inputs(spec, built, input_shape, preprocessing, seed))
     if path is not None:
         load_weights_(built.model, path)
     libraries.drop_auxiliary_heads_(built.model)
@@ -112,6 +115,23 @@ def load_model(
     preprocessing = _preprocessing(built, input_shape, mean, std, image_size)
     inputs = _example_inputs(spec, built, input_shape, preprocessing, seed)
     return LoadedModel(built.model, inputs, preprocessing, spec, path)
+
+
+@torch.no_grad()
+def _complete_(spec: str, model: nn.Module, inputs: ExampleInputs) -> None:
+    """Give lazy layers the sizes that follow from the inputs, and random weights."""
+    try:
+        ModelCall.of(inputs, model)(model.eval())
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ModelSpecError(
+            f"{spec!r} has lazy layers, whose sizes follow from the example inputs, and fails on these: "
+            f"{first_line(error, named=True)}"
+        ) from error
+    left = next(lazy_layers(model), None)
+    if left is not None:
+        raise ModelSpecError(
+            f"{spec!r}: {left} sees no input, so that the sizes of its weights are not known; leave it out"
+        )
 
 
 def is_factory(spec: str) -> bool:

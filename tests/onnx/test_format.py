@@ -10,6 +10,7 @@ from torch import nn
 import l0prune
 from l0prune.errors import ConfigError
 from l0prune.onnx.labels import oldest_ir_version
+from l0prune.onnx.onnx_model import OnnxModel
 
 
 @pytest.mark.parametrize(("opset", "expected"), [(None, 9), (20, 9), (21, 10)])
@@ -51,3 +52,26 @@ def test_outputs_have_the_names_that_were_asked_for_or_it_is_said_what_is_wrong(
         with pytest.raises(ConfigError, match=said):
             l0prune.export_onnx(Pair(), torch.randn(2, 6), tmp_path / "other.onnx", output_names=names)
     assert not (tmp_path / "other.onnx").exists()
+
+
+def test_inputs_and_outputs_may_bear_the_names_of_operations_and_of_weights(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(5))
+
+        def forward(self, cat, scale, mul):
+            joined = torch.sigmoid(torch.cat([cat, scale], 1) * self.scale)
+            return {"sigmoid": joined.mean(1, keepdim=True) * mul, "mean": joined}
+
+    model = Named().eval()
+    inputs = {"cat": torch.randn(3, 2), "scale": torch.randn(3, 3), "mul": torch.randn(3, 5)}
+
+    path = l0prune.export_onnx(model, inputs, tmp_path / "named.onnx")
+
+    loaded = OnnxModel(path)
+    assert [value.name for value in loaded.session.get_inputs()] == ["cat", "scale", "mul"]
+    assert [value.name for value in loaded.session.get_outputs()] == ["sigmoid", "mean"]
+    expected = model(**inputs)
+    for found, name in zip(loaded(**inputs), ("sigmoid", "mean"), strict=True):
+        torch.testing.assert_close(found, expected[name])

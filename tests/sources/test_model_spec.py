@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from l0prune import models
-from l0prune.errors import CheckpointError, ConfigError, ModelSpecError
+from l0prune.errors import CheckpointError, ConfigError, ModelSpecError, TraceError
 from l0prune.sources.model_spec import bundled_weights, load_model
 from l0prune.sources.weights import save_weights
+from l0prune.verification import verify
 
 FACTORIES = """
 import torch
@@ -36,6 +37,9 @@ def odd_inputs():
 
 def fails():
     raise RuntimeError("first line\\nsecond line")
+
+def lazy(n_out=2):
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(n_out))
 
 class Net(nn.Linear):
     def __init__(self):
@@ -182,6 +186,23 @@ def test_a_given_shape_replaces_that_of_the_factory(factories):
 
     assert loaded.example_inputs[0].shape == (2, 3, 5, 5)
     assert "2 example inputs" in message(f"{factories}:with_tuple", ConfigError, input_shape=(3,))
+
+
+def test_lazy_layers_get_their_sizes_from_the_example_and_take_weights(factories, tmp_path):
+    loaded = load_model(f"{factories}:lazy", input_shape=(3, 6, 6), seed=3)
+    again = load_model(f"{factories}:lazy", input_shape=(3, 6, 6), seed=3)
+    assert [tuple(p.shape) for p in loaded.model.parameters()] == [(4, 3, 3, 3), (4,), (4,), (4,), (2, 64), (2,)]
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(again.model(x), loaded.model(x))
+
+    save_weights(loaded.model, tmp_path / "lazy.safetensors")
+    other = load_model(f"{factories}:lazy", input_shape=(3, 6, 6), weights=tmp_path / "lazy.safetensors", seed=4)
+    torch.testing.assert_close(other.model(x), loaded.model(x))
+
+    assert "does not say what its input looks like" in message(f"{factories}:lazy")
+    assert "lazy layers" in message(f"{factories}:lazy", input_shape=(6,))
+    with pytest.raises(TraceError, match=r"'0' \(LazyLinear\) has no weights yet"):
+        verify(nn.Sequential(nn.LazyLinear(2)), torch.randn(2, 3))
 
 
 def test_what_is_wrong_with_a_factory_is_said(factories):
