@@ -117,8 +117,10 @@ def bench_command(paths: tuple[Path, ...], profile: Path | None, as_json: bool, 
             if profile is not None:
                 predicted = predicted_layers(paths[0], profile, options, trust=trust)
             else:
-                predicted = known_prediction(paths[0], options)
+                predicted = known_prediction(paths[0])
             reports = bench_run(paths[0], options, predicted=predicted, trust=trust)
+            if profile is None and predicted is not None and not all(predicted.is_for(report) for report in reports):
+                predicted = None
     said = {} if predicted is None else {"predicted_ms": {"dense": predicted.dense_ms, "compact": predicted.compact_ms}}
     show(reports_to_json(reports) | said, as_json, lambda: print_bench(reports, predicted))
 
@@ -145,8 +147,8 @@ def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust:
     return PredictedLayers.of(cost, (gated.gate_values() != 0).cpu().numpy())
 
 
-def known_prediction(path: Path, options: BenchOptions) -> "PredictedLayers | None":
-    """What the profile of a run has said when it was cut; None where there was none, or it was measured on other terms.
+def known_prediction(path: Path) -> "PredictedLayers | None":
+    """What the profile of a run has said when it was cut; None where there was none.
 
     Raises:
         FileFormatError: the file that says so is damaged.
@@ -155,11 +157,7 @@ def known_prediction(path: Path, options: BenchOptions) -> "PredictedLayers | No
     from l0prune.run_directory import RunDirectory
 
     file = RunDirectory(path).latency
-    if not file.exists():
-        return None
-    known = PredictedLayers.read(file)
-    terms = [(setting["threads"], setting["batch_size"], setting["sizes"]) for setting in options.settings()]
-    return known if all(term == (known.threads, known.batch_size, {}) for term in terms) else None
+    return PredictedLayers.read(file) if file.exists() else None
 
 
 def is_onnx(paths: Sequence[Path]) -> bool:
@@ -232,9 +230,10 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
     if in_torch:
         return bench_in_torch(paths, options, trust=trust)
     if options.int8:
-        from l0prune.cli.bench_int8 import int8_of_run
+        from l0prune.cli.bench_int8 import DataOfFiles, with_int8
 
-        files, about = int8_of_run(next(iter(paths.values())), files, trust=trust, seed=options.seed)
+        data = DataOfFiles.of_run(next(iter(paths.values())), trust=trust)
+        files, about = with_int8(files, data, seed=options.seed)
     return [replace(benchmark(files, **setting), **about) for setting in options.settings()]
 
 
@@ -278,11 +277,11 @@ def bench_files(
     files = named = dict(zip(names, paths, strict=True))
     about: dict[str, Any] = {}
     if options.int8 or data:
-        from l0prune.cli.bench_int8 import DataOfFiles, int8_of_files
+        from l0prune.cli.bench_int8 import DataOfFiles, with_int8
 
         known = DataOfFiles.of(paths[0], data) if data else None
         if options.int8:
-            files, about = int8_of_files(files, known, seed=options.seed)
+            files, about = with_int8(files, known, seed=options.seed)
         elif known is not None:
             about = known.scores(files)
     reports = [replace(benchmark(files, **setting), **about) for setting in options.settings()]

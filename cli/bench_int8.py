@@ -1,6 +1,6 @@
 """`l0prune bench --int8`: beside each ONNX file one in int8, and the scores of all where the data is known."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,44 +19,14 @@ if TYPE_CHECKING:
 
     from l0prune.cli.case import Case
     from l0prune.onnx.network import OnnxNetwork
-    from l0prune.onnx.onnx_model import OnnxModel
 
-__all__ = ["DataOfFiles", "int8_of_files", "int8_of_run"]
+__all__ = ["DataOfFiles", "with_int8"]
 
 CALIBRATION_ROWS, ROWS_A_BATCH = 512, 32
 
 
-def int8_of_run(
-    path: Path, files: Mapping[str, Path], *, trust: bool, seed: int
-) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Write a file in int8 beside each file of a run, calibrated on its training data.
-
-    Args:
-        path: The run.
-        files: Name -> its ONNX file.
-        trust: Whether factories may run that only its run.json names.
-        seed: Which rows calibrate.
-
-    Returns:
-        All files by name, and what a `BenchReport` says of their scores.
-    """
-    from l0prune.onnx.int8 import quantize_onnx, way_of
-    from l0prune.onnx.onnx_model import OnnxModel
-
-    case, _ = case_of_run(open_finished(path, trust=trust))
-    pairs: dict[str, Path] = {}
-    for name, file in files.items():
-        model = OnnxModel(file)
-        feeds = list(calibration(case, model, model.static_batch, seed=seed)) if way_of(file) == "static" else []
-        pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file), feeds)}
-        note(f"wrote {int8_name(file)}")
-    about = case.described()
-    scores = {name: case.score(OnnxModel(file)) for name, file in pairs.items()}
-    return pairs, {"scores": scores, "metric": about["metric"], "unit": about["unit"]}
-
-
-def int8_of_files(
-    files: Mapping[str, Path], data: "DataOfFiles | None" = None, *, seed: int = 0
+def with_int8(
+    files: Mapping[str, Path], data: "DataOfFiles | None", *, seed: int
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Write a file in int8 beside each ONNX file.
 
@@ -83,8 +53,7 @@ def int8_of_files(
     for name, file in files.items():
         feeds = []
         if data is not None and way_of(file) == "static":
-            network = data.network(file)
-            feeds = list(calibration(data.case, network, network.file.static_batch, seed=seed))
+            feeds = list(calibration(data.case, data.network(file), seed=seed))
         pairs |= {name: file, f"{name} int8": quantize_onnx(file, int8_name(file), feeds)}
         note(f"wrote {int8_name(file)}")
     return pairs, {} if data is None else data.scores(pairs)
@@ -92,17 +61,36 @@ def int8_of_files(
 
 @dataclass(frozen=True)
 class DataOfFiles:
-    """Data for ONNX files that belong to no run.
+    """Data that ONNX files are scored and calibrated on.
 
     Attributes:
-        case: The data with the task, for the first file.
+        case: The data with the task.
+        network: A file as a network that the task can call.
     """
 
     case: "Case"
+    network: "Callable[[Path], OnnxNetwork]"
+
+    @classmethod
+    def of_run(cls, path: Path, *, trust: bool) -> "DataOfFiles":
+        """The data of a run, whose files take its inputs as they are.
+
+        Args:
+            path: The run.
+            trust: Whether factories may run that only its run.json names.
+
+        Raises:
+            L0PruneError: its model or its data cannot be brought back.
+        """
+        from l0prune.onnx.network import OnnxNetwork
+        from l0prune.onnx.onnx_model import OnnxModel
+
+        case, _ = case_of_run(open_finished(path, trust=trust))
+        return cls(case, lambda file: OnnxNetwork(OnnxModel(file)))
 
     @classmethod
     def of(cls, file: Path, asked: Mapping[str, Any]) -> "DataOfFiles":
-        """Data that fits a file.
+        """Data that fits a file which belongs to no run.
 
         Args:
             file: The first.
@@ -111,16 +99,15 @@ class DataOfFiles:
         Raises:
             L0PruneError: the data cannot be used, or not with this file.
         """
+
+        def network(file: Path) -> "OnnxNetwork":
+            return load_file(ModelOptions(str(file))).model  # type: ignore[return-value]
+
         model, run = ModelOptions(str(file)), RunOptions(**asked)
         case = load_case(load_file(model), model, run)
         for call in (data_call(run.data, run.data_args), task_call(run.task, run.task_args)):
             remember(call)
-        return cls(case)
-
-    def network(self, file: Path) -> "OnnxNetwork":
-        """A file as a network that the task can call."""
-        network: OnnxNetwork = load_file(ModelOptions(str(file))).model  # type: ignore[assignment]
-        return network
+        return cls(case, network)
 
     def scores(self, files: Mapping[str, Path]) -> dict[str, Any]:
         """What a `BenchReport` says of the scores of these files."""
@@ -134,19 +121,17 @@ def int8_name(file: Path) -> Path:
     return file.with_name(f"{file.stem}.int8.onnx")
 
 
-def calibration(
-    case: "Case", model: "OnnxModel | OnnxNetwork", static_batch: int | None, *, seed: int
-) -> "Iterator[dict[str, np.ndarray]]":
+def calibration(case: "Case", network: "OnnxNetwork", *, seed: int) -> "Iterator[dict[str, np.ndarray]]":
     """Inputs of a file, of training data in an order drawn at random."""
     import torch
 
     seen = []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        seen.append(model.feeds(*args, **kwargs))
-        return model(*args, **kwargs)
+        seen.append(network.feeds(*args, **kwargs))
+        return network(*args, **kwargs)
 
-    rows = static_batch or ROWS_A_BATCH
+    rows = network.file.static_batch or ROWS_A_BATCH
     batches = case.train_batches(batch_size=rows, augment=False, epochs=1.0, seed=seed)
     for batch in islice(batches, max(1, CALIBRATION_ROWS // rows)):
         inputs, targets = case.task.split(batch)

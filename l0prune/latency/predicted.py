@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,18 @@ __all__ = ["PredictedLayer", "PredictedLayers"]
 
 REMEDY = "run shrink again"
 KIND = FileKind("l0prune.latency", 1, "a prediction of a profile", REMEDY)
+
+
+class Measured(Protocol):
+    """What a `BenchReport` says of the terms it was measured on."""
+
+    @property
+    def environment(self) -> Environment:
+        """Threads and batch."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of free dimensions other than the batch, where they are not those of the example."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,10 @@ class PredictedLayers:
             "compact": {layer.name: layer.compact_ms for layer in self.layers},
         }
 
-    def is_for(self, environment: Environment) -> bool:
-        """Whether it speaks of a measurement with these threads and this batch."""
-        return (self.threads, self.batch_size) == (environment.threads, environment.batch_size)
+    def is_for(self, measured: Measured) -> bool:
+        """Whether it is of the same threads and batch, and of the sizes of the example."""
+        environment = measured.environment
+        return not measured.sizes and (self.threads, self.batch_size) == (environment.threads, environment.batch_size)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -221,18 +221,13 @@ def _read_predicted(run: RunDirectory) -> PredictedLayers | None:
     return PredictedLayers.read(run.latency) if run.latency.exists() else None
 
 
-def _is_comparable(predicted: PredictedLayers, bench: BenchReport) -> bool:
-    """Whether both are of the same threads, batch and lengths."""
-    return predicted.is_for(bench.environment) and not bench.sizes
-
-
 def _layer_charts(predicted: PredictedLayers | None, bench: BenchReport | None) -> list[Chart]:
     """The time by layer, measured and predicted in one picture where both are of the same terms."""
     from l0prune.pictures import data_uri
     from l0prune.report.layer_plot import draw_layers
 
     measured = bench.layers if bench is not None and {"dense", "compact"} <= bench.layers.keys() else None
-    if predicted is None or measured is None or bench is None or _is_comparable(predicted, bench):
+    if predicted is None or measured is None or bench is None or predicted.is_for(bench):
         pairs = [(predicted, measured)]
     else:
         pairs = [(None, measured), (predicted, None)]
@@ -252,7 +247,7 @@ def _predicted(found: PredictedLayers | None, bench: BenchReport | None) -> list
     if found is None:
         return []
     measured = ""
-    if bench is not None and _is_comparable(found, bench):
+    if bench is not None and found.is_for(bench):
         dense, compact = (bench[form].latency_ms.p50 for form in ("dense", "compact"))
         measured = f"; measured {dense:.3f} and {compact:.3f} ms, {compact / dense:.3f} of dense"
     share = found.compact_ms / found.dense_ms
