@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from l0prune.cli.finetune import finetune_command
-from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.model_options import ModelOptions
+from l0prune.cli.request import RunOptions
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import GROUPS, Option, options_of
 
@@ -13,9 +14,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 START = """\
 # Options of a fine-tuning run
 
-Made by `make options` from the declarations in `cli/request.py` and `l0prune/finetuning/config.py`. The second column is the
-argument of `l0prune.FinetuneConfig`; what has none belongs to the command alone, and what has no flag to Python. `run.json` has
-them all, with every number written out that was left open.
+Made by `make options` from the declarations in `cli/model_options.py`, `cli/request.py` and `l0prune/finetuning/config.py`. The second
+column is the argument of `l0prune.FinetuneConfig`; what has none belongs to the command alone, and what has no flag to Python.
+`run.json` has them all, with every number written out that was left open.
 """
 
 

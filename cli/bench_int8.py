@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.case_data import load_case
 from l0prune.cli.evaluate import case_of_run, load_file
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.opened_run import open_finished
 from l0prune.cli.output import note
-from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import data_call, remember, task_call
 from l0prune.errors import ConfigError
 

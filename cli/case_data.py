@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from l0prune.cli.case import Case
 from l0prune.cli.flags import flag
 from l0prune.cli.loading import PAIRS_APART, is_architecture
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import note
-from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.request import RunOptions
 from l0prune.cli.tokenizer import tokenizer_folder
 from l0prune.errors import ConfigError
 

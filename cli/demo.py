@@ -11,9 +11,10 @@ from l0prune.cli.bench import BenchOptions, bench_run
 from l0prune.cli.evaluate import evaluate_run
 from l0prune.cli.finetune_run import begin
 from l0prune.cli.flags import THREADS, FilePath, common_options
+from l0prune.cli.model_options import BUNDLED, ModelOptions
 from l0prune.cli.output import console, cost_rows, note, print_table, ratio, say, score_text, show, size, working
 from l0prune.cli.report import report_run
-from l0prune.cli.request import BUNDLED, FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.shrink_run import shrink_run
 from l0prune.errors import ConfigError, RunDirectoryError
 from l0prune.finetuning.config import FinetuneConfig

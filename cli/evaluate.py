@@ -11,9 +11,10 @@ from l0prune.cli.case import EVALUATION_BATCH, Case
 from l0prune.cli.case_data import load_case
 from l0prune.cli.flags import GroupedCommand, common_options, flag, flags_of, given, threads_option, whole
 from l0prune.cli.loading import has_random_weights, load, sides
+from l0prune.cli.model_options import ModelOptions, model_options
 from l0prune.cli.opened_run import OpenedRun, compact_model, dense_model, gated_model, open_finished
 from l0prune.cli.output import console, metric_text, note, print_table, score_text, show, working
-from l0prune.cli.request import ModelOptions, RunOptions, model_options
+from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import data_call, model_call, remember, task_call, trust_option
 from l0prune.errors import ConfigError
 

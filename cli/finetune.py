@@ -22,6 +22,7 @@ from l0prune.cli.flags import (
     given,
     threads_option,
 )
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import (
     console,
     cost_rows,
@@ -35,7 +36,7 @@ from l0prune.cli.output import (
 )
 from l0prune.cli.process import EXIT_BUDGET_MISSED
 from l0prune.cli.quality_run import begin_search, is_search, resume_search
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import MOST_USED, RUN, TEACHING, Rule, require_kept

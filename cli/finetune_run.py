@@ -8,10 +8,11 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.flags import chosen
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.prepared import Prepared, calls_of, is_main_process, prepare
 from l0prune.cli.process import Interrupted
 from l0prune.cli.progress import progress_for_stderr
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.trust import remember, require_typed
 from l0prune.errors import ConfigError, RunDirectoryError
 

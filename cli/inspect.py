@@ -10,8 +10,9 @@ import click
 from l0prune.cli.flags import GroupedCommand, common_options, flag_of, threads_option
 from l0prune.cli.gating import calls_at, price_by_profile
 from l0prune.cli.loading import load
+from l0prune.cli.model_options import ModelOptions, model_options
 from l0prune.cli.output import console, print_table, show, size, working
-from l0prune.cli.request import ModelOptions, RunOptions, model_options
+from l0prune.cli.request import RunOptions
 from l0prune.cli.trust import model_call, remember
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l0prune.cli.request import ModelOptions, RunOptions, transformers_folder
+from l0prune.cli.model_options import ModelOptions, transformers_folder
+from l0prune.cli.request import RunOptions
 from l0prune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from l0prune.cli.case import Case
 from l0prune.cli.case_data import load_case
 from l0prune.cli.gating import gated_model_of, traced
 from l0prune.cli.loading import load, require_from_scratch, require_weights
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import note
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.trust import FactoryCall, data_call, model_call, task_call
 from l0prune.errors import ConfigError
 

@@ -9,9 +9,9 @@ import click
 
 from l0prune.cli.flags import FilePath, GroupedCommand, chosen, common_options, flags_of, given
 from l0prune.cli.loading import load
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import console, print_table, say, show, working
 from l0prune.cli.progress import share_bar
-from l0prune.cli.request import ModelOptions
 from l0prune.cli.trust import model_call, remember
 from l0prune.machine import most_threads
 from l0prune.options import Options, documented, option

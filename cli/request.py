@@ -1,14 +1,12 @@
-"""What is asked of a model and of a run: read from the command line, written to run.json, read back."""
+"""What is asked of a run: read from the command line, written to run.json, read back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from l0prune.cli.flags import Command, Decorator, apply, chosen, flag, flags_of
+from l0prune.cli.flags import flag
+from l0prune.cli.model_options import ModelOptions, recorded
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.finetuning.config import OPEN, FinetuneConfig
 from l0prune.finetuning.settings import Settings, resolve
@@ -21,69 +19,9 @@ if TYPE_CHECKING:
     from l0prune.run_directory import RunRecord
     from l0prune.sweep_directory import SweepRecord
 
-__all__ = ["BUNDLED", "FinetuneRequest", "ModelOptions", "RunOptions", "model_options", "transformers_folder"]
+__all__ = ["FinetuneRequest", "RunOptions"]
 
-BUNDLED = "bundled"  # as sources.model_spec calls the checkpoint that ships with a network
-PATH_PREFIXES = ("npz", "mnist", "cifar10", "folder", "hf", "csv", "tsv", "jsonl", "txt", "hf-datasets")
 REMEDY = "start the run again"
-
-
-@documented
-@dataclass(frozen=True)
-class ModelOptions(Options):
-    """Everything a person can say about a model on the command line."""
-
-    spec: str = option(
-        "",
-        "Registry name, timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, FILE.pt2 or the folder of a compact model.",
-        group=MODEL,
-        flag="MODEL",
-    )
-    weights: Path | None = option(
-        None,
-        "Checkpoint to start from: .safetensors, .pt or .pth; bundled is the one shipped with the package.",
-        group=MOST_USED,
-        metavar="FILE",
-        shown="those the model is built with",
-    )
-    model_args: dict[str, Any] = option(
-        {}, "Keyword argument of the model's factory; repeatable.", group=MODEL, flag="--model-arg"
-    )
-    input_shape: tuple[int, ...] | None = option(
-        None,
-        "Shape of one input without the batch, as in 3,224,224, for models that do not declare it.",
-        group=MODEL,
-        within="[1, inf)",
-    )
-    mean: tuple[float, ...] | None = option(
-        None,
-        "Mean of each channel that images are normalised with, for pixels in [0, 1].",
-        group=MODEL,
-        within="(-inf, inf)",
-        shown="the model's own",
-    )
-    std: tuple[float, ...] | None = option(
-        None,
-        "Standard deviation of each channel that images are normalised with.",
-        group=MODEL,
-        within="(-inf, inf)",
-        shown="the model's own",
-    )
-    image_size: tuple[int, ...] | None = option(
-        None,
-        "Size that images are resized to: one side, or HEIGHT,WIDTH.",
-        group=MODEL,
-        within="[1, inf)",
-        shown="the model's own",
-    )
-    num_labels: int | None = option(
-        None,
-        "Put a new classification head of so many classes on the body in hf:DIR; without a teacher then.",
-        group=MODEL,
-        within="[1, inf)",
-        shown="the head that it has",
-    )
-    pretrained: bool = option(False, "Download the weights that timm or torchvision publish.", group=MODEL)
 
 
 @documented
@@ -348,27 +286,6 @@ class FinetuneRequest:
                 )
 
 
-def model_options(*, metavar: str = "MODEL", required: bool = True) -> Decorator:
-    """Add the options that describe a model; the command receives them as one `model: ModelOptions`.
-
-    Args:
-        metavar: What the argument is called in the help.
-        required: Whether the argument must be given; without it `model.spec` is empty.
-    """
-
-    def decorate(command: Command) -> Command:
-        @wraps(command)
-        def with_model(*positional: Any, **values: Any) -> Any:
-            return command(*positional, model=chosen(ModelOptions, values), **values)
-
-        return apply(
-            (click.argument("spec", metavar=metavar, required=required), flags_of(ModelOptions, group=MODEL)),
-            with_model,
-        )
-
-    return decorate
-
-
 def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Options:
     """The options of a class from a part of run.json.
 
@@ -381,13 +298,6 @@ def read_part(kind: type[Options], data: Mapping[str, Any], part: str) -> Option
         raise FileFormatError(f"run.json, {part}: {shortened(str(error))}; {REMEDY}") from error
 
 
-def recorded(name: str, value: Any) -> Any:
-    """The value of an option that does not depend on the working directory."""
-    if name in ("weights", "tokenizer", "class_map") and value is not None and str(value) != BUNDLED:
-        return str(Path(value).absolute())
-    return absolute(value) if name in ("spec", "data") else value
-
-
 def as_typed(value: Any) -> str:
     """The value of an option as it is typed."""
     if value is None or (value in ({}, [], "") and not isinstance(value, bool | int | float)):
@@ -397,19 +307,3 @@ def as_typed(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return repr(value)
-
-
-def transformers_folder(spec: str) -> str | None:
-    """The folder of transformers that a specification names, as in `hf:DIR`; None where it names something else."""
-    return spec.removeprefix("hf:") if spec.startswith("hf:") else None
-
-
-def absolute(spec: str) -> str:
-    """A specification whose path, if it has one, does not depend on the working directory."""
-    kind, colon, rest = spec.partition(":")
-    if colon and kind in PATH_PREFIXES and rest:
-        parts = [rest] if Path(rest).expanduser().exists() else rest.split(",")
-        return f"{kind}:{','.join(str(Path(part.strip()).expanduser().absolute()) for part in parts)}"
-    from l0prune.sources.compact_folder import is_compact_folder
-
-    return str(Path(spec).expanduser().absolute()) if spec.endswith(".pt2") or is_compact_folder(spec) else spec

@@ -18,6 +18,7 @@ from l0prune.cli.flags import (
     threads_option,
     whole,
 )
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import (
     console,
     cost_rows,
@@ -31,7 +32,7 @@ from l0prune.cli.output import (
     size,
     working,
 )
-from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.request import RunOptions
 from l0prune.cli.shrink_run import shrink_model, shrink_run
 from l0prune.cli.trust import trust_option
 from l0prune.finetuning.config import FinetuneConfig

@@ -6,9 +6,10 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from l0prune.cli.finetune_run import begin
+from l0prune.cli.model_options import transformers_folder
 from l0prune.cli.opened_run import OpenedRun, dense_model, gated_model, open_finished
 from l0prune.cli.output import note
-from l0prune.cli.request import FinetuneRequest, transformers_folder
+from l0prune.cli.request import FinetuneRequest
 from l0prune.files import draft_folder, remove
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import click
 
 from l0prune.cli.finetune import RULES, read_flags, run_flags
 from l0prune.cli.flags import GroupedCommand, GroupedOption, flags_of
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import console, metric_text, print_table, say, score_text, show, working
 from l0prune.cli.process import EXIT_BUDGET_MISSED
-from l0prune.cli.request import FinetuneRequest, ModelOptions, RunOptions
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.cli.sweep_run import begin_sweep, resume_sweep
 from l0prune.finetuning.config import FinetuneConfig
 from l0prune.options import MOST_USED, RUN, Rule, options_of

@@ -4,7 +4,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l0prune.cli.request import FinetuneRequest, RunOptions, transformers_folder
+from l0prune.cli.model_options import transformers_folder
+from l0prune.cli.request import FinetuneRequest, RunOptions
 from l0prune.errors import ConfigError, L0PruneError
 
 if TYPE_CHECKING:

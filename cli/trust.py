@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from l0prune.cli.model_options import ModelOptions
 from l0prune.cli.output import note
-from l0prune.cli.request import ModelOptions
 from l0prune.errors import UntrustedCodeError
 from l0prune.files import write_json
 from l0prune.machine import state_directory

@@ -8,9 +8,9 @@ import click
 from l0prune.cli.flags import GroupedCommand, chosen, common_options, flags_of, threads_option
 from l0prune.cli.gating import calls_at
 from l0prune.cli.loading import load
+from l0prune.cli.model_options import ModelOptions, model_options
 from l0prune.cli.output import console, first_few, print_table, ratio, show, size, working
 from l0prune.cli.process import EXIT_ERROR
-from l0prune.cli.request import ModelOptions, model_options
 from l0prune.cli.trust import model_call, remember
 from l0prune.finetuning.config import alignment
 from l0prune.options import Options, documented, option

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from l0prune.cli.flags import FilePath, common_options, threads_option
+from l0prune.cli.model_options import transformers_folder
 from l0prune.cli.output import console, print_table, say, show, size, working
-from l0prune.cli.request import transformers_folder
 from l0prune.errors import ConfigError, DataError
 
 __all__ = ["vocabulary_command"]

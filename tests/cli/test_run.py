@@ -160,7 +160,7 @@ print(tuple(l0prune.load({str(run / "compact")!r})(torch.zeros(3, 1, 8, 8)).shap
 
 def test_dense_onnx_has_the_original_weights(run):
     from l0prune.cli.loading import load
-    from l0prune.cli.request import ModelOptions
+    from l0prune.cli.model_options import ModelOptions
     from l0prune.onnx.onnx_model import onnx_difference
 
     dense = load(ModelOptions("tiny_task:network")).model

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from l0prune.cli.bench import BenchOptions
 from l0prune.cli.finetune import RULES, finetune_command
 from l0prune.cli.main import cli
-from l0prune.cli.request import ModelOptions, RunOptions
+from l0prune.cli.model_options import ModelOptions
+from l0prune.cli.request import RunOptions
 from l0prune.cli.verify import VerifyOptions
 from l0prune.errors import ConfigError
 from l0prune.finetuning.config import FinetuneConfig

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import l0prune
 from l0prune import models
 from l0prune.cli.loading import load
-from l0prune.cli.request import ModelOptions
+from l0prune.cli.model_options import ModelOptions
 from l0prune.errors import L0PruneError
 from l0prune.flow.channel_flow import ChannelFlow
 
