@@ -14,9 +14,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 START = """\
 # Options of a fine-tuning run
 
-Made by `make options` from the declarations in `cli/model_options.py`, `cli/request.py` and `l0prune/finetuning/config.py`. The second
-column is the argument of `l0prune.FinetuneConfig`; what has none belongs to the command alone, and what has no flag to Python.
-`run.json` has them all, with every number written out that was left open.
+Made by `make options` from the declarations in `cli/model_options.py`, `cli/request.py` and `l0prune/finetuning/config.py`. The
+second column is the argument of `l0prune.FinetuneConfig`; what has none belongs to the command alone, and what has no flag to
+Python. `run.json` has them all, with every number written out that was left open.
 """
 
 
