@@ -15,6 +15,7 @@ from l0prune.kept import Kept
 from l0prune.ops.node import module_of
 from l0prune.ops.operation import operation_of
 from l0prune.ops.sizes import Cut
+from l0prune.surgery.attention_layers import NarrowAttention
 from l0prune.surgery.in_place import apply_attributes_
 from l0prune.surgery.plan import AttributeChange, SurgeryPlan
 
@@ -87,7 +88,8 @@ def _are_integers(value: Any) -> bool:
 def _integers(module: nn.Module, *, config: bool) -> Iterator[tuple[str, Any]]:
     """Attributes of a module, and on request those of the `config` it holds, as `config.name`."""
     held = vars(module)
-    yield from () if isinstance(module, CUT_BY_TYPE) else held.items()
+    known = isinstance(module, CUT_BY_TYPE) or type(module) in (nn.MultiheadAttention, NarrowAttention)
+    yield from () if known else held.items()
     if config and hasattr(held.get("config"), "__dict__"):
         yield from ((f"config.{name}", value) for name, value in vars(held["config"]).items())
 

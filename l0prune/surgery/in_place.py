@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from l0prune.flow.trace import aliases_of
 from l0prune.look.kept_by_forward import empty_caches_
 from l0prune.model_call import copy_of
+from l0prune.surgery.attention_layers import measure_attention_, measure_transformer_
 from l0prune.surgery.calls import apply_calls_
 from l0prune.surgery.cuts import TensorCut, to_indices
 from l0prune.surgery.dropped import Constant, apply_drops_
@@ -99,12 +100,17 @@ def apply_plan_(model: nn.Module, plan: SurgeryPlan) -> None:
             value = plan.compact_tensor(name, tensor)
             is_parameter = isinstance(tensor, nn.Parameter)
             cut[name] = nn.Parameter(value, requires_grad=tensor.requires_grad) if is_parameter else value
+    head_widths = {m: m.head_dim for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for path, module in model.named_modules():
         _cut_module(module, dict(_cuts_of(path, module, plan, aliases)))
     for name in [*cut, *(name for name, known in aliases.items() if known in cut)]:
         _set_tensor(model, name, cut[aliases.get(name, name)])
     for module in model.modules():
         _measure(module)
+    for attention, head_width in head_widths.items():
+        measure_attention_(attention, head_width=head_width)
+    for module in model.modules():
+        measure_transformer_(module)
 
 
 def apply_attributes_(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:

@@ -331,7 +331,7 @@ def test_calls_inside_a_library_function_cannot_be_given_sizes():
         def __init__(self):
             super().__init__()
             self.up = nn.Linear(5, 8)
-            self.attn = nn.MultiheadAttention(8, 4, batch_first=True)
+            self.attn = nn.MultiheadAttention(8, 4, batch_first=True, add_zero_attn=True)
             self.head = nn.Linear(8, 3)
 
         def forward(self, x):
