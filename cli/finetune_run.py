@@ -276,19 +276,23 @@ def gently(prepared: Prepared) -> str:
 
 
 def fall(prepared: Prepared, result: "FinetuneResult") -> str | None:
-    """What it means that a network which knew more than chance knows no more than that, in the end or before the cut.
+    """What it means that a network knows no more than chance in the end, or, where it had known more, before the cut.
 
-    None where it always did.
+    None where it does, and where its dense score has been doubted already.
     """
-    if prepared.doubts is not None or prepared.request.run.from_scratch:
+    if prepared.doubts is not None:
         return None
+    untrained = prepared.request.starts_untrained
     metric = prepared.case.task.metric.name
     final = result.evaluation[metric]
     if prepared.case.doubts(final) is not None:
+        fell = "" if untrained else f", and was {prepared.dense_score:.4g}"
         return (
-            f"CAREFUL: in the end {metric} is {final:.4g}, no better than chance, and was {prepared.dense_score:.4g}: train"
-            f" longer (--epochs), {gently(prepared)}, or keep more (--budget)"
+            f"CAREFUL: in the end {metric} is {final:.4g}, no better than chance{fell}: train longer (--epochs),"
+            f" {gently(prepared)}, or keep more (--budget)"
         )
+    if untrained:
+        return None
     before = [milestone for milestone in result.history if milestone.when in ("warmup", "gate", "settle")]
     if not before or prepared.case.doubts(before[-1].figures[metric]) is None:
         return None

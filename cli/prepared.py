@@ -70,8 +70,7 @@ class Shared:
     @cached_property
     def doubts(self) -> str | None:
         """What speaks against that score; it is told as well."""
-        knows_nothing_yet = self.request.run.from_scratch or self.request.model.num_labels is not None
-        doubts = None if knows_nothing_yet else self.case.doubts(self.dense_score)
+        doubts = None if self.request.starts_untrained else self.case.doubts(self.dense_score)
         if doubts:
             note(doubts)
         return doubts

@@ -192,6 +192,11 @@ class FinetuneRequest:
         return self.training.seed if self.run.from_scratch else 0
 
     @property
+    def starts_untrained(self) -> bool:
+        """Whether the network cannot do its task yet, all of its weights or those of its head being random."""
+        return self.run.from_scratch or self.model.num_labels is not None
+
+    @property
     def asked_training(self) -> FinetuneConfig:
         """How it is to be trained, together with what the options of the run say about that.
 

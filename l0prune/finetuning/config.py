@@ -240,7 +240,8 @@ class FinetuneConfig(Options):
     )
     depth: bool | None = _gates(
         None,
-        "Let residual branches (blocks, attention, feed-forward layers) close as a whole.",
+        "Let residual branches (blocks, attention, feed-forward layers) close as a whole; else one goes only where all of its"
+        " units close one by one.",
         shown="on with a budget of latency, else off",
     )
     uniform: bool = _gates(

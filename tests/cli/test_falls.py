@@ -5,19 +5,18 @@ from types import SimpleNamespace
 import pytest
 
 from l0prune.cli.finetune_run import fall
+from l0prune.cli.request import FinetuneRequest
 
 
-def case_of(*, dense_doubts=None, from_scratch=False, optimizer="adamw"):
+def case_of(*, dense_doubts=None, optimizer="adamw", **options):
     """A run of a network of attention whose accuracies up to 50 are doubted."""
     case = SimpleNamespace(
         task=SimpleNamespace(metric=SimpleNamespace(name="accuracy")),
         doubts=lambda score: "no better" if score <= 50 else None,
     )
-    run = SimpleNamespace(from_scratch=from_scratch)
+    request = FinetuneRequest.asked(options)
     plan = SimpleNamespace(settings=SimpleNamespace(optimizer=optimizer, lr=0.01), suited=SimpleNamespace(name="adamw"))
-    return SimpleNamespace(
-        case=case, request=SimpleNamespace(run=run), plan=plan, doubts=dense_doubts, dense_score=90.0
-    )
+    return SimpleNamespace(case=case, request=request, plan=plan, doubts=dense_doubts, dense_score=90.0)
 
 
 def result_of(before, final):
@@ -52,6 +51,13 @@ def test_a_fall_under_another_optimizer_than_suits_the_network_names_that_one():
     assert "leave the optimizer to the network (adamw)" in found
 
 
-@pytest.mark.parametrize("options", [{"dense_doubts": "no better"}, {"from_scratch": True}])
+def test_what_was_doubted_before_is_not_doubted_again():
+    assert fall(case_of(dense_doubts="no better"), result_of(30.0, 45.0)) is None
+
+
+@pytest.mark.parametrize("options", [{"from_scratch": True}, {"num_labels": 3}])
 def test_a_network_that_never_knew_more_has_not_fallen(options):
-    assert fall(case_of(**options), result_of(30.0, 45.0)) is None
+    assert fall(case_of(**options), result_of(30.0, 85.0)) is None
+    assert fall(case_of(**options), result_of(30.0, 45.0)).startswith(
+        "CAREFUL: in the end accuracy is 45, no better than chance: train longer (--epochs), lower the learning rate"
+    )

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import l0prune
 from l0prune.errors import FileFormatError
+from l0prune.gated.decision import choose_open
+from l0prune.goals.budget import Budgets
 from l0prune.surgery.dropped import Dropped
 from l0prune.surgery.plan import SurgeryPlan
 from l0prune.surgery.shrink import shrink, surgery_of
@@ -118,6 +120,25 @@ def test_a_network_without_branches_keeps_its_class_and_computes_what_the_gated_
         assert n_parameters(compact) < n_parameters(net)
         assert len(compact.state_dict()) < len(net.state_dict())
         assert difference(compact(x), gated(x)) < EXACT
+
+
+def test_without_depth_a_branch_goes_all_the_same_where_the_selection_closes_each_of_its_units():
+    net, x = CASES["inverted"]
+    flow = traced(net, x)
+    gated = l0prune.inject(net, flow).eval()
+    locations = torch.linspace(1.0, 2.0, flow.n_gates)
+    locations[torch.from_numpy(flow.branches[0].gates)] -= 5.0
+    gated.gates.place_(locations)
+
+    kept = choose_open(gated, Budgets((l0prune.Budget("macs", 0.4),), depth=False), align=1)
+    gated.freeze(kept.float())
+    compact = shrink(gated)
+
+    assert not kept[flow.branches[0].gates].any()
+    assert kept[flow.branches[1].gates].any()
+    assert gated.hard_cost("macs") <= 0.4
+    assert sum(isinstance(module, Dropped) for module in compact.modules()) == 1
+    assert difference(compact(x), gated(x)) < EXACT
 
 
 SOME = ["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inverted", "encoder"))]
