@@ -11,7 +11,7 @@ from torch import Tensor
 from l0prune.gated.model import GatedModel
 from l0prune.model_call import evaluation_mode, output_tensors
 
-__all__ = ["measure_salience", "measure_saliences", "projected_outputs", "sum_of_effects"]
+__all__ = ["measure_salience", "projected_outputs", "sum_of_effects"]
 
 
 def sum_of_effects(
@@ -75,27 +75,6 @@ def measure_salience(
     Source: Molchanov et al. (2019), arXiv:1906.10771, equation 8 with gates as the parameters; see also their section 3.2.
     """
     return sum_of_effects(gated, batches, objective, torch.square)
-
-
-def measure_saliences(
-    gated: GatedModel, batches: Iterable[tuple[Any, Any]], objective: Callable[[Any, Any], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`measure_salience` of the gates, and of the goal's branches, each by the effect of all its units at once.
-
-    Args:
-        gated: As `sum_of_effects` takes it.
-        batches: As `sum_of_effects` takes them.
-        objective: As `sum_of_effects` takes it.
-
-    Returns:
-        Shapes `(n_gates,)` and `(n_branches,)`, >= 0, in the same unit.
-    """
-
-    def squares(effects: Tensor) -> Tensor:
-        return torch.cat([effects, gated.effects_of_branches(effects).nan_to_num(0.0, 0.0, 0.0)]).square()
-
-    found = sum_of_effects(gated, batches, objective, squares)
-    return found[: gated.n_gates], found[gated.n_gates :]
 
 
 def projected_outputs(

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from l0prune.criteria.criterion import Evidence, score
 from l0prune.criteria.ranking import place_
 from l0prune.criteria.registry import load_criterion
-from l0prune.criteria.sensitivity import measure_saliences, projected_outputs
+from l0prune.criteria.sensitivity import measure_salience, projected_outputs
 from l0prune.finetuning.averaging import MovingAverage
 from l0prune.finetuning.checkpoints import Checkpoint, Store
 from l0prune.finetuning.config import OPEN
@@ -309,13 +309,11 @@ class Trainer:
 
     def _gather_evidence(self) -> None:
         """See what the loss depends on before the first gate moves."""
-        found = measure_saliences(self._gated, self._scored_examples(), self._stage.objective)
-        for squares in found:
-            self._runtime.average_(squares)
+        squares = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
+        self._runtime.average_(squares)
         n_batches = min(self._settings.salience_batches, self._phases.steps_per_epoch)
         if n_batches and not self._plan.task.in_training_only:
-            squares, of_branches = (one / (n_batches * self._runtime.scaler.get_scale() ** 2) for one in found)
-            self._gated.observe(squares, n_batches, of_branches)
+            self._gated.observe(squares / (n_batches * self._runtime.scaler.get_scale() ** 2), n_batches)
 
     def _decide(self) -> None:
         """Decide which gates stay; from here on the others are on their way out."""
@@ -328,16 +326,15 @@ class Trainer:
         self._expected_cost = float(self._gated.expected_cost().detach())
         if settings.trains_gates and settings.gate_start == OPEN and not goal.cuts_as_trained:
             self._journal.doubt(undecided_gates(self._gated, self._phases.gate))
-        salience, of_branches = measure_saliences(self._gated, self._scored_examples(), self._stage.objective)
+        salience = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
         if not bool(salience.any()):  # a network that is only compared with itself
             signs = torch.Generator().manual_seed(settings.seed)
             told = partial(projected_outputs, partial(self._plan.task.call, self._gated), signs)
-            salience, of_branches = measure_saliences(self._gated, self._scored_examples(), told)
+            salience = measure_salience(self._gated, self._scored_examples(), told)
         self._runtime.average_(salience)
-        self._runtime.average_(of_branches)
         self._require_converging({"salience of the gates": salience})
         salience = salience.cpu()
-        is_open = choose_open(self._gated, goal, align=settings.align, salience=salience, of_branches=of_branches.cpu())
+        is_open = choose_open(self._gated, goal, align=settings.align, salience=salience)
         start = self._gated.gate_values().float().cpu()
         end = decided_values(self._gated, is_open, settings, floored=not goal.cuts_as_trained)
         importance = salience if settings.trains_gates else self._gated.gates.locations.cpu()

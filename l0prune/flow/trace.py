@@ -245,8 +245,7 @@ def _assemble(
         signature = program.graph_signature
         closing = Closing(program.graph, nodes, groups, frozenset(signature.user_inputs))
         dimensions = removable_dimensions(closing, dimensions)
-        known = {node: aliases.get(name, name) for node, name in signature.inputs_to_parameters.items()}
-        branches = find_branches(closing, dimensions, groups, known)
+        branches = find_branches(closing, dimensions, groups)
     return ChannelFlow(
         captured=captured,
         n_gates=units.n_gates,

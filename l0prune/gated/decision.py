@@ -22,7 +22,6 @@ def choose_open(
     *,
     align: int,
     salience: Tensor | None = None,
-    of_branches: Tensor | None = None,
 ) -> Tensor:
     """The gates that stay open: within budgets the best by `log_alpha`; without any, those that training left open.
 
@@ -34,7 +33,6 @@ def choose_open(
         align: Kept widths are multiples of this where budgets allow it, >= 1.
         salience: Shape `(n_gates,)`, >= 0, decides which widths the rounding under a budget shortens; None takes their
             sizes.
-        of_branches: As `salience`, for each of `goal.branches`; None takes the sum over their units.
 
     Returns:
         Shape `(n_gates,)`, bool, on the CPU.
@@ -48,7 +46,6 @@ def choose_open(
         (gated.gate_values() != 0).cpu().numpy(),
         align=align,
         salience=None if salience is None else salience.double().cpu().numpy(),
-        of_branches=None if of_branches is None else of_branches.double().cpu().numpy(),
     )
     return torch.from_numpy(chosen)
 

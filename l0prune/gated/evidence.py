@@ -38,9 +38,9 @@ class EvidenceMover:
     which the expected cost is on the target of the step. So a gate closes because others are worth more for their cost, not
     because a step was noisy; and what the network loses is measured while its weights adapt to what it has lost already.
 
-    A branch has a location of its own, by the effect of all its units at once and what all of them cost, and is a ceiling for
-    those of its units: the odds that a unit closes are those that it or its branch does, 1/odds = 1/odds_i + 1/odds_b + 1/both.
-    What a unit is worth its cost is asked as if its branch were open.
+    A branch has a location of its own, by what its units are worth together (`Branch.worth`) and what all of them cost, and is
+    a ceiling for those of its units: the odds that a unit closes are those that it or its branch does,
+    1/odds = 1/odds_i + 1/odds_b + 1/both. What a unit is worth its cost is asked as if its branch were open.
 
     Args:
         gates: What is moved.
@@ -62,64 +62,51 @@ class EvidenceMover:
         self._weights = torch.full((n_bounds,), 1 / max(1, n_bounds), dtype=torch.float64)
         self._worth = torch.zeros(gates.n_gates, dtype=torch.float64)
         self._seen = torch.zeros(gates.n_gates, dtype=torch.float64)
-        self._branches = [torch.from_numpy(branch.gates) for branch in branches]
-        self._branch_worth = torch.zeros(len(branches), dtype=torch.float64)
-        self._branch_seen = torch.zeros(len(branches), dtype=torch.float64)
+        self._branches = branches
+        self._inside = [torch.from_numpy(branch.gates) for branch in branches]
         self._alone: Tensor | None = None
         self._is_level = False
 
-    def observe(self, squares: Tensor, count: float = 1.0, of_branches: Tensor | None = None) -> None:
+    def observe(self, squares: Tensor, count: float = 1.0) -> None:
         """Take in squared effects.
 
         Args:
             squares: Means of (z dL/dz)^2, shape `(n_gates,)`; 0 where a gate was closed, which is no evidence.
             count: Of how many batches.
-            of_branches: The same of branches, shape `(n_branches,)`.
         """
-        self._worth = self._mean(self._worth, self._seen, squares, count)
-        if of_branches is not None:
-            self._branch_worth = self._mean(self._branch_worth, self._branch_seen, of_branches, count)
+        squares = squares.detach().to(self._worth)
+        is_new = (squares > 0) & squares.isfinite()
+        self._seen += count * is_new
+        weight = (count / self._seen.clamp_max(self._config.memory).clamp_min(count)) * is_new
+        self._worth = self._worth.lerp(torch.where(is_new, squares, self._worth), weight)
 
     def _level(self, squares: Tensor) -> None:
         """Bring what was seen before the first step to the sum that the squares of this step have at the same gates."""
         squares = squares.detach().to(self._worth)
         is_known = (squares > 0) & squares.isfinite() & (self._seen > 0)
         if bool(is_known.any()):
-            scale = float(squares[is_known].sum() / self._worth[is_known].sum())
-            self._worth *= scale
-            self._branch_worth *= scale
+            self._worth *= float(squares[is_known].sum() / self._worth[is_known].sum())
         self._is_level = True
-
-    def _mean(self, worth: Tensor, seen: Tensor, squares: Tensor, count: float) -> Tensor:
-        """A running mean with new squares in it; `seen`, which counts batches, is brought up to date in place."""
-        squares = squares.detach().to(worth)
-        is_new = (squares > 0) & squares.isfinite()
-        seen += count * is_new
-        weight = (count / seen.clamp_max(self._config.memory).clamp_min(count)) * is_new
-        return worth.lerp(torch.where(is_new, squares, worth), weight)
 
     @property
     def worth(self) -> Tensor | None:
         """Running means of (z dL/dz)^2, shape `(n_gates,)`, float64; None before anything was seen."""
         return self._worth.clone() if bool(self._seen.any()) else None
 
-    def step(self, effects: Tensor, of_branches: Tensor | None = None) -> list[float]:
+    def step(self, effects: Tensor) -> list[float]:
         """Take in the effects of a step, and move the gates to where the target wants them.
 
         Args:
             effects: z dL/dz, shape `(n_gates,)`.
-            of_branches: From `branch_effects`, shape `(n_branches,)`.
 
         Returns:
             The price of each cost that is bounded.
         """
         average_over_processes_(effects)
-        if of_branches is not None:
-            average_over_processes_(of_branches)
         squares = effects.square()
         if not self._is_level:
             self._level(squares)
-        self.observe(squares, of_branches=None if of_branches is None else of_branches.square())
+        self.observe(squares)
         return self._place()
 
     @torch.no_grad()
@@ -136,7 +123,7 @@ class EvidenceMover:
 
         def placed(price: float) -> Tensor:
             raw = alone(price)
-            for gates, value_of_all in zip(self._branches, branch_value, strict=True):
+            for gates, value_of_all in zip(self._inside, branch_value, strict=True):
                 ceiling = self._config.sharpness * (value_of_all - price)
                 own = raw[gates]
                 raw[gates] = -torch.stack([-own, -ceiling.expand_as(own), -own - ceiling]).logsumexp(0)
@@ -173,20 +160,22 @@ class EvidenceMover:
         """
         bank = self._gates
         if not self._branches:
-            return self._branch_worth
+            return costs.new_zeros(0)
         is_open = (
             bank.open_probability() if self._alone is None else bank.open_probability(self._alone.to(bank.log_alpha))
         )
-        inside = torch.cat(self._branches).unique()
+        inside = torch.cat(self._inside).unique()
         costs[inside] = (self._weights @ self._pursuit.marginal(is_open).double().cpu())[inside]
         every = torch.tensor(self._pursuit.over(is_open), dtype=torch.float64)
         saved = []
-        for gates in self._branches:
+        for gates in self._inside:
             without = is_open.index_fill(0, gates.to(is_open.device), 0.0)
             saved.append(self._weights @ (every - torch.tensor(self._pursuit.over(without), dtype=torch.float64)))
         cost = torch.stack(saved)
-        known = (self._branch_worth > 0) & (cost > 0)
-        return torch.where(known, self._branch_worth.log() - cost.clamp_min(_LEAST_WORTH).log(), math.inf)
+        of_units = self._worth.numpy()
+        worth = torch.tensor([branch.worth(of_units) for branch in self._branches], dtype=torch.float64)
+        known = (worth > 0) & (cost > 0)
+        return torch.where(known, worth.log() - cost.clamp_min(_LEAST_WORTH).log(), math.inf)
 
     def _weigh(self) -> None:
         """Let the budget that is furthest over its target count more in what a gate costs."""
@@ -200,8 +189,6 @@ class EvidenceMover:
             "start": self._start,
             "worth": self._worth,
             "seen": self._seen,
-            "branch_worth": self._branch_worth,
-            "branch_seen": self._branch_seen,
             "alone": self._alone,
             "price": self._price,
             "weights": self._weights,
@@ -212,9 +199,7 @@ class EvidenceMover:
         """Continue from `state_dict`."""
         self._start, self._price, self._is_level = state["start"], state["price"], state.get("is_level", True)
         self._worth, self._seen, self._weights = (state[name].clone() for name in ("worth", "seen", "weights"))
-        if len(state.get("branch_worth", ())) == len(self._branches):
-            self._branch_worth, self._branch_seen = state["branch_worth"].clone(), state["branch_seen"].clone()
-            self._alone = state["alone"]
+        self._alone = state.get("alone")
 
 
 def _within(raw: Tensor, bound: float) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError, TraceError
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.gated.branches import branch_effects
 from l0prune.gated.calling import SHARED, CalledLikeItsModel
 from l0prune.gated.in_step import sizes_in_step
 from l0prune.gated.initial import DropRate, initial_locations
@@ -351,28 +350,16 @@ class GatedModel(nn.Module):
         Raises:
             ConfigError: the model was injected without a budget or penalty.
         """
-        self._gate_training.step(self.effects_of_branches)
+        self._gate_training.step()
 
-    def effects_of_branches(self, effects: Tensor) -> Tensor:
-        """What scaling the branches that may close does to the loss, after `backward()`; see `branch_effects`.
-
-        Args:
-            effects: z dL/dz, shape `(n_gates,)`.
-
-        Returns:
-            Shape `(n_branches,)`, of the goal's branches.
-        """
-        return branch_effects(self.model, self.goal.branches(self.costs), effects)
-
-    def observe(self, squares: Tensor, count: float = 1.0, of_branches: Tensor | None = None) -> None:
+    def observe(self, squares: Tensor, count: float = 1.0) -> None:
         """Take in evidence of what units are worth, gathered before the first `step()`.
 
         Args:
             squares: Means over batches of (z dL/dz)^2, shape `(n_gates,)`.
             count: Number of the batches, > 0.
-            of_branches: The same of the branches that may close, shape `(n_branches,)`.
         """
-        self._gate_training.observe(squares, count, of_branches)
+        self._gate_training.observe(squares, count)
 
     @property
     def worth(self) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -72,11 +71,8 @@ class GateTraining:
             return gates.locations.new_zeros(())
         return self.pursuit.penalty(gates.open_probability())
 
-    def step(self, of_branches: Callable[[Tensor], Tensor]) -> None:
+    def step(self) -> None:
         """After `backward()`: move the gates and the multiplier on, and clear the gates' gradient.
-
-        Args:
-            of_branches: From effects of the units, shape `(n_gates,)`, to those of the goal's branches.
 
         Raises:
             ConfigError: there is neither a budget nor a penalty.
@@ -86,7 +82,7 @@ class GateTraining:
         effects = self._gates.take_effects()
         if self._evidence is not None and effects is not None and not self._gates.frozen:
             log_alpha.grad = None
-            prices = self._evidence.step(effects, of_branches(effects))
+            prices = self._evidence.step(effects)
             self._done += 1
             self.pursuit.step(self._gates, prices=prices)
             self.advance()
@@ -104,16 +100,15 @@ class GateTraining:
         if self._steps < self._gates.distribution.held_below:
             self._hold()
 
-    def observe(self, squares: Tensor, count: float, of_branches: Tensor | None = None) -> None:
+    def observe(self, squares: Tensor, count: float) -> None:
         """Take in evidence that was gathered before the first step; nothing where gates follow their gradient.
 
         Args:
             squares: Means of (z dL/dz)^2 over batches, shape `(n_gates,)`.
             count: Number of the batches.
-            of_branches: The same of the goal's branches, shape `(n_branches,)`.
         """
         if self._evidence is not None:
-            self._evidence.observe(squares, count, of_branches)
+            self._evidence.observe(squares, count)
 
     @property
     def worth(self) -> Tensor | None:

@@ -233,7 +233,6 @@ class Budgets(Goal):
         *,
         align: int,
         salience: FloatArray | None = None,
-        of_branches: FloatArray | None = None,
     ) -> BoolArray:
         """The best-ranked gates within all bounds, whatever training left open; arguments and result as in `Goal`.
 
@@ -263,7 +262,6 @@ class Budgets(Goal):
             salience=salience,
             in_steps=self.knows_widths,
             branches=self.branches(costs),
-            of_branches=of_branches,
         )
 
     def rounded(self, costs: Costs, scores: FloatArray, is_open: BoolArray, *, align: int) -> BoolArray:

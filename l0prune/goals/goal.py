@@ -97,7 +97,6 @@ class Goal:
         *,
         align: int,
         salience: FloatArray | None = None,
-        of_branches: FloatArray | None = None,
     ) -> BoolArray:
         """The gates that stay open.
 
@@ -107,7 +106,6 @@ class Goal:
             is_open: Which ones training left open, shape `(n_gates,)`.
             align: Kept widths are multiples of this, where the bounds allow it, >= 1.
             salience: How much the loss suffers when a gate closes, >= 0, shape `(n_gates,)`, where it was measured.
-            of_branches: How much it suffers when all of a branch closes, for each of `branches`, where it was measured.
 
         Returns:
             Shape `(n_gates,)`, bool. Without bounds, the best of each dimension that would vanish stay as well.

@@ -38,7 +38,6 @@ def select_open(
     salience: npt.ArrayLike | None = None,
     in_steps: bool = False,
     branches: Sequence[Branch] = (),
-    of_branches: npt.ArrayLike | None = None,
     weights: FloatArray | None = None,
 ) -> BoolArray:
     """The best-ranked gates whose exact costs are at or under the bounds, one of them within `tolerance` where reachable.
@@ -63,7 +62,6 @@ def select_open(
             among gates that training left wide open they say little about which width can spare some.
         in_steps: whether a cost goes in the steps that hardware takes.
         branches: sets of gates that may close together; each before those that are nested in it.
-        of_branches: as `salience`, when all of a branch closes, shape `(n_branches,)`.
         weights: units that a gate stands for, > 0, shape `(n_gates,)`; None for one each.
 
     Returns:
@@ -82,14 +80,13 @@ def select_open(
     least = _feasible_counts(widths, bounds, dimensions, branches)
     counts, threshold = _best_ranked(widths, least, keep)
     measured = None if salience is None else _checked("salience", salience, len(widths.scores))
-    together = None if of_branches is None else _checked("salience of branches", of_branches, len(branches))
     by_steps = in_steps or bool(branches)
     values = Values(
         widths,
         wanted=counts,
         threshold=threshold,
         salience=measured,
-        of_branches=together,
+        of_branches=None if measured is None else np.array([branch.worth(measured) for branch in branches]),
         monotone=by_steps,
         weights=weights,
     )

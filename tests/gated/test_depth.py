@@ -1,5 +1,6 @@
 """Branches that close as a whole while gates are placed by evidence, and at the cut."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 import l0prune
 from l0prune.cost import kinds
 from l0prune.cost.kinds import CostMetric
-from l0prune.criteria.sensitivity import measure_saliences
+from l0prune.criteria.sensitivity import measure_salience
+from l0prune.flow.branches import Branch
 from l0prune.flow.channel_flow import ChannelFlow
-from l0prune.gated.branches import branch_effects
 
 
 def steps_cost(flow: ChannelFlow) -> Staircase:
@@ -107,31 +108,34 @@ def test_without_depth_every_branch_keeps_a_unit_where_macs_are_bounded():
         assert gated.goal.branches(gated.costs) == expected
 
 
-def test_scaling_before_a_norm_says_nothing_and_the_norms_own_weight_all():
-    gated = gated_network(network())
-    x, y = batches(1)[0]
-    gated.train()
-    gated.gates.freeze(torch.ones(gated.n_gates))
-    values = gated.gates.frozen_values.requires_grad_()
+def test_branches_rank_by_what_their_units_are_worth_as_by_what_the_loss_grows_by_without_them():
+    net = network()
+    with torch.no_grad():
+        for weight, factor in zip((norm.weight for norm in net.norms_b), (0.03, 1.0, 0.2), strict=True):
+            weight.mul_(factor)
+    gated = gated_network(net).eval()
+    teacher = {i: net(x).softmax(-1).detach() for i, (x, _) in enumerate(batches(8))}
 
-    F.cross_entropy(gated(x), y).backward()
-    effects = (values.grad * values).detach()
-    found = branch_effects(gated.model, gated.flow.branches, effects)
-    sums = [float(effects[torch.from_numpy(branch.gates)].sum()) for branch in gated.flow.branches]
+    def loss(x, y):  # from its own outputs, a minimum
+        return F.cross_entropy(gated(x), teacher[y])
 
-    assert max(map(abs, sums)) < 1e-3 * float(found.abs().min())
-    for branch, effect in zip(gated.flow.branches, found, strict=True):
-        weight = gated.model.get_parameter(branch.scaled_by[0])
-        assert float(effect) == pytest.approx(float((weight * weight.grad).sum()), rel=1e-6)
+    def without(gates):
+        gated.freeze(torch.ones(gated.n_gates).index_fill(0, gates, 0.0))
+        with torch.no_grad():
+            return float(torch.stack([loss(x, i) for i, (x, _) in enumerate(batches(8))]).mean())
+
+    squares = measure_salience(gated, [(x, y) for x, y in batches(8)], lambda x, y: F.cross_entropy(gated(x), y))
+    worths = [branch.worth(squares) for branch in gated.flow.branches]
+    grown = [without(torch.from_numpy(branch.gates)) for branch in gated.flow.branches]
+
+    assert sorted(range(3), key=worths.__getitem__) == sorted(range(3), key=grown.__getitem__)
 
 
-def test_salience_of_branches_is_measured_beside_that_of_their_units():
-    gated = gated_network(network(idle=1))
+def test_a_branch_is_worth_no_more_than_the_least_of_what_cuts_it_off():
+    branch = Branch("b", np.arange(5), exits=(np.array([0, 1, 2]), np.array([3, 4])))
 
-    units, branches = measure_saliences(gated, batches(3), lambda x, y: F.cross_entropy(gated(x), y))
-
-    assert units.shape == (gated.n_gates,)
-    assert gated.flow.branches[int(branches.argmin())].name == "a.1.weight"
+    assert branch.worth(np.array([1.0, 1.0, 1.0, 2.0, 2.5])) == 3.0
+    assert branch.worth(torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5])) == 1.0
 
 
 def test_training_resumes_to_the_same_gates():

@@ -37,7 +37,7 @@ class Residual:
                 terms.append(CostTerm(f"{number}.{place}", 1.0, (sides[i], sides[j])))
             removable.add(own[-1])  # closing an earlier one alone would leave a layer without inputs
             gates = np.concatenate([members[i] for i in own])
-            self.branches.append(Branch(f"b{number}", gates, (), (members[own[-1]],)))
+            self.branches.append(Branch(f"b{number}", gates, (members[own[-1]],)))
             width += len(inner)
         self.widths_of = [np.unique(self.groups[branch.gates]) for branch in self.branches]
         self.dimensions = [Dimension(f"d{i}", 0, gates, i in removable) for i, gates in enumerate(members)]
@@ -52,9 +52,10 @@ class Residual:
             scores, [self.bound(keep)], self.dimensions, self.groups, in_steps=True, branches=self.branches, **options
         )
 
-    def values(self, scores, keep, salience=None, of_branches=None):
+    def values(self, scores, keep, salience=None):
         widths = Widths(scores, [self.cost], self.dimensions, self.groups, branches=self.branches)
         wanted, threshold = _best_ranked(widths, smallest_counts(widths), np.array([keep]))
+        of_branches = None if salience is None else np.array([branch.worth(salience) for branch in self.branches])
         values = Values(
             widths, wanted=wanted, threshold=threshold, salience=salience, of_branches=of_branches, monotone=True
         )
@@ -90,17 +91,16 @@ class Residual:
 def test_no_selection_of_a_tiny_network_is_worth_more(branches, fixed, keep, seed):
     net, random = Residual(3, branches, block=2, fixed=fixed), np.random.default_rng(seed)
     scores, salience = random.normal(size=net.n_gates), random.random(net.n_gates)
-    of_branches = np.array([salience[b.gates].sum() * random.uniform(0.2, 1.5) for b in net.branches])
-    worth = net.values(scores, keep, salience, of_branches)
+    worth = net.values(scores, keep, salience)
     sizes = [range(len(gates) + 1) for gates in net.members]
     every = np.stack(np.meshgrid(*sizes, indexing="ij")).reshape(len(sizes), -1)
     fitting = every[:, net.is_whole(every) & (net.cost_of(every) <= keep)]
 
     if not fitting.size:
         with pytest.raises(BudgetInfeasibleError):
-            net.select(scores, keep, salience=salience, of_branches=of_branches)
+            net.select(scores, keep, salience=salience)
         return
-    found = net.counts(net.select(scores, keep, salience=salience, of_branches=of_branches))[:, None]
+    found = net.counts(net.select(scores, keep, salience=salience))[:, None]
 
     assert net.is_whole(found).all()
     assert net.cost_of(found) <= keep
@@ -151,14 +151,14 @@ def test_a_branch_that_costs_much_beside_its_work_closes_first():
     assert closed(dear) == 2
 
 
-def test_what_a_branch_is_worth_together_decides_which_one_closes():
+def test_what_the_units_of_a_branch_are_worth_together_decides_which_one_closes():
     net = Residual(16, [[16]] * 3, block=16, fixed=1000.0)
-    scores, salience = np.zeros(net.n_gates), np.full(net.n_gates, 1.0)
+    scores = np.zeros(net.n_gates)
 
     for least in range(3):
-        of_branches = np.array([16.0, 16.0, 16.0])
-        of_branches[least] = 4.0
-        found = net.select(scores, 0.7, salience=salience, of_branches=of_branches)
+        salience = np.full(net.n_gates, 1.0)
+        salience[net.branches[least].gates] = 0.25
+        found = net.select(scores, 0.7, salience=salience)
         assert [bool(found[branch.gates].any()) for branch in net.branches] == [i != least for i in range(3)]
 
 
