@@ -22,9 +22,11 @@ OPTIMIZERS = {
 }
 """What each starts from where no numbers are given; in a run of n < `FULL_STEPS` steps lr is lr (n / FULL_STEPS)^short_run."""
 BUDGET_GATE_FRACTION, PENALTY_GATE_FRACTION = 0.2, 0.8
+EVIDENCE_GATE_FRACTION, EVIDENCE_STEPS = 0.05, 400
+"""Share of a run in which gates are placed by evidence; where it has more than so many steps, their share falls with the root of
+the number of steps. What a longer phase adds to the choice is less than what the cut network gains from being there earlier."""
 FULL_STEPS = 700
-"""Steps of a run from which on gate phase and learning rate are full. In shorter ones the cut network needs the steps more, and
-a rate that it can come down from."""
+"""Steps of a run from which on its learning rate is full; in shorter ones the network needs one that it can come down from."""
 UNTRAINED = "magnitude"
 """The criterion that chooses where nothing is trained."""
 OPEN = "open"
@@ -83,8 +85,8 @@ class FinetuneConfig(Options):
         "Share of `epochs` that learns the gates; `gate_epochs` overrides it.",
         within="(0, 1]",
         flag=None,
-        shown=f"{BUDGET_GATE_FRACTION:g}, less in runs under {FULL_STEPS} steps; with a penalty"
-        f" {PENALTY_GATE_FRACTION:g} of what the warm-up leaves",
+        shown=f"{EVIDENCE_GATE_FRACTION:g}, less in runs over {EVIDENCE_STEPS} steps; {BUDGET_GATE_FRACTION:g} by gradient;"
+        f" {PENALTY_GATE_FRACTION:g} of what the warm-up leaves with a penalty",
     )
     settle_fraction: float = _phases(
         0.0, "Share of `epochs` spent settling; `settle_epochs` overrides it.", within="[0, 1)", flag=None
@@ -97,8 +99,8 @@ class FinetuneConfig(Options):
         "Epochs that learn the gates together with the weights (part of `epochs`); recovery takes the rest. Under another"
         " `method` the chosen units close in them, one after another, those with the lowest scores first.",
         within="[0, inf)",
-        shown=f"{BUDGET_GATE_FRACTION:g} of the run, less under {FULL_STEPS} steps, "
-        f"{PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
+        shown=f"{EVIDENCE_GATE_FRACTION:g} of the run, less over {EVIDENCE_STEPS} steps; {BUDGET_GATE_FRACTION:g} by gradient,"
+        f" {PENALTY_GATE_FRACTION:g} with a penalty, 0 under another method",
     )
     settle_epochs: float | None = _phases(
         None,
@@ -369,9 +371,11 @@ class FinetuneConfig(Options):
         usual = BUDGET_GATE_FRACTION
         if penalised:
             usual = PENALTY_GATE_FRACTION * (1 - warmup / self.epochs)
-        elif steps_per_epoch is not None and self.moved_by(penalised=False) == "evidence":
-            n_steps = max(1.0, self.epochs * steps_per_epoch)
-            usual = max(usual * min(1.0, (n_steps / FULL_STEPS) ** 0.7), min(1.0, 1.0 / n_steps))
+        elif self.moved_by(penalised=False) == "evidence":
+            usual = EVIDENCE_GATE_FRACTION
+            if steps_per_epoch is not None:
+                n_steps = max(1.0, self.epochs * steps_per_epoch)
+                usual = max(usual * min(1.0, (EVIDENCE_STEPS / n_steps) ** 0.5), 1.0 / n_steps)
         share = usual if self.gate_fraction is None else self.gate_fraction
         gate = share * self.epochs if self.gate_epochs is None else self.gate_epochs
         rest = max(0.0, self.epochs - warmup - gate)

@@ -324,7 +324,8 @@ class Trainer:
             self._gated.freeze(torch.ones(self._gated.n_gates))
             self._place(settings.method)
         self._expected_cost = float(self._gated.expected_cost().detach())
-        if settings.trains_gates and settings.gate_start == OPEN and not goal.cuts_as_trained:
+        by_gradient = settings.trains_gates and settings.gate_training == "gradient"
+        if by_gradient and settings.gate_start == OPEN and not goal.cuts_as_trained:
             self._journal.doubt(undecided_gates(self._gated, self._phases.gate))
         salience = measure_salience(self._gated, self._scored_examples(), self._stage.objective)
         if not bool(salience.any()):  # a network that is only compared with itself

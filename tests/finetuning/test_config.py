@@ -193,8 +193,8 @@ def test_the_learning_rate_falls_in_steps_to_the_freeze_and_then_as_ever():
     assert rates[40:] == [phases.learning_rate(step, as_ever) for step in range(40, 60)]
 
 
-@pytest.mark.parametrize(("n_steps", "gate_steps"), [(10, 1), (100, 5), (350, 43), (700, 140), (7000, 1400)])
-def test_short_runs_spend_less_of_their_steps_on_the_gates(n_steps, gate_steps):
+@pytest.mark.parametrize(("n_steps", "gate_steps"), [(10, 1), (100, 5), (400, 20), (800, 28), (40000, 200)])
+def test_placing_gates_by_evidence_takes_a_share_of_a_run_that_falls_with_its_length(n_steps, gate_steps):
     config = FinetuneConfig(epochs=n_steps / 50, align=1)
 
     settings = resolve(config, penalised=False, steps_per_epoch=50)

@@ -205,7 +205,7 @@ def test_defaults_follow_the_goal():
 
     with_budget, with_penalty = resolve(config, penalised=False), resolve(config, penalised=True)
 
-    assert with_budget.phase_epochs == pytest.approx((2, 2, 0, 6))
+    assert with_budget.phase_epochs == pytest.approx((2, 0.5, 0, 7.5))
     assert with_budget.align == resolve_alignment("auto")
     assert with_penalty.phase_epochs == pytest.approx((2, 6.4, 0, 1.6))
     assert with_penalty.align == 1
