@@ -60,9 +60,7 @@ def begin(out: Path, request: FinetuneRequest, *, argv: Sequence[str], overwrite
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with RunDirectory(out).locked():
-            run = RunDirectory.create(
-                out, argv=argv, **prepared.request.to_record(), seed=prepared.request.training.seed, overwrite=overwrite
-            )
+            run = RunDirectory.create(out, argv=argv, overwrite=overwrite, **prepared.request.to_record())
             return train(run, prepared, resume=False)
     return train(RunDirectory(out), prepared, resume=False)
 
@@ -141,10 +139,7 @@ def train_or_resume(run: "RunDirectory", prepared: Prepared, *, argv: Sequence[s
             return record.result
         run.set_status("running")
     else:
-        request = prepared.request
-        run = RunDirectory.create(
-            run.path, argv=argv, seed=request.training.seed, overwrite=False, **request.to_record()
-        )
+        run = RunDirectory.create(run.path, argv=argv, **prepared.request.to_record())
     train(run, prepared, resume=begun, part_of=part_of)
     return run.read().result or {}
 

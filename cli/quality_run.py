@@ -91,9 +91,7 @@ def begin_search(out: Path, request: FinetuneRequest, *, argv: Sequence[str], ov
         remember(call)
     out.mkdir(parents=True, exist_ok=True)
     with RunDirectory(out).locked():
-        run = RunDirectory.create(
-            out, argv=argv, seed=plan.request.training.seed, overwrite=overwrite, **plan.request.to_record()
-        )
+        run = RunDirectory.create(out, argv=argv, overwrite=overwrite, **plan.request.to_record())
         return follow(run, plan)
 
 

@@ -242,14 +242,15 @@ class FinetuneRequest:
             run = replace(run, profile_digest=Profile.load(run.profile).digest)
         return replace(self, run=run, training=settings)
 
-    def to_record(self) -> dict[str, dict[str, Any]]:
-        """The parts of run.json that describe it: config, model and data, plain JSON values."""
+    def to_record(self) -> dict[str, Any]:
+        """The parts of run.json that describe it: config, seed, model and data, plain JSON values."""
         of_run = {name: recorded(name, value) for name, value in self.run.to_json().items() if name != "data"}
         config = {**of_run, "data": self.run.to_json()["data"], **self.training.to_json()}
         data = config.pop("data")
         model = self.model.to_json()
         return {
             "config": config,
+            "seed": self.training.seed,
             "model": {name: recorded(name, value) for name, value in model.items()},
             "data": {"spec": recorded("data", data)},
         }

@@ -64,9 +64,8 @@ def begin_sweep(
             out,
             argv=argv,
             budgets=tuple(points),
-            **common.to_record(),
-            seed=common.training.seed,
             overwrite=overwrite,
+            **common.to_record(),
         )
         return run_points(sweep, shared, prepared, bench=bench)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from l0prune.errors import RunDirectoryError
-from l0prune.files import clear_abandoned, write_whole
+from l0prune.errors import FileFormatError, RunDirectoryError
+from l0prune.files import clear_abandoned, remove, write_whole
+from l0prune.plain_data import FileKind
 from l0prune.reading import is_there, read_json, reading
 
 __all__ = ["STATUSES", "Record", "RecordedDirectory", "installed_versions", "require_status"]
@@ -21,14 +22,48 @@ STATUSES = ("running", "interrupted", "failed", "finished")
 RECORDED_PACKAGES = ("l0prune", "torch", "torch-pruning", "onnx", "onnxruntime", "accelerate", "numpy")
 
 
-class Record(Protocol):
-    """What a directory says of itself."""
+AnyRecord = TypeVar("AnyRecord", bound="Record")
+Directory = TypeVar("Directory", bound="RecordedDirectory[Any]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a directory says of itself.
+
+    Attributes:
+        argv: The command line.
+        config: The resolved configuration, plain JSON values.
+        seed: Of everything random.
+        model: Model specification, plain JSON values.
+        data: Data specification, plain JSON values.
+        versions: Package -> version.
+        status: "running", "interrupted", "failed" or "finished".
+    """
+
+    kind: ClassVar[FileKind]
+    argv: tuple[str, ...]
+    config: dict[str, Any]
+    seed: int
+    model: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+    status: str = "running"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with format and version."""
+        return self.kind.stamped({**asdict(self), "argv": list(self.argv)})
 
+    @classmethod
+    def from_json(cls: type[AnyRecord], data: Any, *, source: str) -> AnyRecord:
+        """The record that `to_json` wrote.
 
-AnyRecord = TypeVar("AnyRecord", bound=Record)
+        Raises:
+            FileFormatError: another format or version, or keys that are missing or unknown.
+        """
+        record = cls.kind.read(cls, data, source)
+        if record.status not in STATUSES:
+            raise FileFormatError(f"{source}: status {record.status!r} is none of {', '.join(STATUSES)}")
+        return record
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,52 @@ class RecordedDirectory(Generic[AnyRecord]):
     def record_path(self) -> Path:
         """The record, such as run.json."""
         return self.path / f"{self.noun}.json"
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Everything that is written here; the record last, without which the rest is nothing.
+
+        Raises:
+            FileFormatError: the record does not say what belongs to it.
+        """
+        return (self.record_path,)
+
+    @classmethod
+    def create(
+        cls: type[Directory], path: Path, *, argv: Sequence[str], overwrite: bool = False, **asked: Any
+    ) -> Directory:
+        """Begin one: the directory with its record.
+
+        Args:
+            path: Must not exist, or be a directory that is empty but for what one that never began left there; with
+                `overwrite` it may hold one, whose files are removed. A link to a directory is followed.
+            argv: The command line.
+            overwrite: Replace an existing one.
+            asked: All else that the record says at the beginning, JSON values.
+
+        Raises:
+            RunDirectoryError: the path is taken, or what is asked is not plain JSON; nothing was changed.
+        """
+        directory = cls(path)
+        directory.require_free(overwrite=overwrite)
+        text = directory.text_of(cls.record_type(argv=tuple(argv), versions=installed_versions(), **asked))
+        for existing in directory.own_files:
+            remove(existing)
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(directory.record_path, text)
+        return directory
+
+    @classmethod
+    def open(cls: type[Directory], path: Path) -> Directory:
+        """An existing one.
+
+        Raises:
+            RunDirectoryError: if there is none at `path`.
+            FileFormatError: if its record cannot be understood.
+        """
+        directory = cls(path)
+        directory.read()
+        return directory
 
     def require_free(self, *, overwrite: bool = False) -> None:
         """See that one may begin here.

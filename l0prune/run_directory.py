@@ -3,60 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l0prune.errors import FileFormatError
-from l0prune.files import clear_abandoned, remove, write_whole
+from l0prune.files import clear_abandoned, remove
 from l0prune.plain_data import FileKind
-from l0prune.recorded_directory import STATUSES, RecordedDirectory, installed_versions, require_status
+from l0prune.recorded_directory import Record, RecordedDirectory, require_status
 
 __all__ = ["RunDirectory", "RunRecord"]
 
-KIND = FileKind("l0prune.run", 1, "the description of a run", "start the run again, or use the version that wrote it")
 
-
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
     """Contents of run.json.
 
     Attributes:
-        argv: The command line.
-        config: The resolved configuration, plain JSON values.
-        seed: Seed of the run.
-        model: Model specification, plain JSON values.
-        data: Data specification, plain JSON values.
-        versions: Package -> version.
-        status: "running", "interrupted", "failed" or "finished".
         result: Figures of a finished run, plain JSON values.
     """
 
-    argv: tuple[str, ...]
-    config: dict[str, Any]
-    seed: int
-    model: dict[str, Any]
-    data: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=dict)
-    status: str = "running"
+    kind = FileKind(
+        "l0prune.run", 1, "the description of a run", "start the run again, or use the version that wrote it"
+    )
     result: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with format and version."""
-        return KIND.stamped({**asdict(self), "argv": list(self.argv)})
-
-    @classmethod
-    def from_json(cls, data: Any, *, source: str = "run.json") -> RunRecord:
-        """The record that `to_json` wrote.
-
-        Raises:
-            FileFormatError: another format or version, or keys that are missing or unknown.
-        """
-        record = KIND.read(cls, data, source)
-        if record.status not in STATUSES:
-            raise FileFormatError(f"{source}: status {record.status!r} is none of {', '.join(STATUSES)}")
-        return record
 
 
 @dataclass(frozen=True)
@@ -119,62 +89,6 @@ class RunDirectory(RecordedDirectory[RunRecord]):
             *(self.metrics, self.checkpoint, *aside, self.tries),
             *(self.compact, self.onnx, self.latency, self.bench, self.report, self.record_path),
         )
-
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        *,
-        argv: Sequence[str],
-        config: Mapping[str, Any],
-        seed: int,
-        model: Mapping[str, Any],
-        data: Mapping[str, Any],
-        overwrite: bool = False,
-    ) -> RunDirectory:
-        """Begin a run: the directory with its run.json.
-
-        Args:
-            path: Must not exist, or be a directory that is empty but for what a run that never began left there; with
-                `overwrite` it may hold a run, whose files are removed. A link to a directory is followed.
-            argv: The command line.
-            config: The resolved configuration, JSON values.
-            seed: Seed of the run.
-            model: Model specification, JSON values.
-            data: Data specification, JSON values.
-            overwrite: Replace an existing run.
-
-        Raises:
-            RunDirectoryError: the path is taken; nothing was changed.
-        """
-        run = cls(path)
-        run.require_free(overwrite=overwrite)
-        record = RunRecord(
-            argv=tuple(argv),
-            config=dict(config),
-            seed=seed,
-            model=dict(model),
-            data=dict(data),
-            versions=installed_versions(),
-        )
-        text = run.text_of(record)
-        for existing in run.own_files:
-            remove(existing)
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(run.record_path, text)
-        return run
-
-    @classmethod
-    def open(cls, path: Path) -> RunDirectory:
-        """An existing run.
-
-        Raises:
-            RunDirectoryError: if there is none at `path`.
-            FileFormatError: if its run.json cannot be understood.
-        """
-        run = cls(path)
-        run.read()
-        return run
 
     def _traces(self) -> set[Path]:
         """What is left of a run that was stopped before it had anything to keep, and while it was cleared away."""

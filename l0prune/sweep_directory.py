@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from l0prune.errors import FileFormatError
-from l0prune.files import remove, write_whole
 from l0prune.plain_data import FileKind
-from l0prune.recorded_directory import STATUSES, RecordedDirectory, installed_versions, require_status
+from l0prune.recorded_directory import Record, RecordedDirectory, require_status
 from l0prune.run_directory import RunDirectory
 
 __all__ = ["Interval", "SweepDirectory", "SweepPoint", "SweepRecord", "SweepResult"]
 
 REMEDY = "start the sweep again"
-KIND = FileKind("l0prune.sweep", 1, "the description of a sweep", REMEDY)
 
 
 @dataclass(frozen=True)
@@ -86,47 +83,32 @@ class SweepResult:
         return {**asdict(self), "points": [asdict(point) for point in self.points]}
 
 
-@dataclass(frozen=True)
-class SweepRecord:
-    """Contents of sweep.json.
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord(Record):
+    """Contents of sweep.json; the configuration is what all runs have in common.
 
     Attributes:
-        argv: The command line.
         budgets: One for each run, in order.
-        config: What all runs have in common, plain JSON values.
-        seed: Of all runs.
-        model: Model specification, plain JSON values.
-        data: Data specification, plain JSON values.
-        versions: Package -> version.
-        status: "running", "interrupted", "failed" or "finished".
         result: Of a finished sweep.
     """
 
-    argv: tuple[str, ...]
+    kind = FileKind("l0prune.sweep", 1, "the description of a sweep", REMEDY)
     budgets: tuple[str, ...]
-    config: dict[str, Any]
-    seed: int
-    model: dict[str, Any]
-    data: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=dict)
-    status: str = "running"
     result: SweepResult | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with format and version."""
         result = None if self.result is None else self.result.to_json()
-        return KIND.stamped({**asdict(self), "argv": list(self.argv), "budgets": list(self.budgets), "result": result})
+        return {**super().to_json(), "budgets": list(self.budgets), "result": result}
 
     @classmethod
-    def from_json(cls, data: Any, *, source: str = "sweep.json") -> SweepRecord:
+    def from_json(cls, data: Any, *, source: str) -> SweepRecord:
         """The record that `to_json` wrote.
 
         Raises:
             FileFormatError: another format or version, or keys that are missing or unknown.
         """
-        record = KIND.read(cls, data, source)
-        if record.status not in STATUSES:
-            raise FileFormatError(f"{source}: status {record.status!r} is none of {', '.join(STATUSES)}")
+        record = super().from_json(data, source=source)
         if not all(map(_is_name, record.budgets)):
             raise FileFormatError(f"{source}: budgets {record.budgets!r} are no names of folders; {REMEDY}")
         return record
@@ -158,54 +140,15 @@ class SweepDirectory(RecordedDirectory[SweepRecord]):
         """The run of one budget."""
         return RunDirectory(self.path / budget)
 
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        *,
-        argv: Sequence[str],
-        budgets: Sequence[str],
-        config: Mapping[str, Any],
-        seed: int,
-        model: Mapping[str, Any],
-        data: Mapping[str, Any],
-        overwrite: bool = False,
-    ) -> SweepDirectory:
-        """Begin a sweep: the directory with its sweep.json.
-
-        Args:
-            path: Must not exist or be an empty directory; with `overwrite` it may hold a sweep, whose files are removed.
-            argv: The command line.
-            budgets: One for each run.
-            config: What the runs have in common, JSON values.
-            seed: Of all runs.
-            model: Model specification, JSON values.
-            data: Data specification, JSON values.
-            overwrite: Replace an existing sweep.
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Everything a sweep writes, its runs included; sweep.json last.
 
         Raises:
-            RunDirectoryError: the path is taken; nothing was changed.
+            FileFormatError: the record does not say what belongs to it.
         """
-        sweep = cls(path)
-        sweep.require_free(overwrite=overwrite)
-        record = SweepRecord(
-            argv=tuple(argv),
-            budgets=tuple(budgets),
-            config=dict(config),
-            seed=seed,
-            model=dict(model),
-            data=dict(data),
-            versions=installed_versions(),
-        )
-        text = sweep.text_of(record)
-        if sweep.record_path.exists():
-            for budget in sweep.read().budgets:
-                remove(sweep.run(budget).path)
-        for existing in (sweep.bench, sweep.picture, sweep.record_path):
-            remove(existing)
-        path.mkdir(parents=True, exist_ok=True)
-        write_whole(sweep.record_path, text)
-        return sweep
+        budgets = self.read().budgets if self.record_path.exists() else ()
+        return (*(self.run(budget).path for budget in budgets), self.bench, self.picture, self.record_path)
 
     def require_free(self, *, overwrite: bool = False) -> None:
         """As for a run.
