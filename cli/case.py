@@ -68,6 +68,8 @@ class Case:
         if task is None and sample is None and data.labelled:
             raise DataError(f"{data.name}: it cannot be told what its batches are for: say it with --task")
         spec = task or (UNLABELLED if sample is None else default_task(sample))
+        if not isinstance(data, DataSource) and not is_factory(spec):
+            _require_pairs(loaded, data)
         if not data.labelled and spec not in (UNLABELLED, "embeddings") and not is_factory(spec):
             raise DataError(f"{data.name} has no targets, which task {spec!r} needs: give them, or --task {UNLABELLED}")
         fitted = load_task(spec, **task_args)
@@ -230,3 +232,23 @@ class Case:
 def _n_channels(data: "DataSource") -> int:
     shape: tuple[int, ...] = getattr(data.x_train, "shape", ())
     return shape[3] if len(shape) == 4 else 1
+
+
+def _require_pairs(loaded: "LoadedModel", data: "Loaders") -> None:
+    """See that a batch that is no pair is what the model takes.
+
+    Raises:
+        DataError: it is a sequence of more, as loaders make of several inputs and targets.
+    """
+    from l0prune.model_call import signature_of
+
+    signature = signature_of(loaded.model)
+    if data.n_parts <= 2 or signature is None:
+        return
+    try:
+        signature.bind(*range(data.n_parts))
+    except TypeError as error:
+        raise DataError(
+            f"{data.name}: a batch is a sequence of {data.n_parts}, which {loaded.spec} does not take as its inputs ({error}): "
+            "expected pairs of inputs and targets, as in ((first, second), targets); a loader's collate_fn makes them"
+        ) from error

@@ -32,6 +32,7 @@ class Loaders:
         name: The specification they came from.
         sample: The first batch of `train` as arrays; None where it is nothing that arrays hold.
         labelled: Whether batches have targets.
+        n_parts: How many things a batch is a sequence of; 0 if it is none.
     """
 
     train: Iterable[Any]
@@ -39,6 +40,7 @@ class Loaders:
     name: str
     sample: DataSource | None
     labelled: bool
+    n_parts: int = 0
 
     @classmethod
     def of(cls, train: Iterable[Any], test: Iterable[Any], name: str) -> Loaders:
@@ -59,7 +61,8 @@ class Loaders:
                 raise DataError(f"{name}: the {part} batches are empty; is the data set smaller than a batch?")
             firsts.append(first)
         inputs, targets = _split(firsts[0])
-        return cls(train, test, name, _sample(inputs, targets, name), labelled=targets is not None)
+        n_parts = len(firsts[0]) if isinstance(firsts[0], tuple | list) else 0
+        return cls(train, test, name, _sample(inputs, targets, name), labelled=targets is not None, n_parts=n_parts)
 
 
 class Placed:
@@ -119,11 +122,13 @@ def _split(batch: Any) -> tuple[Any, Any]:
 
 def _sample(inputs: Any, targets: Any, name: str) -> DataSource | None:
     """A batch as arrays, for training and testing alike; None where it is nothing that they hold."""
-    named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    if not all(isinstance(value, Tensor) and value.dim() for value in (*named.values(), targets)):
+    several = isinstance(inputs, tuple | list | Mapping)
+    values = [inputs] if not several else list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    if not values or not all(isinstance(value, Tensor) and value.dim() for value in (*values, targets)):
         return None
-    arrays = {key: value.detach().cpu().numpy() for key, value in named.items()}
-    x: Any = arrays if isinstance(inputs, Mapping) else arrays[""]
+    names = list(inputs) if isinstance(inputs, Mapping) else [f"input_{number}" for number in range(len(values))]
+    arrays = {name: value.detach().cpu().numpy() for name, value in zip(names, values, strict=True)}
+    x: Any = arrays if several else arrays["input_0"]
     y = targets.detach().cpu().numpy()
     try:
         return DataSource(x, y, x, y, name=name)

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import invoke, json_of, refused
 
 from l0prune.sources import loaders
+from l0prune.tasks.registry import default_task
 
 NAME = "loaders_of_a_user"
 MODULE = """
@@ -35,6 +37,11 @@ class Stream(IterableDataset):
 
 def streams():
     return {"train": DataLoader(Stream(), batch_size=17), "test": [tuple(part[:40] for part in entries())]}
+
+
+def side_by_side():
+    x, y = entries()
+    return [(x, x, y)], [(x, x, y)]
 
 
 def once():
@@ -94,6 +101,19 @@ def test_a_stream_is_counted_and_a_dict_of_loaders_is_read():
 def test_what_loaders_cannot_do_is_said_before_anything_is_written(options, word):
     assert word in refused(*FINETUNE, *options, "--out", "run")
     assert not Path("run").exists()
+
+
+def test_what_several_inputs_are_for_follows_from_their_targets():
+    pair = (torch.zeros(4, 3), torch.zeros(4, 5))
+    for targets, task in ((torch.zeros(4), "regression"), (torch.zeros(4, dtype=torch.int64), "classification")):
+        for inputs in (pair, list(pair), dict(zip("ab", pair, strict=True))):
+            found = loaders.Loaders.of([(inputs, targets)], [(inputs, targets)], "pairs")
+            assert found.sample is not None
+            assert default_task(found.sample) == task
+
+
+def test_batches_of_inputs_and_targets_side_by_side_are_to_be_pairs():
+    assert "a batch is a sequence of 3" in refused(*FINETUNE, "--data", f"{NAME}:side_by_side", "--out", "run")
 
 
 def test_a_batch_that_arrays_do_not_hold_needs_a_task():
