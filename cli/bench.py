@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from l0prune.bench.report import BenchReport
     from l0prune.latency.predicted import PredictedLayers
+    from l0prune.run_directory import RunDirectory
 
 __all__ = ["BenchOptions", "bench_command", "bench_run", "bench_runs"]
 
@@ -213,7 +214,6 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
         RunDirectoryError: if a run has no ONNX files yet.
     """
     from l0prune.bench.benchmark import benchmark
-    from l0prune.compact import has_graph
     from l0prune.run_directory import RunDirectory
 
     files: dict[str, Path] = {}
@@ -223,7 +223,7 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
         run = RunDirectory(path)
         forms = {form: run.onnx / f"{form}.onnx" for form in ("dense", "compact")}
         missing = [file for file in forms.values() if not file.exists()]
-        if missing and not (run.compact.exists() and not has_graph(run.compact)):
+        if missing and not (run.compact.exists() and _has_no_onnx(run)):
             raise RunDirectoryError(f"{missing[0]} does not exist: run `l0prune shrink {path}` first")
         in_torch = in_torch or bool(missing)
         files = {"dense": forms["dense"], **files, name: forms["compact"]}
@@ -235,6 +235,13 @@ def bench_runs(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool 
         data = DataOfFiles.of_run(next(iter(paths.values())), trust=trust)
         files, about = with_int8(files, data, seed=options.seed)
     return [replace(benchmark(files, **setting), **about) for setting in options.settings()]
+
+
+def _has_no_onnx(run: "RunDirectory") -> bool:
+    """Whether no ONNX file can hold the networks of a run that has been shrunk, as was seen then."""
+    from l0prune.compact import has_graph
+
+    return bool((run.read().result or {}).get("no_onnx_because")) or not has_graph(run.compact)
 
 
 def bench_in_torch(paths: Mapping[str, Path], options: BenchOptions, *, trust: bool) -> "list[BenchReport]":

@@ -118,9 +118,10 @@ def shrink_run(
         write_json(run.directory.latency, PredictedLayers.of(by_profile, record.values != 0).to_json())
     cut_again = bool(((record.values != 0) != as_trained).any())
     trained = run.directory.read().result or {}
-    if cut_again or "cut_again" in trained:
-        how = f"shrink --align {step}" if cut_again else None
-        run.directory.set_status("finished", result=trained | {"cut_again": how})
+    known = {"cut_again": f"shrink --align {step}" if cut_again else None, "no_onnx_because": without_onnx}
+    changed = {key: value for key, value in known.items() if value or key in trained}
+    if changed:
+        run.directory.set_status("finished", result=trained | changed)
     if hf_folder is not None:
         write_hf(compact, hf_folder, run, {} if cut_again else trained)
     if cut_again:
@@ -171,7 +172,7 @@ def write_hf(compact: "nn.Module", folder: Path, run: OpenedRun, trained: dict[s
 
 
 def export(model: "nn.Module", loaded: "LoadedModel", path: Path, onnx: Mapping[str, Any] | None = None) -> str | None:
-    """Write an ONNX file; where none can hold the model, because of conditions in its code, say why."""
+    """Write an ONNX file; where none can hold the model, for conditions in its code or operations that ONNX lacks, say why."""
     import l0prune
     from l0prune.errors import NoOnnxError
 

@@ -77,7 +77,7 @@ class ExportError(L0PruneError):
 
 
 class NoOnnxError(ExportError):
-    """No ONNX file can hold the model: torch.export refuses it, and TorchScript gives none that computes the same."""
+    """No ONNX file can hold the model: torch.export refuses it or ONNX lacks an operation, and TorchScript does not help."""
 
 
 class FileFormatError(L0PruneError):

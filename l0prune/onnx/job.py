@@ -22,6 +22,7 @@ from l0prune.look.kept_by_forward import without_caches
 from l0prune.look.program import forget_fake_results
 from l0prune.model_call import ModelCall
 from l0prune.onnx.channel_constants import write_as_norms_
+from l0prune.onnx.complex_numbers import without_unsqueezed_
 from l0prune.onnx.freedom import (
     SIZE_TOLERANCE,
     Freedom,
@@ -107,7 +108,6 @@ class OnnxJob:
     def write_scripted(self, model: nn.Module, refusal: ExportError, *, free_batch: bool) -> int:
         """By TorchScript, because of `refusal`; as `write`."""
         captured = isinstance(refusal, TranslationError)
-        kind = ExportError if captured else NoOnnxError
         hiding = self.call.unknown_types()
         if hiding:
             raise NoOnnxError(
@@ -115,14 +115,14 @@ class OnnxJob:
                 "with torch.export.register_dataclass, or pass its tensors in tuples and dicts"
             ) from refusal
         if _weight_bytes(model) > _INLINE_BYTES:
-            raise kind(f"{refusal}. TorchScript is not tried beyond 2 GB.") from refusal
+            raise NoOnnxError(f"{refusal}. TorchScript is not tried beyond 2 GB.") from refusal
         with self.draft() as draft:
             try:
                 return ScriptedOnnx(
                     model, self.call, self.output_names, self.tolerance, self.opset, free_batch, has_one_path=captured
                 ).write(draft)
             except ExportError as error:
-                raise kind(f"{refusal}. {error}") from error
+                raise NoOnnxError(f"{refusal}. {error}") from error
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
@@ -164,6 +164,7 @@ class OnnxJob:
         """The program as ONNX."""
         name = type(self.model).__name__
         names = self.input_names
+        without_unsqueezed_(captured)
         try:
             program = torch.onnx.export(
                 captured,
@@ -174,7 +175,9 @@ class OnnxJob:
                 opset_version=self.opset,
             )
         except Exception as error:
-            raise TranslationError(f"{name} cannot be exported to ONNX: {first_line(error, named=True)}") from error
+            raise TranslationError(
+                f"{name} cannot be exported to ONNX: {first_line(_origin(error), named=True)}"
+            ) from error
         finally:
             forget_fake_results(captured)
         if program is None:
@@ -220,6 +223,13 @@ class OnnxJob:
                     f"(tolerance {tolerance:.1e}) at output {found.output} at batch size {call.batch_size}; "
                     "nothing was written."
                 )
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What made the exporter give up: it says so last, behind how far it had come."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _weight_bytes(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l0prune.bench.benchmark import benchmark
-from l0prune.errors import ConfigError, ExportError, FileFormatError, first_line
+from l0prune.errors import ConfigError, ExportError, FileFormatError, NoOnnxError, first_line
 from l0prune.onnx import job
 from l0prune.onnx.export import export_onnx, onnx_difference
 from l0prune.onnx.onnx_model import OnnxModel
@@ -148,6 +148,30 @@ def test_what_the_exporter_cannot_translate_goes_by_torchscript(tmp_path):
     assert onnx_difference(path, model, torch.randn(5, 12, 6)).max_rel < 1e-5
 
 
+class Rotary(nn.Module):
+    """Rotary positions as complex factors, as in the code that Llama came with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 8)
+        angles = torch.outer(torch.arange(16.0), 100.0 ** -torch.linspace(0, 1, 2))
+        self.register_buffer("factors", torch.polar(torch.ones_like(angles), angles), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.project(x).unflatten(-1, (2, 2, 2))
+        turned = torch.view_as_complex(heads) * self.factors[None, : x.shape[1], None]
+        return torch.view_as_real(turned).flatten(2)
+
+
+def test_rotary_positions_in_complex_numbers_are_exported_at_every_length(tmp_path):
+    model = Rotary().eval()
+
+    path = export_onnx(model, torch.randn(2, 6, 8), tmp_path / "rotary.onnx")
+
+    for rows, length in ((2, 6), (3, 11)):
+        assert onnx_difference(path, model, torch.randn(rows, length, 8)).max_rel < 1e-5
+
+
 class WindowEigenvalues(WindowAttention):
     """An operation that TorchScript's exporter has no symbol for either."""
 
@@ -157,7 +181,7 @@ class WindowEigenvalues(WindowAttention):
 
 
 def test_where_neither_way_helps_both_reasons_are_given_and_no_graph_is_printed(tmp_path, capfd):
-    with pytest.raises(ExportError, match=r"TorchScript does not help: .*linalg"):
+    with pytest.raises(NoOnnxError, match=r": only 4D query.*TorchScript does not help: .*linalg"):
         export_onnx(WindowEigenvalues().eval(), torch.randn(2, 12, 6), tmp_path / "windows.onnx")
 
     assert capfd.readouterr() == ("", "")
