@@ -116,6 +116,15 @@ def test_shrinking_again_forgets_what_was_measured(case):
     assert json.loads((run / "latency.json").read_text())["layers"]
 
 
+def test_a_run_does_not_go_on_under_another_profile_than_it_began_with(case, tmp_path):
+    run = RunDirectory(shutil.copytree(case[0], tmp_path / "run"))
+    run.set_status("interrupted", config={"profile_digest": "of another"})
+
+    said = refused("finetune", "--out", run.path, "--resume")
+
+    assert "has changed since the run began: put the profile back that it began with" in said
+
+
 def test_the_floor_that_inspect_shows_has_no_branch(case):
     _, profile, _ = case
 
