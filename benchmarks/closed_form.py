@@ -102,7 +102,10 @@ class Encoder(nn.Module):
 def image_case(name: str, model: nn.Module, mean: Any, std: Any, cifar10: Path, samples: int, n_test: int) -> Case:
     """A classifier of CIFAR-10."""
     data = load_data(f"npz:{cifar10}")
-    rows = np.random.default_rng(0).permutation(len(data.x_train))[:samples]
+    x_train, x_test = data.x_train, data.x_test
+    assert isinstance(x_train, np.ndarray)
+    assert isinstance(x_test, np.ndarray)
+    rows = np.random.default_rng(0).permutation(len(x_train))[:samples]
 
     def pictures(x: np.ndarray) -> Tensor:
         scaled = torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255
@@ -112,10 +115,10 @@ def image_case(name: str, model: nn.Module, mean: Any, std: Any, cifar10: Path, 
         right = 0
         for i in range(0, n_test, 250):
             labels = torch.from_numpy(data.y_test[i : i + 250])
-            right += int((outputs({"x": pictures(data.x_test[i : i + 250])}).argmax(-1) == labels).sum())
+            right += int((outputs({"x": pictures(x_test[i : i + 250])}).argmax(-1) == labels).sum())
         return 100 * right / n_test
 
-    return Case(name, model.eval(), {"x": pictures(data.x_train[rows])}, evaluate, "accuracy")
+    return Case(name, model.eval(), {"x": pictures(x_train[rows])}, evaluate, "accuracy")
 
 
 def text_case(minilm: Path, stsb: Path, samples: int, n_test: int) -> Case:
@@ -187,7 +190,8 @@ def rivals(case: Case, keeps: list[float], python: Path) -> Iterator[dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         export_onnx(case.model, {k: v[:2] for k, v in case.calibration.items()}, out / "dense.onnx")
-        np.savez(out / "calibration.npz", **{k: v.numpy() for k, v in case.calibration.items()})
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in case.calibration.items()}
+        np.savez(out / "calibration.npz", **arrays)
         script = Path(__file__).with_name("closed_form_onnxsim.py")
         command = [
             str(python),
@@ -222,6 +226,7 @@ def cases(files: dict[str, Path | None], samples: int, n_test: int) -> Iterator[
             def of_images(name: str = name, spec: str = spec, arguments: Any = arguments) -> Case:
                 loaded = load_model(spec, weights=str(files[name]), model_args=arguments)
                 shape = loaded.preprocessing
+                assert shape is not None, spec
                 return image_case(name, loaded.model, shape.mean, shape.std, cifar10, samples, n_test)
 
             yield of_images
@@ -233,8 +238,9 @@ def cases(files: dict[str, Path | None], samples: int, n_test: int) -> Iterator[
             return image_case("vit", model, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201), cifar10, samples, n_test)
 
         yield vit
-    if files["minilm"] and files["stsb"]:
-        yield lambda: text_case(files["minilm"], files["stsb"], min(samples, 256), n_test)
+    minilm, stsb = files["minilm"], files["stsb"]
+    if minilm and stsb:
+        yield lambda: text_case(minilm, stsb, min(samples, 256), n_test)
 
 
 @click.command(help=__doc__)

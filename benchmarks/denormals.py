@@ -57,7 +57,8 @@ def milliseconds(path: Path, *, flush: bool, scale: float = 1.0) -> float:
 
 def main() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(*[nn.Conv2d(32, 32, 3, padding=1, bias=False) for _ in range(4)]).eval()
+    layers = [nn.Conv2d(32, 32, 3, padding=1, bias=False) for _ in range(4)]
+    net = nn.Sequential(*layers).eval()
     x = torch.randn(SHAPE)
     with tempfile.TemporaryDirectory() as folder:
         normal = l0prune.export_onnx(net, x, Path(folder) / "normal.onnx")
@@ -71,7 +72,7 @@ def main() -> None:
         onnx.save(model, str(decayed))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for layer, tensor in zip(net, model.graph.initializer, strict=True):
+            for layer, tensor in zip(layers, model.graph.initializer, strict=True):
                 layer.weight.copy_(torch.from_numpy(numpy_helper.to_array(tensor).copy()))
             exported = l0prune.export_onnx(net, x, Path(folder) / "exported.onnx")
         print(Environment.here(threads=1, batch_size=1))
