@@ -84,7 +84,12 @@ def test_bench_reads_the_profile_once(case, monkeypatch, tmp_path):
     run, of_run, _ = case
     profile = shutil.copy(of_run, tmp_path / "named.json")
     read, load = [], Profile.load
-    monkeypatch.setattr(Profile, "load", lambda path: read.append(path) or load(path))
+
+    def noting(path):
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(Profile, "load", noting)
 
     shown = json_of("bench", run, *QUICK, "--no-by-layer", "--profile", profile)
 

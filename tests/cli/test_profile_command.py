@@ -4,13 +4,13 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from profile_example import branching_net, hand_made_profile
 
 import l0prune
 from l0prune.cli.gating import price_by_profile
 from l0prune.cli.main import cli
 from l0prune.cost.kinds import Costs
 from l0prune.errors import ConfigError
-from tests.helpers.profile_example import branching_net, hand_made_profile
 
 SPEC = "tests.helpers.profile_example:branching_net"
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        centred, kept = x - x.mean(self.dim, keepdim=True), {"dim": self.dim, "keepdim": True}
+        centred = x - x.mean(self.dim, keepdim=True)
+        kept: dict[str, Any] = {"dim": self.dim, "keepdim": True}
         out = {
             "rms": lambda: x * torch.rsqrt(x.float().pow(2).mean(**kept) + 1e-6).to(x.dtype),
             "root": lambda: x / (x.square().mean(**kept).add(1e-6)).sqrt(),

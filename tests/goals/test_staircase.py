@@ -122,11 +122,11 @@ def test_it_is_never_worse_than_rounding_by_hand(seed, fixed):
         for share in np.linspace(0.1, 1.0, 19)
         for step in (1, 4, 8, 16)
     ]
-    by_hand = []
+    columns = []
     for closed in [(), *((i,) for i in range(5)), *itertools.combinations(range(5), 2)]:
         gone = np.isin(np.arange(len(sizes)), [w for i in closed for w in net.widths_of[i]])
-        by_hand += [np.where(gone, 0, counts) for counts in rounded]
-    by_hand = np.stack(by_hand, axis=1)
+        columns += [np.where(gone, 0, counts) for counts in rounded]
+    by_hand = np.stack(columns, axis=1)
     assert net.cost_of(found) <= 0.5
     assert worth(found) >= worth(by_hand[:, net.cost_of(by_hand) <= 0.5]).max()
 

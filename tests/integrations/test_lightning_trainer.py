@@ -1,5 +1,7 @@
 """The Trainer of Lightning prunes a gated model by a callback: its steps, its cut, its checkpoints, its log."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 import l0prune
 from l0prune.errors import ConfigError
 
-lightning = pytest.importorskip("lightning.pytorch")
+lightning: Any = pytest.importorskip("lightning.pytorch")
 
 from l0prune.integrations.lightning import L0Prune  # noqa: E402
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from profile_example import WIDTH, branching_net, hand_made_profile, times_of
 
 import l0prune
 from l0prune.cost.kinds import Costs
 from l0prune.cost.widths import Floor
 from l0prune.errors import BudgetInfeasibleError, ConfigError
-from tests.helpers.profile_example import WIDTH, branching_net, hand_made_profile, times_of
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from profile_example import branching_net, hand_made_profile
 
 import l0prune
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.latency.profile import Profile
 from l0prune.profiling.measure import remember
-from tests.helpers.profile_example import branching_net, hand_made_profile
 
 
 @pytest.fixture(scope="module")

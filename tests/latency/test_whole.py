@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from profile_example import branching_net, hand_made_profile
 
 import l0prune
 from l0prune.cost.kinds import Costs
@@ -13,7 +14,6 @@ from l0prune.errors import FileFormatError
 from l0prune.latency.profile import Profile
 from l0prune.latency.whole import WholeNetwork
 from l0prune.profiling.whole import whole_curve
-from tests.helpers.profile_example import branching_net, hand_made_profile
 
 CURVE = ((100.0, 80.0), (600.0, 540.0), (2000.0, 2000.0))
 

@@ -77,8 +77,9 @@ def test_drift_of_the_machine_is_taken_out():
 
 
 def test_random_cuts_are_in_blocks_and_off_them_with_branches_gone():
+    from profile_example import branching_net
+
     import l0prune
-    from tests.helpers.profile_example import branching_net
 
     model, x = branching_net()
     flow = l0prune.trace(model, x)

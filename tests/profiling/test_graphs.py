@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from profile_example import branching_net
 
 import l0prune
 from l0prune.model_call import ModelCall
@@ -13,7 +14,6 @@ from l0prune.profiling.graphs import WidthGraph
 from l0prune.profiling.outline import CONTRACTIONS, Moment, Sample
 from l0prune.profiling.parts import parts_of, times_of_parts
 from l0prune.verification import random_decision
-from tests.helpers.profile_example import branching_net
 
 THREADS = 1
 

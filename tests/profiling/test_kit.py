@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from profile_example import branching_net
 
 import l0prune
 from l0prune.cost.kinds import Costs
@@ -15,7 +16,6 @@ from l0prune.latency.profile import Profile
 from l0prune.profiling import kit, runner
 from l0prune.profiling.kit import profile_from_kit, write_kit
 from l0prune.profiling.measure import ProfileOptions
-from tests.helpers.profile_example import branching_net
 
 
 def test_the_script_of_a_kit_needs_numpy_and_onnxruntime_alone():

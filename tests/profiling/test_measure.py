@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from profile_example import branching_net
 
 import l0prune
 from l0prune.errors import L0PruneWarning
@@ -16,7 +17,6 @@ from l0prune.profiling import runner
 from l0prune.profiling.cuts import random_cuts
 from l0prune.profiling.measure import ProfileOptions, Workload, _share_done, profile_of, sample_from, without_drift
 from l0prune.profiling.outline import Moment
-from tests.helpers.profile_example import branching_net
 
 
 @pytest.fixture(scope="module")

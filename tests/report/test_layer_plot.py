@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from profile_example import branching_net, hand_made_profile, times_of
 
 import l0prune
 from l0prune.cost.kinds import Costs
@@ -13,7 +14,6 @@ from l0prune.latency.predicted import PredictedLayers
 from l0prune.report.layer_plot import draw_layers
 from l0prune.report.page import _predicted, _read_predicted
 from l0prune.run_directory import RunDirectory
-from tests.helpers.profile_example import branching_net, hand_made_profile, times_of
 
 
 @pytest.fixture(scope="module")

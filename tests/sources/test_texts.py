@@ -74,8 +74,8 @@ def test_only_line_feeds_end_a_row(folder, tmp_path, inside):
     for kind, separator in (("csv", ","), ("tsv", "\t")):
         rows = [["sentence", "label"], [film, "0"], [plot, "1"]]
         (tmp_path / f"t.{kind}").write_bytes("\r\n".join(separator.join(row) for row in rows).encode())
-    rows = [{"sentence": film, "label": 0}, {"sentence": plot, "label": 1}]
-    (tmp_path / "t.jsonl").write_bytes("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    records = [{"sentence": film, "label": 0}, {"sentence": plot, "label": 1}]
+    (tmp_path / "t.jsonl").write_bytes("\n".join(json.dumps(one, ensure_ascii=False) for one in records).encode())
 
     for kind in ("txt", "csv", "tsv", "jsonl"):
         table, _ = read_parts(kind, str(tmp_path / f"t.{kind}"))
