@@ -21,7 +21,7 @@ from l0prune.surgery.plan import AttributeChange, SurgeryPlan
 
 __all__ = ["CUT_BY_TYPE", "GUESSES", "find_attributes", "give_back_spare_integers_"]
 
-GUESSES = ("in order", "backwards", "with config", "heads by name")
+GUESSES = ("in order", "backwards", "with config", "heads by name", "widths of what is seen")
 """Ways to match integers to sizes, in the order they are to be tried."""
 
 CUT_BY_TYPE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.conv._ConvNd,
@@ -39,9 +39,11 @@ def find_attributes(
     several new ones (padding before and after), integers are matched to them in order if there are as many; or backwards, as
     layers name their output before their input. Where several integers have the same value and one new one, all change, or
     those alone that have "head" in their name. A module may also read the integers of its `config`. A list or tuple that
-    equals all the sizes of a call, such as the parts of a split, is changed as a whole. Norms hold their width
-    and number of groups under names of their own. The result is a guess: the caller verifies what it computes. Without a
-    `guess` only the integers of norms and recurrent layers are changed, which are known by name.
+    equals all the sizes of a call, such as the parts of a split, is changed as a whole. Code may also compare a width with an
+    integer, as `assert x.shape[-1] == self.dim`, which no call shows: last, the widths of all that goes into a module or that it
+    sees of its parts count as well. Norms hold their width and number of groups under names of their own. The result is a guess:
+    the caller verifies what it computes. Without a `guess` only the integers of norms and recurrent layers are changed, which
+    are known by name.
     """
     cut = Cut(flow.nodes, kept)
     known = tuple(_known_by_name(flow, model, cut))
@@ -57,6 +59,9 @@ def find_attributes(
                 wanted[path, old].append(new)
             for before, after in _sequences_of(cut, node):
                 sequences[path, before].add(after)
+    if guess == GUESSES[-1]:
+        for place, news in _seen(flow, cut).items():
+            wanted[place] = wanted[place] or news
     changes = []
     for (path, old), news in wanted.items():
         names = [
@@ -79,6 +84,39 @@ def find_attributes(
             if len(afters) == 1 and _are_integers(value) and tuple(value) == before
         ]
     return (*changes, *known)
+
+
+def _seen(flow: ChannelFlow, cut: Cut) -> dict[tuple[str, int], list[int]]:
+    """Module and width -> what it becomes, of the tensors that the module's own code has in hand, in order and each once.
+
+    These are what goes into the module, what it computes, and what its parts return.
+    """
+    found: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for node in flow.captured.program.graph.nodes:
+        if node.op != "call_function" or not any(gates is not None for gates in cut.gates(node)):
+            continue
+        made_in = module_of(node)
+        owners = {made_in}
+        for user in node.users:
+            used_in = module_of(user) if user.op == "call_function" else ""
+            owners |= {path for path in _within(used_in) if not _is_inside(made_in, path)}  # which it goes into
+            owners |= {path for path in _within(made_in) if not _is_inside(used_in, path)}  # which it comes out of
+            owners |= {path.rpartition(".")[0] for path in _within(made_in) if path and not _is_inside(used_in, path)}
+        for path in owners:
+            for dense, compact in cut.changed(node):
+                if compact not in found[path, dense]:
+                    found[path, dense].append(compact)
+    return found
+
+
+def _within(path: str) -> list[str]:
+    """A module and all that it is part of, by name."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts) + 1)]
+
+
+def _is_inside(path: str, of: str) -> bool:
+    return not of or path == of or path.startswith(f"{of}.")
 
 
 def _are_integers(value: Any) -> bool:

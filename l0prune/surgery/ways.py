@@ -42,7 +42,7 @@ def ways_to_cut(
     """Compact models to verify, each with the plan it was cut by.
 
     In place, integers of modules are matched to sizes in several ways; then sizes that no integer stands for are given to the
-    calls in question: with the integers matched as in the first way, as in the last, and with none.
+    calls in question: with the integers matched as in the first way, as in the last two, and with none.
 
     Args:
         gated: The gated model.
@@ -79,7 +79,7 @@ def _in_place(
         if attributes not in tried:
             tried.append(attributes)
             yield from job.cut(replace(job.plan, attributes=attributes), refused)
-    for attributes in dict.fromkeys((tried[0], tried[-1], job.attributes(None))):
+    for attributes in dict.fromkeys((tried[0], *tried[-2:], job.attributes(None))):
         used = job.with_calls(replace(job.plan, attributes=attributes))
         if used is not None and (used.calls or used.attributes not in tried):
             yield from job.cut(used, refused)

@@ -239,3 +239,56 @@ def test_integers_that_happen_to_be_as_large_as_a_width_stay(length):
     for longer in (inputs(2, 14, 5), inputs(3, 20, 5)):
         assert difference(compact(longer), gated(longer)) < EXACT
     compact.train()(x)
+
+
+class Checking(nn.Module):
+    """A block that compares widths with integers before it computes: what comes in, and what a part of it returns."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.dim, self.hidden, self.n_checks = dim, hidden, 2
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"expected {self.dim} features, found {x.shape[-1]}")
+        y = torch.relu(self.up(x))
+        assert y.shape[-1] == self.hidden
+        return x + self.down(y)
+
+
+class Convolving(nn.Module):
+    """The same of channels, where both widths have one value."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.in_channels, self.conv, self.num_features = n_in, nn.Conv1d(n_in, n_out, 1), n_out
+
+    def forward(self, x):
+        _, channels, _ = x.size()
+        assert channels == self.in_channels
+        return torch.relu(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (nn.Sequential(nn.Linear(4, 16), Checking(16, 20), Checking(16, 12), nn.Linear(16, 3)), inputs(2, 4)),
+        (nn.Sequential(Convolving(3, 8), Convolving(8, 8), Convolving(8, 5)), inputs(2, 3, 6)),
+    ],
+    ids=["features", "channels"],
+)
+def test_code_that_checks_its_widths_finds_those_of_the_cut(net, x, tmp_path):
+    flow = traced(net, x)
+    gated = gated_at(net, flow, random_gates(flow))
+
+    compact = shrink(gated, form="in-place")
+
+    assert difference(compact(x), gated(x)) < EXACT
+    for block in compact:
+        if isinstance(block, Checking):
+            assert (block.dim, block.hidden, block.n_checks) == (block.up.in_features, block.up.out_features, 2)
+            assert block.hidden < 20
+    l0prune.save(compact, tmp_path / "compact")
+    again = l0prune.load(tmp_path / "compact", base=copy.deepcopy(net))
+    assert difference(again(x), compact(x)) < EXACT
