@@ -310,6 +310,20 @@ def test_a_model_that_needs_contiguous_memory_gets_it():
     assert all(p.is_contiguous() for p in result.gated.model.parameters())
 
 
+def test_a_network_of_volumes_is_trained_beside_one_of_pictures():
+    """Its filters have five dimensions, which no channels-last order is for."""
+    volumes = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(2))
+    model = nn.Sequential(nn.Unflatten(1, (1, 3)), volumes, nn.Unflatten(2, (3, 36)), nn.Conv2d(8, 6, 3), nn.Flatten())
+    model.append(nn.Linear(6 * 34, 4))
+    gated = l0prune.inject(model.eval(), l0prune.trace(model, torch.randn(2, 3, 6, 6)))
+
+    result = run(gated, config=replace(QUICK, channels_last=True))
+
+    assert result.budget_met
+    assert result.compact is not None
+    assert sum(p.numel() for p in result.compact.parameters()) < sum(p.numel() for p in model.parameters())
+
+
 def test_the_score_of_a_run_over_budget_says_so():
     result = FinetuneResult(nn.Identity(), gated_net(), Budgets.of(BUDGET), {"macs": 0.51}, 0.5, 3, 10, ())
 
