@@ -25,7 +25,7 @@ ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # 
 export_utils._materialize_cpp_cia_ops = cache(export_utils._materialize_cpp_cia_ops)
 
 # torch, sympy and onnx hold hundreds of thousands of objects that live to the end. With Python's own numbers, a tenth of the time
-# goes into looking for garbage among them.
+# that an ONNX file takes goes into looking for garbage among them.
 gc.set_threshold(50_000, 20, 20)
 
 
