@@ -375,7 +375,7 @@ def test_an_option_that_another_makes_pointless_is_wrong_usage(tmp_path, case):
 
 def test_a_settling_that_does_not_fit(tmp_path):
     finetune_refused(
-        tmp_path, [*FINETUNE, *BUDGET, "--settle-epochs", "1"], "settle_epochs=1", "half of the 1.6 epochs"
+        tmp_path, [*FINETUNE, *BUDGET, "--settle-epochs", "1"], "settle_epochs=1", "half of the 1.9 epochs"
     )
 
 
