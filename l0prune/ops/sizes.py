@@ -66,7 +66,7 @@ class Cut:
                 for g, size in zip(part, tensor.shape, strict=False)
             ]
             for part, tensor in outputs
-            if isinstance(tensor, torch.Tensor)  # some operations leave outputs out
+            if tensor is not None  # some operations leave outputs out
         ]
 
     def changed(self, node: Node) -> Pairs:
