@@ -104,6 +104,9 @@ class ModuleDrop:
             raise ValueError(f"it drops {self.module[:60]!r} in a way that makes no sense")
 
 
+_is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
+
+
 class Dropped(nn.Module):
     """Returns the same number for all positions of a channel, in the shape of a tensor with other channels.
 
@@ -132,7 +135,10 @@ class Dropped(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The constant for an argument of any number of channels."""
         sizes = list(x.shape)
-        result = self.constant.view([-1] + [1] * (len(sizes) - self.dim - 1))
+        constant = self.constant
+        if not _is_scripting():  # which does not know autocast
+            constant = _as_autocast(constant, x.device)
+        result = constant.view([-1] + [1] * (len(sizes) - self.dim - 1))
         if self.folds and not self.spread:
             return result.view([1] * self.dim + [-1] + [1] * (len(sizes) - self.dim - 1))
         for dim, stride in enumerate(self.strides):
@@ -171,6 +177,13 @@ class DroppedCall(Dropped):
         if cache is not None:
             zeros = x.new_zeros(x.shape[0], 1, x.shape[1], 1)
             cache.update(zeros, zeros, self.cache_layer)
+
+
+def _as_autocast(constant: Tensor, device: torch.device) -> Tensor:
+    """In the precision that the module it stands for would compute in; else everything that it is added to becomes wide."""
+    if constant.dtype != torch.float32 or not torch.is_autocast_enabled(device.type):
+        return constant
+    return constant.to(torch.get_autocast_dtype(device.type))
 
 
 CACHES = ("past_key_values", "past_key_value")

@@ -126,6 +126,38 @@ def test_the_loss_is_the_mean_relative_squared_error_over_the_sites():
     assert torch.allclose(student["a"].grad, torch.tensor([[0.0, 2 * 2 / 5 / 2]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_of_the_loss_is_that_of_the_formula_in_each_precision(dtype):
+    torch.manual_seed(0)
+    kept = torch.tensor([0, 2, 3, 5])
+    dense = (torch.randn(3, 6, 4, 5) + 1).to(dtype).to(memory_format=torch.channels_last)
+    small = (torch.randn(3, 4, 4, 5) + 1).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    sites = (FeatureSite("a", "", (None, kept, None, None)), FeatureSite("b", "", (None, None, None, None)))
+    same = small.detach().clone().requires_grad_()
+
+    loss = feature_loss(sites, {"a": small, "b": 2 * small}, {"a": dense, "b": dense[:, :4]})
+    loss.backward()
+
+    pairs = [(same.double(), dense.double()[:, kept]), (2 * same.double(), dense.double()[:, :4])]
+    wanted = torch.stack([(a - b).square().sum() / b.square().sum() for a, b in pairs]).mean()
+    wanted.backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-2)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert small.grad.dtype == dtype
+    assert abs(float(loss.detach() / wanted.detach()) - 1) < tolerance
+    assert float((small.grad - same.grad).norm() / same.grad.norm()) < tolerance
+
+
+def test_features_that_are_selected_stay_in_their_memory_order():
+    x = torch.arange(2 * 6 * 3 * 4.0).view(2, 6, 3, 4)
+    site = FeatureSite("a", "", (None, torch.tensor([1, 4]), torch.tensor([0, 2]), None))
+    for order in (torch.contiguous_format, torch.channels_last):
+        found = site.select(x.to(memory_format=order))
+
+        assert torch.equal(found, x[:, [1, 4]][:, :, [0, 2]])
+        assert found.is_contiguous(memory_format=order)
+
+
 def test_hooks_are_gone_after_the_call_even_where_it_fails():
     model = BlockNet()
     with pytest.raises(RuntimeError):

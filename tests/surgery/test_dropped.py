@@ -176,6 +176,20 @@ def test_it_is_scripted_traced_and_trained(name):
     assert all(parameter.grad is not None for parameter in compact.parameters())
 
 
+def test_in_mixed_precision_what_follows_a_constant_is_as_narrow_as_what_came_before():
+    net, x, gated = closed("inverted", 0)
+    compact = shrink(gated).float()
+    assert any(isinstance(module, Dropped) for module in compact.modules())
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stem = compact[0](x.float())
+        after = compact[1](stem)
+
+    assert stem.dtype == after.dtype == torch.bfloat16
+    assert compact[1](compact[0](x.float())).dtype == torch.float32
+    net.double()
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_the_file_for_onnxruntime_has_the_operations_of_the_graph_form(name, tmp_path):
     net, x, gated = closed(name, 0)
