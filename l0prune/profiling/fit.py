@@ -195,8 +195,8 @@ class _Fit:
                 for at in (0, 2):
                     off = (self._blocks.regions(counts[:, 1]) == at).astype(np.float64)
                     terms += [off, off * last]
-        for other in range(1, self._n_tails):
-            has_it = (tail == other).astype(np.float64)
+        for one in range(self._n_tails if self._n_tails > 1 else 0):  # of every tail: coefficients cannot take away
+            has_it = (tail == one).astype(np.float64)
             terms += [has_it, has_it * last]
         return np.stack(terms, axis=1)
 

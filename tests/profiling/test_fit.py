@@ -50,6 +50,21 @@ def test_a_table_predicts_kernels_at_widths_that_were_not_timed(table, region):
     assert np.quantile(np.abs(errors), 0.9) < 0.10
 
 
+def test_what_follows_a_layer_is_in_its_time_alone_whichever_comes_first():
+    """Three tails, of 12, 0 and 4 microseconds: the dearest is the first, as `Add, Pad, Relu, Slice` is of `Relu`."""
+    rng = np.random.default_rng(0)
+    counts, tail = 4 * rng.integers(1, 17, (300, 2)), rng.integers(0, 3, 300)
+    extra = np.array([12.0, 0.0, 4.0])
+    us = np.array([kernel_us(*pair) for pair in counts]) + extra[tail]
+
+    made = pieces(Observations(counts, us, tail), (64, 64), Blocks(BLOCK, MULTIPLE, knows_blocks=True), 3)
+
+    for at, (one, added) in enumerate(zip(made, extra, strict=True)):
+        read = ReadTable(Table(str(at), one), (64, 64), block=BLOCK, multiple=MULTIPLE)
+        wanted = np.array([kernel_us(*pair) for pair in counts]) + added
+        assert np.median(np.abs(read(counts[:, 0], counts[:, 1]) / wanted - 1)) < 0.03
+
+
 def test_nothing_that_goes_in_or_comes_out_takes_no_time(table):
     assert table(np.array([0, 5, 0]), np.array([7, 0, 0])).tolist() == [0, 0, 0]
 
