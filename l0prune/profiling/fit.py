@@ -188,7 +188,7 @@ class _Fit:
     def _terms(self, counts: IntArray, tail: IntArray, steps: Sequence[int]) -> FloatArray:
         rounded = [_up(column, step) for column, step in zip(counts.T, steps, strict=True)]
         terms = [np.ones(len(counts)), *rounded]
-        last = counts[:, -1].astype(np.float64)
+        last = rounded[-1]  # as the tables are read
         if len(rounded) > 1:
             terms.append(rounded[0] * rounded[1])
             if self._blocks.knows_blocks:

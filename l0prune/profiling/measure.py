@@ -38,7 +38,7 @@ __all__ = ["ProfileOptions", "Workload", "profile_network", "remember"]
 PROVIDER = "CPUExecutionProvider"
 BLOCKS = {"avx512f": 16}
 """Channels of a block of onnxruntime's convolutions, by instruction set; others have 8."""
-_WAY = 3
+_WAY = 4
 """Counts the ways of measuring: what was remembered of an earlier one is measured again."""
 _CHECKED_EVERY = 10
 _FEWEST, _MOST = 30, 400

@@ -51,18 +51,18 @@ def test_a_table_predicts_kernels_at_widths_that_were_not_timed(table, region):
 
 
 def test_what_follows_a_layer_is_in_its_time_alone_whichever_comes_first():
-    """Three tails, of 12, 0 and 4 microseconds: the dearest is the first, as `Add, Pad, Relu, Slice` is of `Relu`."""
+    """Three tails of which the dearest is the first, as `Add, Pad, Relu, Slice` is of `Relu`; it grows with what is written."""
     rng = np.random.default_rng(0)
     counts, tail = 4 * rng.integers(1, 17, (300, 2)), rng.integers(0, 3, 300)
-    extra = np.array([12.0, 0.0, 4.0])
-    us = np.array([kernel_us(*pair) for pair in counts]) + extra[tail]
+    extra = np.array([[6.0, 0.0, 4.0], [0.4, 0.0, 0.0]])
+    us = np.array([kernel_us(*pair) for pair in counts]) + extra[0][tail] + extra[1][tail] * counts[:, 1]
 
     made = pieces(Observations(counts, us, tail), (64, 64), Blocks(BLOCK, MULTIPLE, knows_blocks=True), 3)
 
-    for at, (one, added) in enumerate(zip(made, extra, strict=True)):
+    for at, one in enumerate(made):
         read = ReadTable(Table(str(at), one), (64, 64), block=BLOCK, multiple=MULTIPLE)
-        wanted = np.array([kernel_us(*pair) for pair in counts]) + added
-        assert np.median(np.abs(read(counts[:, 0], counts[:, 1]) / wanted - 1)) < 0.03
+        wanted = np.array([kernel_us(*pair) for pair in counts]) + extra[0][at] + extra[1][at] * counts[:, 1]
+        assert np.median(np.abs(read(counts[:, 0], counts[:, 1]) / wanted - 1)) < 0.04
 
 
 def test_nothing_that_goes_in_or_comes_out_takes_no_time(table):
