@@ -344,8 +344,10 @@ class Trainer:
         how, expected = ("gates", f", expected {self._expected_cost:.4f}")
         if not settings.trains_gates:
             how, expected = (f"units, by {settings.method},", "")
-        closed = [branch.name for branch in goal.branches(self._gated.costs) if not is_open[branch.gates].any()]
-        gone = f"; {len(closed)} branches close: {', '.join(closed)}" if closed else ""
+        closed = [branch.name for branch in self._gated.flow.branches if not is_open[branch.gates].any()]
+        gone = (
+            f"; {len(closed)} {'branches' if len(closed) > 1 else 'branch'} gone: {', '.join(closed)}" if closed else ""
+        )
         self._journal.say(
             f"{int(is_open.sum())} of {self._gated.n_gates} {how} stay open: {hard} of dense"
             f" ({goal.kind} {goal}{expected}){gone}"
@@ -359,6 +361,10 @@ class Trainer:
         self._gated.freeze(self._settled.end)
         if self._settings.closed_form:
             self._compensate()
+        elif not self._settings.epochs and self._gated.flow.refusal:
+            self._journal.say(
+                f"closed form: none, as that needs the graph of the model, and {self._gated.flow.refusal}"
+            )
         self._cut()
         if self._settings.recalibration_batches and not self._settings.closed_form:
             calls = (

@@ -42,10 +42,12 @@ def test_nothing_recovers_in_closed_form_where_there_is_no_graph_and_nobody_aske
     command = ["finetune", "branching_task:branching", *untrained]
 
     result = json_of(*command, "--out", tmp_path / "run")
+    said = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "again")]).stderr
     asked = CliRunner().invoke(cli, [*command, "--closed-form", "--out", str(tmp_path / "asked")])
 
     assert result["hard_cost"] <= 0.5
     assert not json.loads((tmp_path / "run" / "run.json").read_text())["config"]["closed_form"]
+    assert "closed form: none, as that needs the graph of the model, and" in said
     assert "closed_form needs the graph of the model" in asked.stderr
 
 

@@ -81,6 +81,44 @@ def test_progress_counts_every_step_of_every_phase(tmp_path):
     assert any("gates stay open" in text for text in progress.messages)
 
 
+class ShortWayInside(SmallNet):
+    """With two convolutions that a way leads around, and that add nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = x + self.down(F.relu(self.up(x)))
+        return self.linear(F.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_a_branch_that_is_gone_is_named_whether_it_could_close_as_a_whole_or_not(depth):
+    torch.manual_seed(0)
+    model, progress = ShortWayInside(), Recorder()
+    flow = l0prune.trace(model, torch.randn(2, 3, 6, 6))
+    (branch,) = flow.branches
+    gated = l0prune.inject(model, flow, depth=depth)
+    config = replace(QUICK, epochs=1, warmup_epochs=0, settle_epochs=0, gate_epochs=0.5, depth=depth)
+
+    result = l0prune.finetune(
+        gated,
+        SmallBatches(),
+        task="classification",
+        budget=l0prune.Budget("macs", 0.2),
+        config=config,
+        progress=progress,
+    )
+
+    gone = not bool((result.gated.gate_values()[torch.from_numpy(branch.gates)] != 0).any())
+    (said,) = [text for text in progress.messages if "stay open" in text]
+    assert gone == (f"1 branch gone: {branch.name}" in said)
+    assert gone
+
+
 def test_gates_are_open_in_the_warm_up_and_fixed_in_the_recovery(tmp_path):
     run(out=tmp_path)
 
