@@ -130,7 +130,7 @@ def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust:
     """What a profile says of a run's dense and compact network.
 
     Raises:
-        ConfigError: the profile is of another network, other threads, another batch or another length.
+        ConfigError: the profile is of another network, other threads, another batch, length or size of images.
     """
     from l0prune.latency.cost import LatencyCost
     from l0prune.latency.predicted import PredictedLayers
@@ -140,6 +140,7 @@ def predicted_layers(path: Path, profile: Path, options: BenchOptions, *, trust:
     for setting in options.settings():
         known.require_terms(threads=setting["threads"], batch_size=setting["batch_size"])
     known.require_lengths(options.length)
+    known.require_image_sizes([(side, side) for side in options.image_size])
     run = open_finished(path, trust=trust)
     gated = gated_model(run, dense_model(run))
     price_by_profile(gated.costs, profile, profile=known)

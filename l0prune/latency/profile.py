@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from l0prune.flow.channel_flow import ChannelFlow
     from l0prune.latency.cost import LatencyCost
 
-__all__ = ["Axis", "Check", "Piece", "Profile", "ProfiledLayer", "Table", "Where", "network_fingerprint"]
+__all__ = ["OF_IMAGES", "Axis", "Check", "Piece", "Profile", "ProfiledLayer", "Table", "Where", "network_fingerprint"]
 
 REMEDY = "make it again with `l0prune profile MODEL --out PROFILE`"
 KIND = FileKind("l0prune.profile", 1, "a profile of a network", REMEDY)
@@ -28,8 +28,8 @@ KIND = FileKind("l0prune.profile", 1, "a profile of a network", REMEDY)
 NOISY = 0.05
 """Relative width of the interval of the dense network's time from which on a profile is called noisy."""
 
-_OF_TOKENS = 2
-"""Dimensions of an input of sequences: rows and their length."""
+_OF_TOKENS, OF_IMAGES = 2, 4
+"""Dimensions of an input of sequences: rows and their length; and of one of images: rows, channels, height and width."""
 
 REGIONS = ("small", "whole", "odd")
 """Of counts: below a block; multiples of what the blocked kernels take; others."""
@@ -337,6 +337,24 @@ class Profile:
             raise ConfigError(
                 f"this profile was measured at a length of {at}, and lengths of {asked} are asked for: a profile is of one"
                 f" length, so give --length {at}, or make one at another with `l0prune profile MODEL --length N --out PROFILE`"
+            )
+
+    def require_image_sizes(self, sizes: Collection[Sequence[int]]) -> None:
+        """See that it was measured with images of this size.
+
+        Args:
+            sizes: What is asked for, (height, width) each; nothing asks for none.
+
+        Raises:
+            ConfigError: it was measured with images of another size, or there are several.
+        """
+        there = {tuple(shape[2:]) for shape in self.inputs.values() if len(shape) == OF_IMAGES}
+        wanted = {tuple(size) for size in sizes}
+        if there and wanted - there:
+            at, asked = (", ".join("x".join(map(str, size)) for size in sorted(known)) for known in (there, wanted))
+            raise ConfigError(
+                f"this profile was measured with images of {at}, and {asked} is asked for: a profile is of one size, so leave it"
+                " at that, or make one of another with `l0prune profile MODEL --image-size N --out PROFILE`"
             )
 
 

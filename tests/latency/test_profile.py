@@ -70,6 +70,16 @@ def test_a_profile_is_of_one_length_of_sequences(profile):
             of_texts.require_lengths(asked)
 
 
+def test_a_profile_is_of_one_size_of_images(profile):
+    of_images = replace(profile, inputs={"x": (1, 3, 32, 48)})
+
+    of_images.require_image_sizes(())
+    of_images.require_image_sizes([(32, 48)])
+    replace(profile, inputs={"input_ids": (1, 32)}).require_image_sizes([(64, 64)])  # of texts, which have none
+    with pytest.raises(ConfigError, match=r"measured with images of 32x48, and 48x48 is asked for: .*--image-size N"):
+        of_images.require_image_sizes([(48, 48)])
+
+
 def test_a_profile_of_other_threads_or_batches_is_refused(profile):
     profile.require_terms(threads=1, batch_size=1)
     with pytest.raises(ConfigError, match="measured with threads=1, and threads=2 is asked for"):
