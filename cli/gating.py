@@ -110,7 +110,6 @@ def price_by_profile(
     if digest and profile.digest != digest:
         raise ConfigError(f"{path} has changed since the run began: put the profile back that it began with")
     profile.require_lengths(lengths or ())
-    profile.require_image_sizes(_image_sizes(costs.flow))
     for metric in metric_names():
         if metric_named(metric).cost is None:
             costs(metric, profile)
@@ -120,13 +119,3 @@ def price_by_profile(
     if profile.doubts:
         warnings.warn(profile.doubts, L0PruneWarning, stacklevel=2)
     return profile
-
-
-def _image_sizes(flow: "ChannelFlow") -> list[tuple[int, ...]]:
-    """(height, width) of the images that a network was traced with, one for each input of four dimensions."""
-    from l0prune.latency.profile import OF_IMAGES
-
-    program = flow.captured.program
-    inputs = set(program.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs and "val" in node.meta]
-    return [tuple(map(int, shape[2:])) for shape in shapes if len(shape) == OF_IMAGES]

@@ -170,8 +170,8 @@ def feature_loss(sites: Sequence[FeatureSite], student: Features, teacher: Featu
 class _RelativeError(torch.autograd.Function):
     """|student - wanted|^2 / |wanted|^2, summed in float32 or wider; the difference has the dtype of the features.
 
-    One pass over memory each for the difference, the two norms and the gradient: composed of torch's own operations it is
-    three times that, a seventh of a step of a small network.
+    One pass over memory each for the difference, the two norms and the gradient; composed of torch's own operations it is
+    three times that.
     """
 
     @staticmethod

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from l0prune.flow.channel_flow import ChannelFlow
     from l0prune.latency.cost import LatencyCost
 
-__all__ = ["OF_IMAGES", "Axis", "Check", "Piece", "Profile", "ProfiledLayer", "Table", "Where", "network_fingerprint"]
+__all__ = ["Axis", "Check", "Piece", "Profile", "ProfiledLayer", "Table", "Where", "network_fingerprint"]
 
 REMEDY = "make it again with `l0prune profile MODEL --out PROFILE`"
 KIND = FileKind("l0prune.profile", 1, "a profile of a network", REMEDY)
@@ -28,7 +28,7 @@ KIND = FileKind("l0prune.profile", 1, "a profile of a network", REMEDY)
 NOISY = 0.05
 """Relative width of the interval of the dense network's time from which on a profile is called noisy."""
 
-_OF_TOKENS, OF_IMAGES = 2, 4
+_OF_TOKENS, _OF_IMAGES = 2, 4
 """Dimensions of an input of sequences: rows and their length; and of one of images: rows, channels, height and width."""
 
 REGIONS = ("small", "whole", "odd")
@@ -288,15 +288,16 @@ class Profile:
         return LatencyCost(flow, self)
 
     def require_network(self, flow: ChannelFlow) -> None:
-        """See that it speaks of this network.
+        """See that it speaks of this network, and of images as large as those it was traced with.
 
         Raises:
-            ConfigError: it was made for another one.
+            ConfigError: it was made for another one, or other images.
         """
         if network_fingerprint(flow) != self.fingerprint:
             raise ConfigError(
                 f"this profile is of another network ({self.model}), whose layers have other names or sizes; {REMEDY}"
             )
+        self.require_image_sizes([shape[1:] for shape in flow.captured.row_shapes if len(shape) == _OF_IMAGES - 1])
 
     def elsewhere(self) -> str:
         """In what it was measured that is not here, for a message; empty where there is nothing."""
@@ -348,7 +349,7 @@ class Profile:
         Raises:
             ConfigError: it was measured with images of another size, or there are several.
         """
-        there = {tuple(shape[2:]) for shape in self.inputs.values() if len(shape) == OF_IMAGES}
+        there = {tuple(shape[2:]) for shape in self.inputs.values() if len(shape) == _OF_IMAGES}
         wanted = {tuple(size) for size in sizes}
         if there and wanted - there:
             at, asked = (", ".join("x".join(map(str, size)) for size in sorted(known)) for known in (there, wanted))

@@ -106,6 +106,11 @@ class Captured:
         """Whether the program accepts other batch sizes."""
         return self.free.has_batch
 
+    @property
+    def row_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the example inputs, without the batch."""
+        return tuple(tuple(tensor.shape[1:]) for tensor in ModelCall(self.args, self.kwargs).tensors)
+
 
 def capture(
     model: nn.Module,

@@ -340,7 +340,8 @@ def _cache_of(flow: ChannelFlow, options: ProfileOptions) -> Path | None:
     """Where the profile is remembered; None where nothing can be."""
     import onnxruntime
 
-    about = [_WAY, network_fingerprint(flow), processor().key, onnxruntime.__version__, vars(options), flow.n_gates]
+    network = [network_fingerprint(flow), flow.captured.row_shapes, flow.n_gates]
+    about = [_WAY, *network, processor().key, onnxruntime.__version__, vars(options)]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
     try:
         return cache_directory() / "profiles" / f"{digest}.json"

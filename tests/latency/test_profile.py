@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from profile_example import branching_net, hand_made_profile
 
 import l0prune
 from l0prune.errors import ConfigError, FileFormatError
 from l0prune.latency.profile import Profile
-from l0prune.profiling.measure import remember
+from l0prune.profiling.measure import ProfileOptions, _cache_of, remember
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,26 @@ def test_a_profile_is_of_one_size_of_images(profile):
     replace(profile, inputs={"input_ids": (1, 32)}).require_image_sizes([(64, 64)])  # of texts, which have none
     with pytest.raises(ConfigError, match=r"measured with images of 32x48, and 48x48 is asked for: .*--image-size N"):
         of_images.require_image_sizes([(48, 48)])
+
+
+def test_a_network_that_was_traced_with_other_images_is_another_one_to_a_profile(profile):
+    model, x = branching_net()
+
+    for batch in (1, 4):
+        profile.require_network(l0prune.trace(model, x[:1].expand(batch, -1, -1, -1)))
+    with pytest.raises(ConfigError, match="measured with images of 6x6, and 8x8 is asked for"):
+        profile.require_network(l0prune.trace(model, torch.randn(2, 3, 8, 8)))
+
+
+def test_what_was_measured_is_remembered_for_images_of_its_size(monkeypatch, tmp_path):
+    monkeypatch.setattr("l0prune.profiling.measure.cache_directory", lambda: tmp_path)
+    model, x = branching_net()
+
+    places = [
+        _cache_of(l0prune.trace(model, images), ProfileOptions()) for images in (x, x[:1], torch.randn(2, 3, 8, 8))
+    ]
+
+    assert places[0] == places[1] != places[2]
 
 
 def test_a_profile_of_other_threads_or_batches_is_refused(profile):
